@@ -1,0 +1,135 @@
+"""onnx: one `model.onnx` for any runtime that speaks the operator set, through `torch.onnx`.
+
+The program is lowered first (`sparsify.ir.lower`), so that every parameter stands in the file under its
+own name and grouped attention is one node. Inputs, outputs and varying dimensions keep their names.
+"""
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from sparsify.engine.contract import Exporter, Reader
+from sparsify.errors import ExportError
+from sparsify.ir.lower import lowered
+from sparsify.ir.program import Program
+
+FILE = "model.onnx"
+# A protobuf message ends at 2 GiB; heavier weights go into a file of their own beside the graph.
+_EXTERNAL_BYTES = 1_800_000_000
+_OLDEST, _NEWEST = 18, 24
+# What torch.onnx says on every export, and nobody can act on.
+_CHATTER = (
+    (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),
+    (UserWarning, r"# The axis name: .* will not be used.*"),
+)
+_CHATTY_LOGGERS = ("torch.onnx._internal.exporter._registration",)
+
+
+@dataclass(frozen=True)
+class Onnx(Exporter):
+    """Write `model.onnx` at an operator set; 23 is the fastest one on ONNX Runtime's CPU.
+
+    The pipeline text stands in the metadata under `sparsify.pipeline`, the config under
+    `sparsify.config`. Weights of more than 1.8 GB in all go to `model.onnx.data`.
+    """
+
+    name: ClassVar[str] = "onnx"
+    accepts: ClassVar[frozenset[str]] = frozenset()
+    tolerance: ClassVar[float] = 1e-4
+
+    opset: int = 23
+
+    def check(self, program: Program) -> None:
+        """Refuse an operator set that cannot be written and numbers the CPU runtime cannot compute."""
+        if not _OLDEST <= self.opset <= _NEWEST:
+            raise ExportError(
+                f"onnx cannot be written at opset {self.opset}; choose {_OLDEST} to {_NEWEST}"
+            )
+        odd = {str(t.dtype).removeprefix("torch.") for _, t in program.tensors()
+               if t.is_floating_point() and t.dtype != torch.float32}
+        if odd:
+            raise ExportError(
+                f"onnx is written in float32, but the program holds {', '.join(sorted(odd))}; "
+                "load the model in float32 or export to safetensors"
+            )
+
+    def write(self, program: Program, folder: Path) -> None:
+        """Write the model and the tokenizer's files."""
+        path = folder / FILE
+        with _quiet():
+            exported = torch.onnx.export(
+                lowered(program),
+                (),
+                kwargs=dict(program.sample),
+                dynamic_shapes={name: program.dynamic.get(name, {}) for name in program.sample},
+                input_names=list(program.sample),
+                output_names=list(program.source.outputs),
+                opset_version=self.opset,
+                dynamo=True,
+                verbose=False,
+            )
+            assert exported is not None
+            _describe(exported.model, program)
+            heavy = sum(t.nbytes for _, t in program.tensors()) > _EXTERNAL_BYTES
+            exported.save(path, external_data=heavy)
+        onnx.checker.check_model(str(path))
+        if program.tokenizer is not None:
+            program.tokenizer.save_pretrained(str(folder))
+
+    def read_back(self, program: Program, folder: Path) -> Reader:
+        """The model on ONNX Runtime's CPU provider."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(folder / FILE), options, providers=["CPUExecutionProvider"]
+        )
+        outputs = list(program.source.outputs)
+
+        def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            arrays = {key: value.detach().cpu().numpy() for key, value in inputs.items()}
+            return tuple(torch.from_numpy(array) for array in session.run(outputs, arrays))
+
+        return run
+
+
+def _describe(model: Any, program: Program) -> None:
+    """Put our metadata into an `onnx_ir` model, and drop notes of the exporter on where code stood."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props["sparsify.pipeline"] = " | ".join(program.log)
+    model.metadata_props["sparsify.config"] = json.dumps(
+        dict(program.source.config), default=str, sort_keys=True
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the known chatter of torch.onnx and nothing else."""
+    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for category, message in _CHATTER:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""The pass contract, pipelines as text, the registry door and reports."""

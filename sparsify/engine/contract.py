@@ -1,0 +1,144 @@
+"""What a pass and an exporter are, and what they may move."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+
+from sparsify.engine.options import Options
+from sparsify.ir.program import Program
+from sparsify.train.data import Data
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What a pass may move: the graph (outputs stay) or the function (text stays), law 1.
+
+    With `graph`, outputs on the sample inputs may differ by `tolerance * max |output|`; 0 is bitwise.
+    """
+
+    graph: bool
+    tolerance: float = 0.0
+
+    def allowed(self, dtype: torch.dtype) -> float:
+        """The tolerance for outputs of a dtype: stated for float32, scaled by the machine epsilon."""
+        ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        return self.tolerance * max(1.0, ratio**0.5)
+
+
+NOTHING = Moves(graph=True)
+ROUNDING = Moves(graph=True, tolerance=1e-5)
+FUNCTION = Moves(graph=False)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The features a pass needs, adds and drops, and what it wants from the context.
+
+    `wants` may hold `data` (sequences to calibrate or train on) and `dense` (the dense twin).
+    """
+
+    needs: frozenset[str] = frozenset()
+    adds: frozenset[str] = frozenset()
+    drops: frozenset[str] = frozenset()
+    wants: frozenset[str] = frozenset()
+
+
+def effect(
+    needs: Iterable[str] = (),
+    adds: Iterable[str] = (),
+    drops: Iterable[str] = (),
+    wants: Iterable[str] = (),
+) -> Effect:
+    """An `Effect` from any iterables of words."""
+    return Effect(frozenset(needs), frozenset(adds), frozenset(drops), frozenset(wants))
+
+
+class Progress(Protocol):
+    """Where a long pass tells how far it is."""
+
+    def start(self, title: str, total: int) -> None:
+        """A new bar with a number of steps."""
+
+    def advance(self, **figures: float) -> None:
+        """One step further, with figures to show (loss, tokens per second)."""
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def start(self, title: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, **figures: float) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What passes get besides the program.
+
+    `scratch` is a folder where a long pass may keep its own resume state; None means it keeps none.
+    """
+
+    data: Data | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dense: Program | None = None
+    scratch: Path | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU generator from the seed: each pass draws from its own."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+class Pass(Options, ABC):
+    """One rewriting or learning step; a frozen dataclass whose fields are its options in text."""
+
+    name: ClassVar[str]
+    moves: ClassVar[Moves]
+
+    @abstractmethod
+    def effect(self) -> Effect:
+        """What the pass needs, adds, drops and wants, given its options."""
+
+    def check(self, program: Program) -> None:
+        """Refuse, before anything runs, options that cannot fit this program; OptionError."""
+        return None
+
+    @abstractmethod
+    def rewrite(self, program: Program, context: Context) -> int:
+        """Edit the program in place and return how many places were changed."""
+
+
+class Exporter(Options, ABC):
+    """One output format; the engine writes to a temporary folder, reads back, compares, renames."""
+
+    name: ClassVar[str]
+    accepts: ClassVar[frozenset[str]]
+    tolerance: ClassVar[float]
+
+    def check(self, program: Program) -> None:
+        """Refuse a program that the format cannot hold; ExportError says what to do instead."""
+        return None
+
+    @abstractmethod
+    def write(self, program: Program, folder: Path) -> None:
+        """Write every file of the format into an empty folder; the program stays as it is."""
+
+    @abstractmethod
+    def read_back(
+        self, program: Program, folder: Path
+    ) -> "Reader":
+        """A function from the program's inputs to its outputs, computed from the files alone."""
+
+
+class Reader(Protocol):
+    """Runs an exported model on the graph's inputs."""
+
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Outputs in the order of the program's outputs."""

@@ -1,0 +1,31 @@
+"""The `--dump` folder: the text of the program after every pass, and the difference to the one before."""
+
+from pathlib import Path
+
+from sparsify.files import require_free
+from sparsify.ir.program import Program
+from sparsify.ir.text import diff, header, to_text
+
+
+class Dump:
+    """Writes `00-trace.txt`, `01-insert-masks.txt`, `01-insert-masks.diff`, ... as passes finish."""
+
+    def __init__(self, folder: Path, program: Program, done: int) -> None:
+        """Start a dump; `done` passes were finished by an earlier run, whose files stay."""
+        require_free(folder, overwrite=done > 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._text = to_text(program)
+        if done == 0:
+            self._write("00-trace.txt", f"{header(program)}\n{self._text}")
+
+    def step(self, number: int, name: str, program: Program) -> None:
+        """Write the text and the difference of one finished pass."""
+        text = to_text(program)
+        stem = f"{number:02d}-{name}"
+        self._write(f"{stem}.txt", f"{header(program)}\n{text}")
+        self._write(f"{stem}.diff", diff(self._text, text, name) + "\n")
+        self._text = text
+
+    def _write(self, name: str, text: str) -> None:
+        (self._folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,168 @@
+"""Write an export so that it is either whole, read back and equal, or not there at all."""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsify.engine.contract import Exporter, Moves
+from sparsify.errors import ExportError, SparsifyError
+from sparsify.ir.program import Program, default_input
+
+# As an exporter's `accepts`: the format holds whatever a pass may put into a program.
+EVERY_FEATURE = frozenset({"*"})
+# Feature -> the passes that take it out of a program.
+_REMEDIES = {
+    "probe": "remove-probes",
+    "stats": "remove-probes",
+    "mask.weights": "fold-masks",
+    "mask.channels": "prune-channels",
+    "mask.heads": "prune-heads",
+    "lora": "fold-lora",
+}
+
+
+def write_checked(
+    exporter: Exporter, program: Program, folder: Path, overwrite: bool = False
+) -> Path:
+    """Export a program to `folder/<name>` and return that path.
+
+    The files are written next to it, read back, and run on the sample inputs and on a second batch of
+    another size and length; only then do they take their place. Raises ExportError, and leaves what stood
+    there before, when a feature does not fit the format, the place is taken, or outputs differ by more
+    than `tolerance * max |output|` (tolerance scaled by the precision of the outputs).
+    """
+    refuse_features(exporter, program)
+    exporter.check(program)
+    target = folder / exporter.name
+    _refuse_taken(target, overwrite)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    partial = folder / f".{exporter.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        exporter.write(program, partial)
+        _compare(exporter, program, partial)
+        _replace(partial, target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise ExportError(f"{exporter.name} could not be written to {target}: {error}") from error
+        raise
+    return target
+
+
+def refuse_features(exporter: Exporter, program: Program) -> None:
+    """Raise ExportError, naming the passes to add, for features that the format does not hold."""
+    if exporter.accepts == EVERY_FEATURE:
+        return
+    unfit = sorted(program.features - exporter.accepts - {"stats"})
+    if unfit:
+        passes = list(dict.fromkeys(_REMEDIES[f] for f in unfit if f in _REMEDIES))
+        advice = f"add {' | '.join(passes)} to the pipeline, or " if passes else ""
+        raise ExportError(
+            f"{exporter.name} cannot hold {', '.join(unfit)}; {advice}export to safetensors"
+        )
+
+
+def second_batch(program: Program) -> dict[str, Tensor]:
+    """Inputs of another batch size and other lengths than the sample, made from the sample's values.
+
+    Lengths shrink where they can, so that models with few positions take them; the first sequence ends
+    in one padded place. Shapes of dimensions that do not vary stay.
+    """
+    sizes: dict[str, int] = {}
+    for name, dims in program.dynamic.items():
+        for dim, axis in dims.items():
+            size = program.sample[name].shape[dim]
+            sizes[axis] = size + 1 if axis == "batch" or size < 4 else size - 1
+    batch = {}
+    for name, value in program.sample.items():
+        for dim, axis in program.dynamic.get(name, {}).items():
+            index = torch.arange(sizes[axis], device=value.device) % value.shape[dim]
+            value = value.index_select(dim, index)
+        batch[name] = _sensible(name, value)
+    return batch
+
+
+def _sensible(name: str, value: Tensor) -> Tensor:
+    """Tokens moved by one place; masks and positions as they are for tokens without padding, but one."""
+    if name.endswith("attention_mask") and value.dim() == 2:
+        value = default_input(name, value)
+        value[0, -1] = 0
+        return value
+    if name in ("position_ids", "token_type_ids") and value.dim() == 2:
+        return default_input(name, value)
+    return value.roll(1, dims=-1).contiguous()
+
+
+def _compare(exporter: Exporter, program: Program, folder: Path) -> None:
+    reader = exporter.read_back(program, folder)
+    for what, inputs in (("the sample", program.sample), ("a second", second_batch(program))):
+        wanted = program.run(inputs)
+        try:
+            found = reader(inputs)
+        except SparsifyError:
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ExportError(
+                f"{exporter.name} was written but does not run on {what} batch: {reason}"
+            ) from error
+        for name, a, b in zip(program.source.outputs, wanted, found, strict=True):
+            _refuse_difference(exporter, f"{name} of {what} batch", a, b)
+
+
+def _refuse_difference(exporter: Exporter, where: str, wanted: Tensor, found: Tensor) -> None:
+    allowed = Moves(graph=True, tolerance=exporter.tolerance).allowed(wanted.dtype)
+    difference = relative_difference(wanted, found)
+    if not difference <= allowed:
+        raise ExportError(
+            f"{exporter.name} was written, but read back it gives another {where}: "
+            f"the difference is {difference:.2g} of the largest value, allowed is {allowed:.2g}"
+        )
+
+
+def relative_difference(wanted: Tensor, found: Tensor) -> float:
+    """`max |a - b| / max |a|`; 0 for bitwise equal tensors, infinite for other shapes or numbers."""
+    found = found.to(wanted.device)
+    if wanted.shape != found.shape:
+        return math.inf
+    if wanted.dtype == found.dtype and torch.equal(wanted, found):
+        return 0.0
+    a, b = wanted.double(), found.double()
+    if not bool((a.isfinite() == b.isfinite()).all()):
+        return math.inf
+    finite = a.isfinite()
+    if not finite.any():
+        return 0.0
+    return float((a - b)[finite].abs().max() / a[finite].abs().max().clamp_min(1e-30))
+
+
+def _refuse_taken(target: Path, overwrite: bool) -> None:
+    if target.is_dir():
+        taken = any(target.iterdir())
+    else:
+        taken = target.exists()
+    if taken and not (overwrite and target.is_dir()):
+        raise ExportError(f"{target} is not empty; choose another folder or pass --overwrite")
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Put a finished folder in its place; what stood there goes only when the new one stands."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

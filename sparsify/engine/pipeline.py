@@ -1,0 +1,180 @@
+"""Pipelines: passes in order, checked against each other first, and against the laws after each step."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsify.engine.contract import Context, Pass
+from sparsify.engine.dump import Dump
+from sparsify.engine.registry import parse_passes
+from sparsify.engine.report import Report, Row, count_parameters, count_zeros
+from sparsify.engine.resume import Checkpoints
+from sparsify.errors import LawError, PipelineError, SparsifyError
+from sparsify.ir.program import Program
+from sparsify.ir.text import to_text
+from sparsify.ir.verify import verify
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A sequence of passes; `str(pipeline)` is its text and `parse` the inverse."""
+
+    passes: tuple[Pass, ...]
+
+    def __init__(self, passes: Iterable[Pass]) -> None:
+        object.__setattr__(self, "passes", tuple(passes))
+
+    def __str__(self) -> str:
+        """The pipeline as one line of text."""
+        return " | ".join(str(item) for item in self.passes)
+
+    def check(self, program: Program, context: Context) -> None:
+        """Follow features through the whole pipeline before anything runs (law 3).
+
+        Raises PipelineError when a pass lacks a feature, data, or would insert a second time, and
+        OptionError when a pass's options cannot fit the program.
+        """
+        features = program.features
+        for number, item in enumerate(self.passes, 1):
+            where = f"pass {number} of {len(self.passes)}, '{item}',"
+            effect = item.effect()
+            missing = sorted(effect.needs - features)
+            if missing:
+                raise PipelineError(
+                    f"{where} needs {missing}, but at that point the program has {sorted(features)}"
+                )
+            twice = sorted(effect.adds & features)
+            if twice:
+                raise PipelineError(f"{where} would add {twice}, which the program already has")
+            if "data" in effect.wants and context.data is None:
+                raise PipelineError(f"{where} needs data; give --data, or Context(data=...)")
+            try:
+                item.check(program)
+            except SparsifyError as error:
+                raise type(error)(f"{where} {error}") from error
+            features = (features | effect.adds) - effect.drops
+
+    def run(
+        self,
+        program: Program,
+        context: Context | None = None,
+        *,
+        report: Report | None = None,
+        dump: Path | None = None,
+        resume: Path | None = None,
+        compare: bool = True,
+    ) -> Program:
+        """Run every pass in place, checking the laws after each; returns the program.
+
+        `report` receives a row a pass. `dump` gets the text and the difference of every step. `resume`
+        names a folder that keeps the state after each pass: a run that finds one there goes on from it,
+        and the program returned is then another object than the one given.
+        Raises PipelineError, VerifyError, LawError, or what a pass raises; the program is then spent.
+        """
+        context, report = context or Context(), report or Report()
+        self.check(program, context)
+        if context.dense is None and any("dense" in p.effect().wants for p in self.passes):
+            context = replace(context, dense=program.clone())
+        checkpoints = Checkpoints(resume, str(self), context.seed) if resume else None
+        done = 0
+        if checkpoints is not None:
+            program, done = checkpoints.restore(program, report)
+        dumper = Dump(dump, program, done) if dump else None
+        outputs = program.run()
+        for number, item in enumerate(self.passes[done:], done + 1):
+            scratch = checkpoints.scratch(number) if checkpoints else None
+            where = f"pass {number} of {len(self.passes)}, '{item}'"
+            step = _Step(program, item, replace(context, scratch=scratch), where)
+            row, outputs = step.run(outputs, compare)
+            report.rows.append(row)
+            if dumper is not None:
+                dumper.step(number, item.name, program)
+            if checkpoints is not None:
+                checkpoints.store(program, report, number)
+        return program
+
+
+def parse(text: str) -> Pipeline:
+    """The pipeline of a text; PipelineError or OptionError say what cannot be read and where."""
+    return Pipeline(parse_passes(text))
+
+
+@dataclass
+class _Step:
+    """One pass on one program, with the checks around it."""
+
+    program: Program
+    item: Pass
+    context: Context
+    where: str
+
+    def run(self, before: Sequence[Tensor], compare: bool) -> tuple[Row, tuple[Tensor, ...]]:
+        text, versions = to_text(self.program), _versions(self.program)
+        started = time.perf_counter()
+        try:
+            places = self.item.rewrite(self.program, self.context)
+        except SparsifyError as error:
+            raise type(error)(f"{self.where}: {error}") from error
+        seconds = time.perf_counter() - started
+        effect = self.item.effect()
+        self.program.features = (self.program.features | effect.adds) - effect.drops
+        self.program.module.recompile()
+        started = time.perf_counter()
+        verify(self.program)
+        after = self.program.run() if compare else tuple(before)
+        move = _moved(before, after)
+        self._check_laws(text, versions, places, move, after)
+        self.program.log.append(str(self.item))
+        row = Row(
+            name=self.item.name,
+            text=str(self.item),
+            places=places,
+            nodes=len(self.program.graph.nodes),
+            parameters=count_parameters(self.program),
+            zeros=count_zeros(self.program),
+            seconds=seconds,
+            checking=time.perf_counter() - started,
+            move=move,
+        )
+        return row, after
+
+    def _check_laws(
+        self, text: str, versions: object, places: int, move: float, outputs: Sequence[Tensor]
+    ) -> None:
+        same_text = to_text(self.program) == text
+        moves = self.item.moves
+        if moves.graph:
+            allowed = moves.allowed(outputs[0].dtype)
+            if move > allowed:
+                raise LawError(
+                    f"after {self.where}: outputs moved by {move:.2e} (allowed {allowed:.1e}) on the "
+                    "sample inputs, though the pass may only change the graph"
+                )
+        elif not same_text:
+            raise LawError(f"after {self.where}: the text of the graph changed, though the pass may "
+                           "only change values")
+        if not all(bool(torch.isfinite(o).all()) for o in outputs):
+            raise LawError(f"after {self.where}: an output is not finite on the sample inputs")
+        if places == 0 and not (same_text and _versions(self.program) == versions):
+            raise LawError(f"after {self.where}: the pass says it changed nothing, but it did")
+
+
+def _versions(program: Program) -> dict[str, tuple[int, int]]:
+    """Identity and edit count of every tensor: equal means untouched, without reading a value."""
+    return {path: (value.data_ptr(), value._version) for path, value in program.tensors()}
+
+
+def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Largest change of any output entry, relative to the largest entry of that output."""
+    if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(before, after, strict=True):
+        scale = float(a.abs().max()) or 1.0
+        difference = float((a.double() - b.double()).abs().max()) / scale
+        worst = max(worst, difference if difference == difference else float("inf"))
+    return worst

@@ -1,0 +1,64 @@
+"""The one door to `passes` and `exporters`: catalogues by name, and text to pipelines."""
+
+import importlib
+from functools import cache
+from typing import Any
+
+from sparsify.engine.contract import Exporter, Pass
+from sparsify.engine.syntax import Call, parse_calls
+from sparsify.errors import PipelineError
+from sparsify.words import nearest
+
+
+@cache
+def passes() -> dict[str, type[Pass]]:
+    """Every pass by its name in text, in the order of the catalogue."""
+    return {item.name: item for item in _catalogue("passes", Pass)}
+
+
+@cache
+def exporters() -> dict[str, type[Exporter]]:
+    """Every exporter by its name in text."""
+    return {item.name: item for item in _catalogue("exporters", Exporter)}
+
+
+def parse_passes(text: str) -> list[Pass]:
+    """The passes of a pipeline text.
+
+    Raises PipelineError for text that cannot be read or an unknown pass, OptionError for options.
+    """
+    return [_bind(call, passes(), "pass") for call in parse_calls(text)]
+
+
+def parse_exporter(text: str) -> Exporter:
+    """The exporter a word or a call like `onnx{opset=23}` names; errors as in `parse_passes`."""
+    (call,) = parse_calls(text)
+    exporter: Exporter = _bind(call, exporters(), "exporter")
+    return exporter
+
+
+def _bind(call: Call, known: dict[str, Any], kind: str) -> Any:
+    if call.name not in known:
+        raise PipelineError(f"no {kind} is called '{call.name}'{nearest(call.name, known)}")
+    return known[call.name].bind(call)
+
+
+def _catalogue(package: str, base: type) -> tuple[Any, ...]:
+    """`ALL` of a top-level package, refused when another distribution owns that name."""
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise PipelineError(
+            f"the package '{package}' of sparsify-fx could not be imported ({error}); reinstall it"
+        ) from error
+    items = getattr(module, "ALL", None)
+    known = isinstance(items, tuple) and all(
+        isinstance(item, type) and issubclass(item, base) for item in items
+    )
+    if not known:
+        raise PipelineError(
+            f"'{package}' at {module.__file__} is not the one of sparsify-fx: another module of "
+            "that name stands before it on sys.path; rename or remove it"
+        )
+    assert isinstance(items, tuple)
+    return items

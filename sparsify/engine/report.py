@@ -1,0 +1,73 @@
+"""What each pass did: one row a pass; as a table for people and as JSON beside the export."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from sparsify.files import write_json
+from sparsify.ir.program import Program
+from sparsify.ir.views import effective_weight, linears
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pass: how many places it changed, what stands afterwards, what it cost and moved.
+
+    `zeros` counts zeros among the effective weights of the linears; `move` is the largest change of an
+    output on the sample inputs, relative to the largest output; `seconds` is the pass itself,
+    `checking` what verifying and comparing took.
+    """
+
+    name: str
+    text: str
+    places: int
+    nodes: int
+    parameters: int
+    zeros: int
+    seconds: float
+    checking: float
+    move: float
+
+
+@dataclass
+class Report:
+    """The rows of a run, in order; `training` holds the figures of each train pass by its number."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def table(self) -> Table:
+        """The rows as a table for the terminal."""
+        table = Table("pass", "places", "nodes", "parameters", "zeros", "seconds", "checks", "moved")
+        for row in self.rows:
+            table.add_row(
+                row.text,
+                str(row.places),
+                str(row.nodes),
+                f"{row.parameters:,}",
+                f"{row.zeros:,}",
+                f"{row.seconds:.2f}",
+                f"{row.checking:.2f}",
+                f"{row.move:.1e}",
+            )
+        return table
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The rows as JSON values."""
+        return [asdict(row) for row in self.rows]
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json` into a folder."""
+        write_json(folder / "report.json", self.to_json())
+
+
+def count_parameters(program: Program) -> int:
+    """Entries of all parameters; a tied parameter counts once, buffers do not."""
+    return sum(parameter.numel() for parameter in program.module.parameters())
+
+
+def count_zeros(program: Program) -> int:
+    """Zeros among the effective weights of the linears, each weight once."""
+    views = {view.weight: view for view in linears(program)}
+    return sum(int((effective_weight(program, view) == 0).sum()) for view in views.values())

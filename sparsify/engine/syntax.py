@@ -1,0 +1,81 @@
+"""The grammar of pipelines: `a | b{key=value list=x,y nested=c{key=value}}` to a tree and back to errors."""
+
+import re
+from dataclasses import dataclass, field
+
+from sparsify.errors import PipelineError
+
+_TOKEN = re.compile(r"\s+|[{}|=,]|[^\s{}|=,]+")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A name with options; a bare word is a call without options."""
+
+    name: str
+    options: dict[str, tuple["Call", ...]] = field(default_factory=dict)
+    braced: bool = False
+
+
+def parse_calls(text: str) -> list[Call]:
+    """The calls of a pipeline text in order.
+
+    Raises PipelineError with the position at which the text could not be read.
+    """
+    reader = _Reader(text)
+    calls = [reader.call()]
+    while reader.peek() == "|":
+        reader.take()
+        calls.append(reader.call())
+    if reader.peek():
+        raise reader.error(f"unexpected '{reader.peek()}'")
+    return calls
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        found = [(m.group(), m.start()) for m in _TOKEN.finditer(text)]
+        self._tokens = [(token, at) for token, at in found if not token.isspace()]
+        self._next = 0
+
+    def peek(self) -> str:
+        return self._tokens[self._next][0] if self._next < len(self._tokens) else ""
+
+    def take(self) -> str:
+        token = self.peek()
+        self._next += 1
+        return token
+
+    def error(self, what: str) -> PipelineError:
+        at = self._tokens[self._next][1] if self._next < len(self._tokens) else len(self._text)
+        return PipelineError(f"pipeline text, column {at + 1}: {what} in '{self._text}'")
+
+    def call(self) -> Call:
+        name = self._word("a name")
+        if self.peek() != "{":
+            return Call(name)
+        self.take()
+        options: dict[str, tuple[Call, ...]] = {}
+        while self.peek() != "}":
+            key = self._word("an option or '}'")
+            if key in options:
+                raise self.error(f"option '{key}' given twice")
+            if self.take() != "=":
+                self._next -= 1
+                raise self.error(f"expected '=' after '{key}'")
+            options[key] = self._values()
+        self.take()
+        return Call(name, options, braced=True)
+
+    def _values(self) -> tuple[Call, ...]:
+        values = [self.call()]
+        while self.peek() == ",":
+            self.take()
+            values.append(self.call())
+        return tuple(values)
+
+    def _word(self, wanted: str) -> str:
+        if self.peek() in ("", "{", "}", "|", "=", ","):
+            raise self.error(f"expected {wanted}")
+        return self.take()

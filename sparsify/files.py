@@ -1,0 +1,61 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsify.errors import DataError
+
+
+def require_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that already holds something, unless it may be replaced; DataError."""
+    if folder.is_file():
+        raise DataError(f"'{folder}' is a file; name a folder to write into")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise DataError(f"the folder '{folder}' is not empty; choose another or give --overwrite")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends without an error.
+
+    What stood at `folder` stays untouched until then. Raises DataError when it may not be replaced, or
+    when the disk refuses a file.
+    """
+    require_free(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        old = temporary.with_name(temporary.name + "-old")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise DataError(f"could not write '{folder}': {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file through a temporary name; keys in the given order."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; DataError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"'{path.parent}' has no {path.name}") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"'{path}' is damaged or not ours: {error}") from error

@@ -1,0 +1,1 @@
+"""The intermediate representation: programs, how to read, edit, print and check them."""

@@ -1,0 +1,1 @@
+"""Coupled axes: which dimensions of which tensors shrink together, and how to shrink them."""

@@ -1,0 +1,44 @@
+"""How the tensors that passes add are called, and which feature each stands for."""
+
+from collections.abc import Container
+
+# Suffix to a weight's path -> the feature whose presence it proves.
+SUFFIXES = {
+    "_mask": "mask.weights",
+    "_channels_mask": "mask.channels",
+    "_heads_mask": "mask.heads",
+    "_lora_a": "lora",
+    "_lora_b": "lora",
+    "_probe_count": "probe",
+}
+
+
+def weight_mask(path: str) -> str:
+    """The path of a weight's boolean mask, shaped like the weight."""
+    return f"{path}_mask"
+
+
+def group_mask(path: str, kind: str) -> str:
+    """The path of a group's boolean mask `[size]`; `kind` is `channels` or `heads`."""
+    return f"{path}_{kind}_mask"
+
+
+def lora(path: str) -> tuple[str, str]:
+    """The paths of a weight's low-rank branch: `A [rank, in]`, `B [out, rank]`."""
+    return f"{path}_lora_a", f"{path}_lora_b"
+
+
+def probe(path: str, statistic: str) -> str:
+    """The path of one statistic of the input of the linear that owns a weight."""
+    return f"{path}_probe_{statistic}"
+
+
+def feature_of(path: str, known: Container[str]) -> str | None:
+    """The feature a tensor's name stands for, given all tensor paths; None for the model's own tensors.
+
+    A model may own a buffer called `causal_mask`: ours always extend the path of another tensor.
+    """
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if path.endswith(suffix) and path.removesuffix(suffix) in known:
+            return SUFFIXES[suffix]
+    return None

@@ -1,0 +1,156 @@
+"""The program: a flat graph module, the inputs it was traced with, and what passes have done to it."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.errors import SparsifyError
+from sparsify.ir.modes import set_training
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the program was traced from.
+
+    `config` is the Hugging Face config as a dictionary (empty for a plain module), `model_class` and
+    `output_class` are class names, `outputs` names the tensors of the graph's output tuple in order.
+    """
+
+    config: Mapping[str, Any]
+    model_class: str
+    output_class: str
+    outputs: tuple[str, ...]
+
+
+@dataclass
+class Program:
+    """A model as a flat `fx.GraphModule` over ATen ops, edited in place by passes.
+
+    `module` takes the tensors of `sample` by name and returns a tuple of tensors. `dynamic` maps an
+    input name to its symbolic dimensions, `{"input_ids": {0: "batch", 1: "length"}}`. `features` says
+    what passes have put into the graph (`mask.weights`, `lora`, ...). `plan` holds what learning passes
+    decided and what prune passes removed, as JSON values. `log` is the text of every finished pass.
+    `aliases` maps a tied parameter's second name to the name that holds the tensor.
+
+    After an error inside a pass the program is spent: trace or load it again.
+    """
+
+    module: fx.GraphModule
+    sample: dict[str, Tensor]
+    dynamic: dict[str, dict[int, str]]
+    source: Source
+    features: frozenset[str] = frozenset()
+    plan: dict[str, Any] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+    tokenizer: Any = None
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the module."""
+        return self.module.graph
+
+    def tensor(self, path: str) -> Tensor:
+        """The parameter or buffer at a dotted path, as spelt in the state dict."""
+        owner, name = self._owner(path)
+        value = getattr(owner, name, None)
+        if not isinstance(value, Tensor):
+            raise SparsifyError(f"the program has no tensor '{path}'")
+        return value
+
+    def has(self, path: str) -> bool:
+        """Whether a parameter or buffer lives at a dotted path."""
+        try:
+            self.tensor(path)
+        except SparsifyError:
+            return False
+        return True
+
+    def put(self, path: str, value: Tensor, *, trainable: bool | None = None) -> None:
+        """Store a tensor at a path, as a parameter (`trainable` given) or as a buffer (`None`)."""
+        owner, name = self._owner(path, create=True)
+        if hasattr(owner, name):
+            delattr(owner, name)
+        if trainable is None:
+            owner.register_buffer(name, value.detach())
+        else:
+            parameter = torch.nn.Parameter(value.detach(), requires_grad=trainable)
+            owner.register_parameter(name, parameter)
+
+    def delete(self, path: str) -> None:
+        """Forget the tensor at a path; the graph must no longer read it."""
+        owner, name = self._owner(path)
+        delattr(owner, name)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter, then every buffer, with its path."""
+        yield from self.module.named_parameters()
+        yield from self.module.named_buffers()
+
+    def complete(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The graph's inputs from a batch: missing masks are ones, positions 0..T-1, segments 0.
+
+        `batch` holds tensors `[batch, length]`; names the graph does not read are left out.
+        Raises SparsifyError when an input has no default.
+        """
+        reference = next(iter(batch.values()))
+        inputs = {}
+        for name in self.sample:
+            value = batch.get(name)
+            inputs[name] = default_input(name, reference) if value is None else value
+        return inputs
+
+    def run(self, batch: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The outputs on a batch (the sample inputs by default), in evaluation mode, no gradients."""
+        inputs = self.sample if batch is None else self.complete(batch)
+        set_training(self.module, False)
+        with torch.no_grad():
+            outputs: tuple[Tensor, ...] = self.module(**inputs)
+        return outputs
+
+    def clone(self) -> "Program":
+        """A program with its own graph and its own weights; the tokenizer and sample are shared."""
+        return Program(
+            module=copy.deepcopy(self.module),
+            sample=self.sample,
+            dynamic=self.dynamic,
+            source=self.source,
+            features=self.features,
+            plan=copy.deepcopy(self.plan),
+            log=list(self.log),
+            aliases=dict(self.aliases),
+            tokenizer=self.tokenizer,
+        )
+
+    def _owner(self, path: str, *, create: bool = False) -> tuple[torch.nn.Module, str]:
+        *parents, name = path.split(".")
+        owner: torch.nn.Module = self.module
+        for part in parents:
+            child = getattr(owner, part, None)
+            if child is None:
+                if not create:
+                    raise SparsifyError(f"the program has no tensor '{path}'")
+                child = torch.nn.Module()
+                owner.add_module(part, child)
+            owner = child
+        return owner, name
+
+
+def default_input(name: str, reference: Tensor) -> Tensor:
+    """The value of a missing input, shaped like `reference [batch, length, ...]`.
+
+    Raises SparsifyError for a name that has no default.
+    """
+    batch, length = reference.shape[0], reference.shape[1]
+    device = reference.device
+    if name.endswith("attention_mask"):
+        return torch.ones(batch, length, dtype=torch.long, device=device)
+    if name == "position_ids":
+        return torch.arange(length, device=device).expand(batch, length).contiguous()
+    if name == "token_type_ids":
+        return torch.zeros(batch, length, dtype=torch.long, device=device)
+    raise SparsifyError(f"the batch lacks the input '{name}', which has no default")

@@ -1,0 +1,196 @@
+"""Trace a Hugging Face model, or any module with example inputs, into a program.
+
+Recipe: one `torch.export` in training IR (linear, attention, norms and dropout stay whole), normalised,
+rebuilt as a plain graph module that shares its parameters with the model, and typed.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from sparsify.errors import TraceError
+from sparsify.ir.inputs import example_inputs
+from sparsify.ir.modes import set_training
+from sparsify.ir.normalise import normalise, plain
+from sparsify.ir.program import Program, Source
+from sparsify.ir.types import propagate
+
+Dynamic = dict[str, dict[int, str]]
+_LONGEST = 1 << 20
+
+
+def trace(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor] | None = None,
+    dynamic: Dynamic | None = None,
+    *,
+    tokenizer: Any = None,
+) -> Program:
+    """The program of a model; its parameters are the model's own tensors.
+
+    A Hugging Face model needs nothing else: token ids, masks and positions are made up. Any other module
+    needs `inputs` by argument name, and `dynamic` to say which of their dimensions vary.
+    Raises TraceError naming the op or line that `torch.export` could not follow.
+    """
+    if isinstance(model, PreTrainedModel):
+        sample, dims = example_inputs(model) if inputs is None else (dict(inputs), dynamic or {})
+        config, fixed = model.config.to_dict(), _fixed_arguments(model)
+    else:
+        if inputs is None:
+            raise TraceError("a plain module needs example inputs by argument name to be traced")
+        sample, dims, config, fixed = dict(inputs), dynamic or {}, {}, {}
+    if dynamic is not None:
+        dims = dynamic
+    exported, outputs, output_class = _export(model, sample, dims, fixed)
+    program = Program(
+        module=plain(normalise(exported), list(sample)),
+        sample=sample,
+        dynamic=dims,
+        source=Source(config, type(model).__name__, output_class, outputs),
+        aliases=_aliases(model),
+        tokenizer=tokenizer,
+    )
+    set_training(program.module, False)
+    propagate(program)
+    return program
+
+
+def _export(
+    model: nn.Module, sample: dict[str, Tensor], dims: Dynamic, fixed: Mapping[str, Any]
+) -> tuple[torch.fx.GraphModule, tuple[str, ...], str]:
+    """Export in training mode, so that dropout stays in the graph; in evaluation mode where that fails."""
+    was_training = model.training
+    shapes = _shapes(sample, dims, _longest(model))
+    try:
+        for training in (True, False):
+            model.train(training)
+            try:
+                return _export_once(model, sample, shapes, fixed)
+            except torch._dynamo.exc.UserError as error:
+                # The model bounds a dimension (a table of positions, say): take the bounds it names.
+                refined = _refined(error, shapes)
+                if refined is not None:
+                    return _export_once(model, sample, refined, fixed)
+                failure: Exception = error
+            except TraceError:
+                raise
+            except Exception as error:
+                failure = error
+    finally:
+        model.train(was_training)
+    raise TraceError(_explain(model, failure)) from failure
+
+
+def _export_once(
+    model: nn.Module, sample: dict[str, Tensor], shapes: Any, fixed: Mapping[str, Any]
+) -> tuple[torch.fx.GraphModule, tuple[str, ...], str]:
+    seen: dict[str, Any] = {}
+    with torch.no_grad(), _flat_forward(model, list(sample), fixed, seen):
+        exported = torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
+    return exported.module(check_guards=False), seen["names"], seen["class"]
+
+
+def _refined(error: Exception, shapes: Any) -> Any:
+    try:
+        return refine_dynamic_shapes_from_suggested_fixes(str(error), shapes)
+    except Exception:
+        return None
+
+
+def _longest(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    return int(getattr(config, "max_position_embeddings", None) or _LONGEST)
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"{type(model).__name__} could not be traced: {reason.strip()[:300]} "
+        "(try attn_implementation='eager', another experts implementation, or a fixed input shape)"
+    )
+
+
+@contextlib.contextmanager
+def _flat_forward(
+    model: nn.Module, names: list[str], fixed: Mapping[str, Any], seen: dict[str, Any]
+) -> Iterator[None]:
+    """Give the model a forward with exactly these arguments that returns a tuple of tensors.
+
+    The model stays the root, so that parameter names in the graph are those of its state dict.
+    """
+    original = model.forward
+
+    def forward(**arguments: Tensor) -> tuple[Tensor, ...]:
+        result = original(**arguments, **fixed)
+        named = _named_outputs(result)
+        if not named:
+            raise TraceError(f"{type(model).__name__} returns no floating-point tensor")
+        seen["names"], seen["class"] = tuple(named), type(result).__name__
+        return tuple(named.values())
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+
+
+def _named_outputs(result: Any) -> dict[str, Tensor]:
+    """The floating-point tensors of a model's result by name, `loss` and caches left out."""
+    if isinstance(result, Tensor):
+        return {"output": result}
+    if isinstance(result, ModelOutput):
+        items = [(item.name, getattr(result, item.name)) for item in fields(result)]  # type: ignore[arg-type]
+    elif isinstance(result, tuple | list):
+        items = [(f"output_{i}", value) for i, value in enumerate(result)]
+    else:
+        items = list(result.items()) if isinstance(result, dict) else []
+    return {
+        name: value
+        for name, value in items
+        if isinstance(value, Tensor) and value.is_floating_point() and name != "loss"
+    }
+
+
+def _fixed_arguments(model: PreTrainedModel) -> dict[str, Any]:
+    accepted = inspect.signature(model.forward).parameters
+    fixed: dict[str, Any] = {"return_dict": True}
+    if model.can_generate() or "use_cache" in accepted:
+        fixed["use_cache"] = False
+    return fixed
+
+
+def _shapes(sample: Mapping[str, Tensor], dims: Dynamic, longest: int) -> dict[str, Any]:
+    names = {name for entry in dims.values() for name in entry.values()}
+    symbols = {
+        name: torch.export.Dim("batch", min=1, max=_LONGEST)
+        if name == "batch"
+        else torch.export.Dim(name, min=2, max=longest)
+        for name in sorted(names)
+    }
+    return {
+        key: {dim: symbols[name] for dim, name in dims.get(key, {}).items()} for key in sample
+    }
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Second names of tied parameters -> the name under which the graph reads the tensor."""
+    first: dict[int, str] = {}
+    aliases = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            aliases[name] = first[id(parameter)]
+        else:
+            first[id(parameter)] = name
+    return aliases

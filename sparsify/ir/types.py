@@ -1,0 +1,95 @@
+"""Types of nodes: each is computed by running the op on fake tensors, never guessed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+from sparsify.ir.program import Program
+
+# Hint sizes of symbolic dimensions: distinct, so that duck shaping ties equal names and nothing else.
+_HINTS = (5, 13, 17, 19, 23, 29, 31, 37)
+MODE_KEY = "sparsify_fake_mode"
+
+
+def propagate(program: Program) -> None:
+    """Type every node of the program afresh: `node.meta["val"]` becomes a fake tensor or a size."""
+    for node, value in infer(program).items():
+        node.meta["val"] = value
+
+
+def infer(program: Program) -> dict[fx.Node, Any]:
+    """The type of every node, computed on fake tensors with symbolic sizes for `program.dynamic`."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=True)
+    program.module.meta[MODE_KEY] = mode
+    inputs = _symbolic_inputs(program, mode)
+    values: dict[fx.Node, Any] = {}
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        for node in program.graph.nodes:
+            values[node] = _value(program, node, values, inputs, mode)
+    return values
+
+
+def type_node(program: Program, node: fx.Node) -> None:
+    """Type one new node from its already typed arguments."""
+    mode = program.module.meta.get(MODE_KEY)
+    if mode is None:
+        propagate(program)
+        return
+    known = {argument: argument.meta["val"] for argument in node.all_input_nodes}
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        node.meta["val"] = _value(program, node, known, {}, mode)
+
+
+def _value(
+    program: Program,
+    node: fx.Node,
+    known: Mapping[fx.Node, Any],
+    inputs: Mapping[str, Tensor],
+    mode: FakeTensorMode,
+) -> Any:
+    if node.op == "placeholder":
+        return inputs[str(node.target)]
+    if node.op == "get_attr":
+        return mode.from_tensor(program.tensor(str(node.target)), static_shapes=True)
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: known[n])
+    if node.op == "output":
+        return args[0]
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor]:
+    names = sorted({name for dims in program.dynamic.values() for name in dims.values()})
+    hints = dict(zip(names, _HINTS, strict=False))
+    inputs = {}
+    for key, value in program.sample.items():
+        dims = program.dynamic.get(key, {})
+        shape = [hints[dims[i]] if i in dims else size for i, size in enumerate(value.shape)]
+        kinds = [
+            DimDynamic.DUCK if i in dims else DimDynamic.STATIC for i in range(value.dim())
+        ]
+        context = StatelessSymbolicContext(dynamic_sizes=kinds)  # type: ignore[arg-type]
+        example = torch.empty(shape, dtype=value.dtype, device=value.device)
+        inputs[key] = mode.from_tensor(example, symbolic_context=context)
+    return inputs
+
+
+def dimension_names(program: Program) -> dict[Any, str]:
+    """Symbol of each dynamic input dimension -> its name, for printing."""
+    names = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            for dim, name in program.dynamic.get(str(node.target), {}).items():
+                size = node.meta["val"].shape[dim]
+                if isinstance(size, torch.SymInt):
+                    names[size.node.expr] = name
+    return names

@@ -1,0 +1,133 @@
+"""The arithmetic of a program: multiply-adds read off the types of its nodes at given sizes."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from sparsify.ir.program import Program
+
+aten = torch.ops.aten
+
+# The arguments of a call and its result, as fake tensors -> multiply-adds.
+Rule = Callable[[Sequence[Any], Any], int]
+
+
+def multiply_adds(program: Program, batch: int, length: int) -> int:
+    """Multiply-adds of one forward at `[batch, length]`, zeros in weights counted like any number.
+
+    Counted are linear maps, matrix products, attention (keys that a mask hides included),
+    convolutions and grouped products; elementwise work and softmax are not.
+    The dimension called `batch` takes `batch`, every other varying dimension takes `length`.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    inputs = _inputs(program, batch, length, mode)
+    values: dict[fx.Node, Any] = {}
+    total = 0
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                assert callable(node.target)
+                values[node] = node.target(*args, **kwargs)
+                total += _work(node.target, args, values[node])
+            elif node.op == "placeholder":
+                values[node] = inputs[str(node.target)]
+            elif node.op == "get_attr":
+                tensor = program.tensor(str(node.target))
+                values[node] = mode.from_tensor(tensor, static_shapes=True)
+    return total
+
+
+def _inputs(program: Program, batch: int, length: int, mode: FakeTensorMode) -> dict[str, Tensor]:
+    """Fake inputs with every symbolic dimension replaced by its number."""
+    inputs = {}
+    for key, value in program.sample.items():
+        dims = program.dynamic.get(key, {})
+        sizes = [
+            (batch if dims[i] == "batch" else length) if i in dims else size
+            for i, size in enumerate(value.shape)
+        ]
+        # A meta tensor costs nothing however large the sizes are.
+        with mode:
+            inputs[key] = torch.empty(sizes, dtype=value.dtype, device=value.device)
+    return inputs
+
+
+def _work(target: Any, args: Sequence[Any], result: Any) -> int:
+    rule = _RULES.get(target)
+    if rule is None:
+        rule = _NAMED.get(str(target).removesuffix(".default"))
+    return 0 if rule is None else int(rule(args, result))
+
+
+def _product(left: int) -> Rule:
+    """Result elements times the last axis of the left operand, whatever the leading axes are."""
+    return lambda args, result: result.numel() * args[left].shape[-1]
+
+
+def _attention(args: Sequence[Any], result: Any) -> int:
+    """`q k^T` and `weights v`: heads of q `[b, h, t, d]` times keys `[b, g, s, d]`, values `[.., e]`."""
+    q, k, v = args[:3]
+    return math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+def _convolution(args: Sequence[Any], result: Any) -> int:
+    """Result elements times the inputs each reads: weight `[out, in / groups, *window]`."""
+    return result.numel() * math.prod(args[1].shape[1:])
+
+
+def _scattering(args: Sequence[Any], result: Any) -> int:
+    """Transposed: input elements times the outputs each touches, weight `[in, out / groups, ..]`."""
+    return args[0].numel() * math.prod(args[1].shape[1:])
+
+
+def _any_convolution(args: Sequence[Any], result: Any) -> int:
+    transposed = args[6]
+    return _scattering(args, result) if transposed else _convolution(args, result)
+
+
+def _einsum(args: Sequence[Any], result: Any) -> int:
+    """The product of the sizes of all letters, for two operands; a sum of one costs nothing."""
+    equation, operands = args[0], args[1]
+    if len(operands) != 2 or "." in equation:
+        return 0
+    terms = equation.replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        sizes.update(zip(term, operand.shape, strict=True))
+    return math.prod(sizes.values())
+
+
+_RULES: Mapping[Any, Rule] = {
+    aten.linear.default: _product(0),
+    aten.mm.default: _product(0),
+    aten.bmm.default: _product(0),
+    aten.mv.default: _product(0),
+    aten.dot.default: _product(0),
+    aten.matmul.default: _product(0),
+    aten.addmm.default: _product(1),
+    aten.baddbmm.default: _product(1),
+    aten.einsum.default: _einsum,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.conv1d.default: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.conv3d.default: _convolution,
+    aten.conv1d.padding: _convolution,
+    aten.conv2d.padding: _convolution,
+    aten.conv3d.padding: _convolution,
+    aten.convolution.default: _any_convolution,
+    aten.conv_transpose1d.default: _scattering,
+    aten.conv_transpose2d.input: _scattering,
+    aten.conv_transpose3d.input: _scattering,
+}
+# Ops that exist only when their library is loaded: by name. Rows are already grouped, `[n, in]`.
+_NAMED: Mapping[str, Rule] = {
+    "transformers.grouped_mm_fallback": _product(0),
+    "aten._grouped_mm": _product(0),
+}

@@ -1,0 +1,1 @@
+"""Counts, quality and latency of what was made."""

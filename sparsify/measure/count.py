@@ -1,0 +1,67 @@
+"""What a program weighs: parameters, zeros, bytes and multiply-adds."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from sparsify.ir.program import Program
+from sparsify.ir.views import effective_weight, linears
+from sparsify.ir.work import multiply_adds
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The size of a program.
+
+    `parameters` counts every parameter once, tied ones too; `zeros` of them are zero. A masked weight
+    is counted as the graph computes it, `mask * (W + c * B A)`. `linear_parameters` and
+    `linear_zeros` are the same for the weights of the linears alone. `bytes` is all that is stored,
+    buffers and masks included. `multiply_adds` is one forward at `[batch, length]` tokens, zeros
+    counted like any number.
+    """
+
+    parameters: int
+    zeros: int
+    linear_parameters: int
+    linear_zeros: int
+    bytes: int
+    multiply_adds: int
+    batch: int
+    length: int
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros among the weights of the linears, 0 when there is no linear."""
+        return self.linear_zeros / self.linear_parameters if self.linear_parameters else 0.0
+
+    def to_json(self) -> dict[str, int | float]:
+        """All fields and the sparsity, as JSON values."""
+        return {**asdict(self), "sparsity": self.sparsity}
+
+
+@torch.no_grad()
+def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
+    """The counts of a program, its multiply-adds at `[batch, length]` tokens."""
+    views = {view.weight: view for view in linears(program)}
+    linear_zeros = {path: _zeros(effective_weight(program, view)) for path, view in views.items()}
+    other_zeros = linear_parameters = parameters = 0
+    for path, parameter in program.module.named_parameters():
+        parameters += parameter.numel()
+        if path in views:
+            linear_parameters += parameter.numel()
+        else:
+            other_zeros += _zeros(parameter)
+    return Counts(
+        parameters=parameters,
+        zeros=other_zeros + sum(linear_zeros.values()),
+        linear_parameters=linear_parameters,
+        linear_zeros=sum(linear_zeros.values()),
+        bytes=sum(tensor.numel() * tensor.element_size() for _, tensor in program.tensors()),
+        multiply_adds=multiply_adds(program, batch, length),
+        batch=batch,
+        length=length,
+    )
+
+
+def _zeros(tensor: torch.Tensor) -> int:
+    return tensor.numel() - int(torch.count_nonzero(tensor))

@@ -1,0 +1,95 @@
+"""moments: statistics of the inputs of a layer, gathered batch by batch.
+
+Every function takes what is known so far and one more batch x [..., in] (all leading axes are
+tokens) and returns the new total; nothing is changed in place. Totals are plain sums, or merge
+as sums do, so that no split into batches changes them beyond rounding. The accumulator sets
+the precision: make it float32 or float64, the batch may be bfloat16. Leave padding out before
+the call: `x[kept_tokens]`.
+"""
+
+from torch import Tensor
+
+from sparsify.errors import SparsifyError
+from sparsify.tensors.precision import shape_of
+
+
+def accumulate_gram(gram: Tensor, x: Tensor) -> Tensor:
+    """Add one batch to the second moment: `G + sum_t x_t x_t^T`.
+
+    Args:
+        gram: G [in, in] so far, zeros at first.
+        x: inputs [..., in].
+
+    Returns:
+        The new G [in, in], in the dtype of the old.
+
+    Raises:
+        SparsifyError: when the batch has another number of inputs.
+
+    Source: SparseGPT (2301.00774), algorithm 1: H = X X^T, up to a factor, which cancels.
+    """
+    rows = _tokens(x, gram)
+    return gram.addmm(rows.T, rows)
+
+
+def accumulate_square_sum(total: Tensor, x: Tensor) -> Tensor:
+    """Add one batch to the squares: `q_j + sum_t x_tj^2`, the diagonal of the Gram matrix.
+
+    Args:
+        total: q [in] so far, zeros at first.
+        x: inputs [..., in].
+
+    Returns:
+        The new q [in].
+
+    Raises:
+        SparsifyError: when the batch has another number of inputs.
+
+    Source: Wanda (2306.11695), section 3: `||X_j||_2^2`.
+    """
+    return total + _tokens(x, total).square().sum(0)
+
+
+def accumulate_spread(
+    count: int, mean: Tensor, scatter: Tensor, x: Tensor
+) -> tuple[int, Tensor, Tensor]:
+    """Add one batch to mean and scatter, where `scatter_j = sum_t (x_tj - mean_j)^2`.
+
+    With n tokens so far and k new ones of mean m' and scatter s', and d = m' - mean:
+    `mean + d k/(n+k)` and `scatter + s' + d^2 n k/(n+k)`. Unlike sums of squares minus the
+    square of the sum this loses no digits when the mean is large against the spread.
+    Variance is `scatter / count`.
+
+    Args:
+        count: tokens so far, 0 at first.
+        mean: [in] so far, zeros at first.
+        scatter: [in] so far, zeros at first.
+        x: inputs [..., in].
+
+    Returns:
+        The new count, mean [in] and scatter [in].
+
+    Raises:
+        SparsifyError: when the batch has another number of inputs.
+
+    Source: Chan, Golub and LeVeque 1983, the pairwise update; wanted by FLAP
+    (2312.11983) and DSnoT (2310.08915).
+    """
+    rows = _tokens(x, mean)
+    new = len(rows)
+    if new == 0:
+        return count, mean, scatter
+    total = count + new
+    own = rows.mean(0)
+    shift = own - mean
+    scatter = scatter + (rows - own).square().sum(0) + shift.square() * (count * new / total)
+    return total, mean + shift * (new / total), scatter
+
+
+def _tokens(x: Tensor, total: Tensor) -> Tensor:
+    """Return the batch as [tokens, in] in the dtype of the accumulator [..., in]."""
+    if x.dim() == 0 or x.shape[-1] != total.shape[-1]:
+        raise SparsifyError(
+            f"statistics of {total.shape[-1]} inputs cannot take a batch of shape {shape_of(x)}"
+        )
+    return x.detach().reshape(-1, x.shape[-1]).to(total.dtype)

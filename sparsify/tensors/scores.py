@@ -1,0 +1,75 @@
+"""scores: how much each weight matters; W [out, in] -> scores [out, in], larger is kept.
+
+Scores are float32 (float64 for float64 weights) whatever the weights are, and never negative.
+"""
+
+from torch import Tensor
+
+from sparsify.errors import SparsifyError
+from sparsify.tensors.precision import check_matrix, shape_of, widen
+
+
+def magnitude(weight: Tensor) -> Tensor:
+    """Score by size: `S = |W|`.
+
+    Args:
+        weight: W [out, in] (any shape is taken).
+
+    Returns:
+        S, of the shape of W.
+
+    Source: Han et al. 2015, section 3; the baseline of SparseGPT and Wanda.
+    """
+    return widen(weight).abs()
+
+
+def wanda(weight: Tensor, square_sum: Tensor, tokens: int = 1) -> Tensor:
+    """Score by size times input: `S_ij = |W_ij| * sqrt(square_sum_j / tokens)`.
+
+    The number of tokens moves no choice inside one weight; give it when scores of weights that
+    saw different numbers of tokens (experts) are compared with each other.
+
+    Args:
+        weight: W [out, in].
+        square_sum: sum over tokens of x_j^2, [in].
+        tokens: how many tokens were summed; 1 gives the norm `||X_j||_2` of the paper.
+
+    Returns:
+        S [out, in].
+
+    Raises:
+        SparsifyError: when W is no matrix, the statistic is not [in], or no token was seen.
+
+    Source: Sun et al. 2023 (Wanda, 2306.11695), section 3, equation 1.
+    """
+    check_matrix(weight, "the weight")
+    if square_sum.shape != weight.shape[1:]:
+        raise SparsifyError(
+            f"the weight {shape_of(weight)} needs one square sum for each of its "
+            f"{weight.shape[1]} inputs, but {shape_of(square_sum)} came"
+        )
+    if tokens < 1:
+        raise SparsifyError(f"square sums over {tokens} tokens say nothing; calibrate first")
+    return widen(weight).abs() * (widen(square_sum) / tokens).sqrt()
+
+
+def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Score by the first-order change of the loss when the weight goes: `S = |W * G|`.
+
+    Args:
+        weight: W [out, in] (any shape is taken).
+        gradient: G = dloss/dW, of the shape of W.
+
+    Returns:
+        S, of the shape of W.
+
+    Raises:
+        SparsifyError: when the shapes differ.
+
+    Source: LLM-Pruner (2305.11627), section 3.2, importance of single weights, first order.
+    """
+    if gradient.shape != weight.shape:
+        raise SparsifyError(
+            f"the weight {shape_of(weight)} and its gradient {shape_of(gradient)} differ in shape"
+        )
+    return (widen(weight) * widen(gradient)).abs()

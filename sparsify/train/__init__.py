@@ -1,0 +1,1 @@
+"""Data, losses, schedules and the loop of the train pass."""
