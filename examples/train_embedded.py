@@ -4,13 +4,14 @@ The text is what anyone can install: the reStructuredText sources in Debian's
 ``python3.11-doc`` and the HTML manual in ``postgresql-doc-15``. One CPU core is enough::
 
     apt-get install python3.11-doc postgresql-doc-15
-    python examples/train_embedded.py --minutes 75 --out embedded-run
+    python examples/train_embedded.py --minutes 76 --out embedded-run
 
-``OUT/model`` then holds the model in float16, its tokenizer and the held-out text. A run that was
-cut short goes on from its last checkpoint when the same command is given again.
+``OUT/model`` then holds the float16 model, its tokenizer and the held-out text. The same command
+given again goes on from the last checkpoint of a run that was cut short.
 """
 
 import argparse
+import copy
 import html
 import json
 import math
@@ -19,18 +20,23 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 EOS = "<|endoftext|>"
-CONTEXT = 256
-VOCAB = 4096
+CONTEXT, VOCAB = 256, 4096
 HELDOUT_BYTES = 480_000
+BATCH, ACCUMULATE = 8, 2  # windows per pass, passes per step
+MUON_LR, ADAM_LR = 7e-3, 5e-3  # hidden matrices; embeddings and norms
+WARMUP_STEPS = 60
+DECAY_PART = 0.4  # of the run, at its end
+SAVE_SECONDS, LOG_STEPS = 180.0, 20
 DEBIAN_SOURCES = ("python3.11/html/_sources", "postgresql-doc-15/html")
-Loss = Callable[[LlamaForCausalLM, Tensor], Tensor]
 
 
 def tidy(text: str) -> str:
@@ -68,8 +74,6 @@ def read_source(folder: Path) -> list[str]:
             texts.append(clean_rst(path.read_text("utf-8")))
         elif path.suffix == ".html" and path.name != "bookindex.html":
             texts.append(clean_html(path.read_text("utf-8")))
-    if not texts:
-        raise SystemExit(f"no .rst, .rst.txt or .html files below {folder}")
     return texts
 
 
@@ -96,20 +100,12 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
-    )
+    first = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[EOS], initial_alphabet=first)
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=EOS, eos_token=EOS, pad_token=EOS, model_max_length=512
     )
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Encode documents into one row of tokens, an end-of-text token after each."""
-    rows = tokenizer.backend_tokenizer.encode_batch_fast([text + EOS for text in texts])
-    return torch.tensor([token for row in rows for token in row.ids])
 
 
 def new_model() -> LlamaForCausalLM:
@@ -123,7 +119,7 @@ def new_model() -> LlamaForCausalLM:
         num_key_value_heads=4,
         head_dim=32,
         max_position_embeddings=512,
-        bos_token_id=0,
+        bos_token_id=0,  # EOS
         eos_token_id=0,
         tie_word_embeddings=True,
     )
@@ -136,20 +132,18 @@ def loss_of(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
     """Mean next-token loss over rows of ``CONTEXT + 1`` tokens, bfloat16 products."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
+    return cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
 
 
 @torch.no_grad()
 def perplexity(model: LlamaForCausalLM, tokens: Tensor, windows: int | None = None) -> float:
     """Perplexity in float32 over non-overlapping windows of ``CONTEXT`` tokens."""
     rows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:windows]
-    total = 0.0
+    losses = []
     for chunk in rows.split(8):
-        logits = model(input_ids=chunk, use_cache=False).logits[:, :-1].float()
-        total += torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), chunk[:, 1:].flatten(), reduction="sum"
-        ).item()
-    return math.exp(total / (rows.shape[0] * (CONTEXT - 1)))
+        logits = model(input_ids=chunk, use_cache=False).logits[:, :-1].transpose(1, 2)
+        losses.append(cross_entropy(logits, chunk[:, 1:], reduction="none"))
+    return math.exp(torch.cat(losses).mean())
 
 
 def batches(tokens: Tensor, rows: int, seed: int, start: int) -> Iterator[Tensor]:
@@ -161,82 +155,60 @@ def batches(tokens: Tensor, rows: int, seed: int, start: int) -> Iterator[Tensor
         offset = int(torch.randint(CONTEXT, (), generator=rng))
         windows = tokens[offset:].unfold(0, CONTEXT + 1, CONTEXT)
         order = torch.randperm(len(windows), generator=rng)
-        for i in range(number, min(per_epoch, len(windows) // rows)):
-            yield windows[order[i * rows : (i + 1) * rows]]
+        yield from (windows[order[i * rows :][:rows]] for i in range(number, per_epoch))
         epoch, number = epoch + 1, 0
 
 
-def lr_scale(step: int, progress: float, warmup: int, decay: float) -> float:
-    """Warm-up, flat, then a straight line to zero over the last ``decay`` of the run."""
-    return min(1.0, (step + 1) / warmup, max(0.0, (1.0 - progress) / decay))
-
-
-def save(model: LlamaForCausalLM, folder: Path) -> None:
-    """Save the weights in float16."""
-    half = LlamaForCausalLM(model.config).half()
-    half.load_state_dict(model.state_dict())
-    half.save_pretrained(folder)
-
-
-def train(args: argparse.Namespace, tokens: Tensor, held: Tensor) -> LlamaForCausalLM:
-    """Train until the time or the tokens are used up."""
+def train(args: argparse.Namespace, tokens: Tensor, held: Tensor) -> None:
+    """Train until the time or the tokens are used up; go on from a checkpoint if there is one."""
     torch.manual_seed(args.seed)
     model = new_model()
     hidden = [p for p in model.model.layers.parameters() if p.ndim == 2]
     other = [p for p in model.parameters() if all(p is not h for h in hidden)]
-    muon = torch.optim.Muon(
-        hidden, lr=args.lr, weight_decay=args.decay, adjust_lr_fn="match_rms_adamw"
-    )
-    adam = torch.optim.AdamW(other, lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    rates = ((muon, args.lr), (adam, args.adam_lr))
+    muon = torch.optim.Muon(hidden, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW(other, betas=(0.9, 0.95), weight_decay=0.0)
+    parts: dict[str, Any] = {"model": model, "muon": muon, "adam": adam}
     step, before = 0, 0.0
-    state_path: Path = args.out / "state.pt"
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        muon.load_state_dict(state["muon"])
-        adam.load_state_dict(state["adam"])
+    path: Path = args.out / "state.pt"
+    if path.exists():
+        state = torch.load(path, weights_only=True)
         step, before = state["step"], state["seconds"]
-    loss_fn: Loss = torch.compile(loss_of, dynamic=False) if args.compile else loss_of
-    per_step = args.batch * args.accumulate * CONTEXT
-    stream = batches(tokens, args.batch * args.accumulate, args.seed, step)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    compiled: Callable[..., Tensor] = torch.compile(loss_of, dynamic=False)
+    stream = batches(tokens, BATCH * ACCUMULATE, args.seed, step)
+    per_step = BATCH * ACCUMULATE * CONTEXT
     started = marked = saved = time.monotonic()
-    summed, first = 0.0, step
-    while True:
-        now = time.monotonic()
-        seconds = before + now - started
+    summed = progress = 0.0
+    while progress < 1.0:
+        seconds = before + time.monotonic() - started
         progress = max(seconds / (60 * args.minutes), step * per_step / args.tokens)
-        done = progress >= 1.0
-        if done or now - saved > args.save_every:
-            state = {"model": model.state_dict(), "muon": muon.state_dict()}
-            state |= {"adam": adam.state_dict(), "step": step, "seconds": seconds}
-            torch.save(state, state_path.with_suffix(".new"))
-            state_path.with_suffix(".new").rename(state_path)
-            save(model, args.out / "model")
-            ppl = perplexity(model, held, None if done else 48)
-            log(args.out, step=step, seconds=round(seconds), heldout_perplexity=ppl, done=done)
+        if progress >= 1.0 or (step % LOG_STEPS == 0 and time.monotonic() - saved > SAVE_SECONDS):
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save(state | {"step": step, "seconds": seconds}, path.with_suffix(".new"))
+            path.with_suffix(".new").rename(path)
+            copy.deepcopy(model).half().save_pretrained(args.out / "model")
+            log(args.out, step=step, early_heldout_perplexity=perplexity(model, held, 48))
             saved = time.monotonic()
-        if done:
-            return model
-        scale = lr_scale(step, progress, args.warmup, args.decay_part)
-        for optimizer, lr in rates:
+        # Warm-up, flat, then a straight line to zero.
+        scale = min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (1.0 - progress) / DECAY_PART))
+        for optimizer, lr in ((muon, MUON_LR), (adam, ADAM_LR)):
             for group in optimizer.param_groups:
                 group["lr"] = lr * scale
-        for rows in next(stream).split(args.batch):
-            loss = loss_fn(model, rows) / args.accumulate
+        for rows in next(stream).split(BATCH):
+            loss = compiled(model, rows) / ACCUMULATE
             loss.backward()
             summed += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, _ in rates:
+        for optimizer in (muon, adam):
             optimizer.step()
-            optimizer.zero_grad()
+        model.zero_grad()
         step += 1
-        if step % args.log_every == 0:
-            count, pause = step - first, time.monotonic() - marked
-            rate = round(count * per_step / pause)
-            figures = {"step": step, "tokens": step * per_step, "loss": summed / count}
-            log(args.out, **figures, scale=scale, seconds=round(seconds), tokens_per_s=rate)
-            marked, summed, first = time.monotonic(), 0.0, step
+        if step % LOG_STEPS == 0:
+            figures = {"loss": summed / LOG_STEPS, "scale": scale, "seconds": round(seconds)}
+            figures["tokens_per_s"] = round(LOG_STEPS * per_step / (time.monotonic() - marked))
+            log(args.out, step=step, tokens=step * per_step, **figures)
+            marked, summed = time.monotonic(), 0.0
 
 
 def log(out: Path, **figures: float) -> None:
@@ -245,42 +217,30 @@ def log(out: Path, **figures: float) -> None:
         file.write(json.dumps(figures) + "\n")
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> None:
+    """Read the command line, prepare the text and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, action="append", help="folder of sources (repeatable)")
     parser.add_argument("--out", type=Path, default=Path("embedded-run"))
-    parser.add_argument("--minutes", type=float, default=75.0)
+    parser.add_argument("--minutes", type=float, default=76.0)
     parser.add_argument("--tokens", type=float, default=math.inf)
-    parser.add_argument("--lr", type=float, default=5e-3, help="Muon, hidden matrices")
-    parser.add_argument("--adam-lr", type=float, default=5e-3, help="AdamW, embeddings and norms")
-    parser.add_argument("--decay", type=float, default=0.1, help="weight decay of hidden matrices")
-    parser.add_argument("--warmup", type=int, default=60, help="steps")
-    parser.add_argument("--decay-part", type=float, default=0.4)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--accumulate", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=float, default=180.0, help="seconds")
-    parser.add_argument("--log-every", type=int, default=20, help="steps")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
-    torch.set_num_threads(args.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
     folders = args.text or [Path("/usr/share/doc") / name for name in DEBIAN_SOURCES]
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise SystemExit(f"no such folder: {', '.join(missing)}; see --help for --text")
     texts, held = split([read_source(folder) for folder in folders], args.seed)
     model_dir: Path = args.out / "model"
     model_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts)
     tokenizer.save_pretrained(model_dir)
     (model_dir / "heldout.txt").write_text("\n".join(held), "utf-8")
-    tokens = encode(tokenizer, texts)
-    held_ids = torch.tensor(tokenizer.encode("\n".join(held)))
-    size = sum(len(text.encode()) for text in texts)
-    log(args.out, train_bytes=size, train_tokens=len(tokens), heldout_tokens=len(held_ids))
+    tokens, held_ids = (
+        torch.tensor(tokenizer.backend_tokenizer.encode(text).ids)
+        for text in (EOS.join([*texts, ""]), "\n".join(held))
+    )
+    log(args.out, train_tokens=len(tokens), heldout_tokens=len(held_ids))
     train(args, tokens, held_ids)
     final = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     log(args.out, final_heldout_perplexity=perplexity(final, held_ids))

@@ -36,25 +36,33 @@ FUNCTION = Moves(graph=False)
 
 @dataclass(frozen=True)
 class Effect:
-    """The features a pass needs, adds and drops, and what it wants from the context.
+    """The features a pass needs, adds, sets and drops, and what it wants from the context.
 
-    `wants` may hold `data` (sequences to calibrate or train on) and `dense` (the dense twin).
+    What it `adds` must be absent before; what it `sets` may be there already. `wants` may hold `data`
+    (sequences to calibrate or train on) and `dense` (the dense twin).
     """
 
     needs: frozenset[str] = frozenset()
     adds: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
     drops: frozenset[str] = frozenset()
     wants: frozenset[str] = frozenset()
 
+    def after(self, features: frozenset[str]) -> frozenset[str]:
+        """The features of a program after the pass."""
+        return (features | self.adds | self.sets) - self.drops
+
 
 def effect(
+    *,
     needs: Iterable[str] = (),
     adds: Iterable[str] = (),
+    sets: Iterable[str] = (),
     drops: Iterable[str] = (),
     wants: Iterable[str] = (),
 ) -> Effect:
     """An `Effect` from any iterables of words."""
-    return Effect(frozenset(needs), frozenset(adds), frozenset(drops), frozenset(wants))
+    return Effect(*(frozenset(words) for words in (needs, adds, sets, drops, wants)))
 
 
 class Progress(Protocol):
@@ -82,6 +90,7 @@ class Context:
     """What passes get besides the program.
 
     `scratch` is a folder where a long pass may keep its own resume state; None means it keeps none.
+    `figures` collects rows of numbers that passes report (loss by step), by the name of the pass.
     """
 
     data: Data | None = None
@@ -90,6 +99,7 @@ class Context:
     dense: Program | None = None
     scratch: Path | None = None
     progress: Progress = field(default_factory=Silent)
+    figures: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def generator(self) -> torch.Generator:
         """A fresh CPU generator from the seed: each pass draws from its own."""
@@ -131,9 +141,7 @@ class Exporter(Options, ABC):
         """Write every file of the format into an empty folder; the program stays as it is."""
 
     @abstractmethod
-    def read_back(
-        self, program: Program, folder: Path
-    ) -> "Reader":
+    def read_back(self, program: Program, folder: Path) -> "Reader":
         """A function from the program's inputs to its outputs, computed from the files alone."""
 
 

@@ -1,14 +1,14 @@
 """Write an export so that it is either whole, read back and equal, or not there at all."""
 
 import math
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sparsify.engine.contract import Exporter, Moves
-from sparsify.errors import ExportError, SparsifyError
+from sparsify.errors import DataError, ExportError, SparsifyError
+from sparsify.files import new_folder
 from sparsify.ir.program import Program, default_input
 
 # As an exporter's `accepts`: the format holds whatever a pass may put into a program.
@@ -37,23 +37,15 @@ def write_checked(
     refuse_features(exporter, program)
     exporter.check(program)
     target = folder / exporter.name
-    _refuse_taken(target, overwrite)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    partial = folder / f".{exporter.name}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        exporter.write(program, partial)
-        _compare(exporter, program, partial)
-        _replace(partial, target)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        if isinstance(error, OSError):
-            raise ExportError(f"{exporter.name} could not be written to {target}: {error}") from error
-        raise
+        with new_folder(target, overwrite=overwrite) as partial:
+            exporter.write(program, partial)
+            _compare(exporter, program, partial)
+    except DataError as error:
+        raise ExportError(f"{exporter.name}: {error}") from error
+    finally:
+        _remove_empty(made)
     return target
 
 
@@ -144,25 +136,8 @@ def relative_difference(wanted: Tensor, found: Tensor) -> float:
     return float((a - b)[finite].abs().max() / a[finite].abs().max().clamp_min(1e-30))
 
 
-def _refuse_taken(target: Path, overwrite: bool) -> None:
-    if target.is_dir():
-        taken = any(target.iterdir())
-    else:
-        taken = target.exists()
-    if taken and not (overwrite and target.is_dir()):
-        raise ExportError(f"{target} is not empty; choose another folder or pass --overwrite")
-
-
-def _replace(partial: Path, target: Path) -> None:
-    """Put a finished folder in its place; what stood there goes only when the new one stands."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    try:
-        partial.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _remove_empty(folders: list[Path]) -> None:
+    """Take away the empty ones of the folders that were made for an export, the innermost first."""
+    for path in folders:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

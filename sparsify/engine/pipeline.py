@@ -56,7 +56,7 @@ class Pipeline:
                 item.check(program)
             except SparsifyError as error:
                 raise type(error)(f"{where} {error}") from error
-            features = (features | effect.adds) - effect.drops
+            features = effect.after(features)
 
     def run(
         self,
@@ -82,7 +82,7 @@ class Pipeline:
         checkpoints = Checkpoints(resume, str(self), context.seed) if resume else None
         done = 0
         if checkpoints is not None:
-            program, done = checkpoints.restore(program, report)
+            program, done = checkpoints.restore(program, report, context.figures)
         dumper = Dump(dump, program, done) if dump else None
         outputs = program.run()
         for number, item in enumerate(self.passes[done:], done + 1):
@@ -94,7 +94,7 @@ class Pipeline:
             if dumper is not None:
                 dumper.step(number, item.name, program)
             if checkpoints is not None:
-                checkpoints.store(program, report, number)
+                checkpoints.store(program, report, number, context.figures)
         return program
 
 
@@ -120,8 +120,7 @@ class _Step:
         except SparsifyError as error:
             raise type(error)(f"{self.where}: {error}") from error
         seconds = time.perf_counter() - started
-        effect = self.item.effect()
-        self.program.features = (self.program.features | effect.adds) - effect.drops
+        self.program.features = self.item.effect().after(self.program.features)
         self.program.module.recompile()
         started = time.perf_counter()
         verify(self.program)

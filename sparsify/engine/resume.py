@@ -10,6 +10,8 @@ from sparsify.files import read_json, write_json
 from sparsify.ir.program import Program
 from sparsify.ir.store import load, save
 
+Figures = dict[str, list[dict[str, float]]]
+
 
 class Checkpoints:
     """A folder with `state.json`, the saved program it names, and one scratch folder for the pass at work.
@@ -23,8 +25,10 @@ class Checkpoints:
         self._pipeline, self._seed = pipeline, seed
         folder.mkdir(parents=True, exist_ok=True)
 
-    def restore(self, program: Program, report: Report) -> tuple[Program, int]:
-        """The program to go on with and the number of finished passes; fills the report's rows.
+    def restore(
+        self, program: Program, report: Report, figures: Figures
+    ) -> tuple[Program, int]:
+        """The program to go on with and the number of finished passes; fills rows and figures.
 
         Raises PipelineError when the folder belongs to another pipeline or seed.
         """
@@ -38,13 +42,14 @@ class Checkpoints:
             )
         names = [field.name for field in fields(Row)]
         report.rows[:] = [Row(**{name: row[name] for name in names}) for row in state["rows"]]
+        figures.update(state["figures"])
         return load(self._folder / state["program"]), int(state["done"])
 
     def scratch(self, number: int) -> Path:
         """The folder in which pass `number` may keep its own state."""
         return self._folder / f"pass-{number:02d}"
 
-    def store(self, program: Program, report: Report, done: int) -> None:
+    def store(self, program: Program, report: Report, done: int, figures: Figures) -> None:
         """Keep the program after `done` passes and forget the state before."""
         name = f"after-{done:02d}"
         save(program, self._folder / name, overwrite=True)
@@ -56,6 +61,7 @@ class Checkpoints:
                 "done": done,
                 "program": name,
                 "rows": report.to_json(),
+                "figures": figures,
             },
         )
         shutil.rmtree(self._folder / f"after-{done - 1:02d}", ignore_errors=True)

@@ -99,9 +99,10 @@ class Program:
         """
         reference = next(iter(batch.values()))
         inputs = {}
-        for name in self.sample:
+        for name, example in self.sample.items():
             value = batch.get(name)
-            inputs[name] = default_input(name, reference) if value is None else value
+            value = default_input(name, reference) if value is None else value
+            inputs[name] = value.to(example.device)
         return inputs
 
     def run(self, batch: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:

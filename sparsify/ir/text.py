@@ -3,6 +3,7 @@
 import difflib
 import operator
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -112,5 +113,9 @@ def _type(value: Any, names: Mapping[Any, str]) -> str:
 def _size(size: Any, names: Mapping[Any, str]) -> str:
     if not isinstance(size, torch.SymInt):
         return str(size)
-    expression = size.node.expr
-    return str(expression.subs(names)).replace(" ", "") if names else str(expression)
+    return _spell(size.node.expr, tuple(names.items()))
+
+
+@lru_cache(maxsize=4096)
+def _spell(expression: Any, names: tuple[tuple[Any, str], ...]) -> str:
+    return str(expression.subs(dict(names))).replace(" ", "")

@@ -27,15 +27,57 @@ def propagate(program: Program) -> None:
 
 
 def infer(program: Program) -> dict[fx.Node, Any]:
-    """The type of every node, computed on fake tensors with symbolic sizes for `program.dynamic`."""
+    """The type of every node, computed on fake tensors with symbolic sizes for `program.dynamic`.
+
+    Equal ops on equal types are run once: the layers of a model repeat each other.
+    """
     mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=True)
     program.module.meta[MODE_KEY] = mode
     inputs = _symbolic_inputs(program, mode)
     values: dict[fx.Node, Any] = {}
+    keys: dict[fx.Node, Any] = {}
+    seen: dict[Any, Any] = {}
     with mode, enable_python_dispatcher(), torch.no_grad():
         for node in program.graph.nodes:
-            values[node] = _value(program, node, values, inputs, mode)
+            call = _call_key(node, keys)
+            if call is None or call not in seen:
+                values[node] = _value(program, node, values, inputs, mode)
+                if call is not None:
+                    seen[call] = values[node]
+            else:
+                values[node] = seen[call]
+            keys[node] = _type_key(values[node])
     return values
+
+
+def _call_key(node: fx.Node, keys: Mapping[fx.Node, Any]) -> Any:
+    if node.op != "call_function":
+        return None
+    return (node.target, _freeze(node.args, keys), _freeze(node.kwargs, keys))
+
+
+def _freeze(value: Any, keys: Mapping[fx.Node, Any]) -> Any:
+    if isinstance(value, fx.Node):
+        return keys[value]
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item, keys) for item in value)
+    if isinstance(value, Mapping):
+        return tuple((key, _freeze(item, keys)) for key, item in value.items())
+    # 1, 1.0 and True are equal to Python, not to an op.
+    return (type(value), str(value) if isinstance(value, slice) else value)
+
+
+def _type_key(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        sizes = (*map(_size_key, value.shape), *map(_size_key, value.stride()))
+        return (value.dtype, value.device, sizes)
+    if isinstance(value, list | tuple):
+        return tuple(_type_key(item) for item in value)
+    return _size_key(value)
+
+
+def _size_key(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else (type(size), size)
 
 
 def type_node(program: Program, node: fx.Node) -> None:

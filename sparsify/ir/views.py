@@ -165,6 +165,15 @@ def probe_at(node: fx.Node) -> Probe | None:
     return Probe(node, x, tuple(str(s.target) for s in statistics if isinstance(s, fx.Node)))
 
 
+def probe_behind(x: fx.Node) -> Probe | None:
+    """The probe that watches an activation, a group mask inserted after it passed over."""
+    probe = probe_at(x)
+    if probe is None and x.op == "call_function" and x.target is aten.mul.Tensor:
+        first = x.args[0]
+        return probe_at(first) if isinstance(first, fx.Node) else None
+    return probe
+
+
 @dataclass(frozen=True)
 class GroupMask:
     """A channel or head mask on the input of a linear: `y = (x * expand(mask)) W^T`.

@@ -15,7 +15,7 @@ from sparsify.ir.program import Program
 aten = torch.ops.aten
 
 # The arguments of a call and its result, as fake tensors -> multiply-adds.
-Rule = Callable[[Sequence[Any], Any], int]
+Rule = Callable[[Sequence[Any], Tensor], int]
 
 
 def multiply_adds(program: Program, batch: int, length: int) -> int:
@@ -71,28 +71,28 @@ def _product(left: int) -> Rule:
     return lambda args, result: result.numel() * args[left].shape[-1]
 
 
-def _attention(args: Sequence[Any], result: Any) -> int:
-    """`q k^T` and `weights v`: heads of q `[b, h, t, d]` times keys `[b, g, s, d]`, values `[.., e]`."""
+def _attention(args: Sequence[Any], result: Tensor) -> int:
+    """`q k^T` and `weights v`: q `[b, h, t, d]`, k `[b, g, s, d]`, v `[b, g, s, e]`."""
     q, k, v = args[:3]
-    return math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+    return int(math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
 
 
-def _convolution(args: Sequence[Any], result: Any) -> int:
+def _convolution(args: Sequence[Any], result: Tensor) -> int:
     """Result elements times the inputs each reads: weight `[out, in / groups, *window]`."""
-    return result.numel() * math.prod(args[1].shape[1:])
+    return int(result.numel() * math.prod(args[1].shape[1:]))
 
 
-def _scattering(args: Sequence[Any], result: Any) -> int:
-    """Transposed: input elements times the outputs each touches, weight `[in, out / groups, ..]`."""
-    return args[0].numel() * math.prod(args[1].shape[1:])
+def _scattering(args: Sequence[Any], result: Tensor) -> int:
+    """Input elements times the outputs each touches: weight `[in, out / groups, *window]`."""
+    return int(args[0].numel() * math.prod(args[1].shape[1:]))
 
 
-def _any_convolution(args: Sequence[Any], result: Any) -> int:
+def _any_convolution(args: Sequence[Any], result: Tensor) -> int:
     transposed = args[6]
     return _scattering(args, result) if transposed else _convolution(args, result)
 
 
-def _einsum(args: Sequence[Any], result: Any) -> int:
+def _einsum(args: Sequence[Any], result: Tensor) -> int:
     """The product of the sizes of all letters, for two operands; a sum of one costs nothing."""
     equation, operands = args[0], args[1]
     if len(operands) != 2 or "." in equation:

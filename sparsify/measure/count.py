@@ -13,11 +13,11 @@ from sparsify.ir.work import multiply_adds
 class Counts:
     """The size of a program.
 
-    `parameters` counts every parameter once, tied ones too; `zeros` of them are zero. A masked weight
-    is counted as the graph computes it, `mask * (W + c * B A)`. `linear_parameters` and
-    `linear_zeros` are the same for the weights of the linears alone. `bytes` is all that is stored,
-    buffers and masks included. `multiply_adds` is one forward at `[batch, length]` tokens, zeros
-    counted like any number.
+    `parameters` counts every parameter once, tied ones too; `zeros` of them are zero. A masked
+    weight is counted as the graph computes it, `mask * (W + c * B A)`. `linear_parameters` and
+    `linear_zeros` are the same for the weights of the linears alone, the head of a language model
+    among them. `bytes` is all that is stored, buffers and masks included. `multiply_adds` is one
+    forward at `[batch, length]` tokens, zeros counted like any number.
     """
 
     parameters: int

@@ -36,8 +36,8 @@ def perplexity(
 ) -> Perplexity:
     """The perplexity `exp(-1/n sum log p(x_t | x_<t))` over the first `limit` sequences.
 
-    `logits_of` maps inputs `[b, T]` to logits `[b, T, V]`; position t predicts token t + 1. Every token
-    weighs the same, padded tokens and labels of -100 are left out, the sum is float64.
+    `logits_of` maps inputs `[b, T]` to logits `[b, T, V]`; position t predicts token t + 1. Every
+    token weighs the same, padded tokens and labels of -100 are left out, the sum is float64.
     Raises DataError when there is no token to predict, SparsifyError when the loss is not finite.
     """
     total, tokens = 0.0, 0
@@ -54,7 +54,8 @@ def perplexity(
         tokens += int((targets != IGNORED).sum())
         if not math.isfinite(total):
             raise SparsifyError(
-                f"the loss became {total} after {tokens} tokens; the weights hold NaN or are too large"
+                f"the loss became {total} within {tokens} tokens; "
+                "the weights hold NaN or have grown too large"
             )
     if tokens == 0:
         raise DataError("the data has no token to predict; every label is padding")
@@ -72,7 +73,7 @@ def pool(states: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def embed(states_of: Forward, data: Data, batch_size: int = 8, limit: int | None = None) -> Tensor:
-    """Embeddings `[n, H]` of the first `limit` sequences: hidden states pooled over their tokens."""
+    """Embeddings `[n, H]` of the first `limit` sequences: states `[b, T, H]` pooled over tokens."""
     rows = []
     for batch in _first(data, batch_size, limit):
         states = states_of(batch)

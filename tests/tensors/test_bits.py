@@ -39,6 +39,7 @@ def test_the_layout_is_that_of_a_little_endian_number(mask: Tensor) -> None:
     assert bytes(pack_bits(mask).tolist()) == number.to_bytes(math.ceil(mask.numel() / 8), "little")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_pack_inverts_unpack(data: bytes) -> None:
     packed = torch.tensor(list(data), dtype=torch.uint8)

@@ -1,7 +1,7 @@
 """Masks against an oracle that sorts Python numbers; ties and odd floats on purpose."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import pytest
@@ -45,12 +45,14 @@ def matrices(draw: st.DrawFn, multiple: int = 1) -> Tensor:
     return torch.tensor(draw(entries), dtype=dtype).reshape(rows, columns)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 999))
 def test_zeros_are_the_floor_of_the_written_decimal(size: int, thousandths: int) -> None:
     exact = math.floor(Fraction(thousandths, 1000) * size)
     assert zeros_of(size, thousandths / 1000) == exact
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 1000))
 def test_the_sparsity_of_a_pattern_prunes_whole_groups(n: int, more: int, groups: int) -> None:
     pattern = Pattern(n, n + more)
@@ -189,7 +191,7 @@ def test_a_transposed_view_is_chosen_from_like_its_copy() -> None:
         lambda s: keep_nm(s, Pattern(2, 4)),
     ],
 )
-def test_nan_is_never_ranked(choose) -> None:  # type: ignore[no-untyped-def]
+def test_nan_is_never_ranked(choose: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(SparsifyError) as caught:
         choose(torch.tensor([[1.0, math.nan, 2.0, 3.0]]))
     assert str(caught.value) == (

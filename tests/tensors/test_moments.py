@@ -35,7 +35,7 @@ def test_spread_does_not_know_the_split(seed: int, sizes: list[int]) -> None:
     x = inputs(seed, 24, 6)
     zeros = torch.zeros(6, dtype=torch.float64)
     state = (0, zeros, zeros)
-    for part in x.split(sizes):
+    for part in torch.split(x, sizes):
         state = accumulate_spread(*state, part)
     whole = accumulate_spread(0, zeros, zeros, x)
     assert state[0] == whole[0]
@@ -47,7 +47,7 @@ def test_spread_survives_a_mean_that_drowns_it() -> None:
     exact = inputs(2, 512, 3) + 1e4
     x = exact.float()
     state = (0, torch.zeros(3), torch.zeros(3))
-    for part in x.split(16):
+    for part in torch.split(x, 16):
         state = accumulate_spread(*state, part)
     truth = x.double().var(0, correction=0)
     torch.testing.assert_close((state[2] / state[0]).double(), truth, rtol=1e-3, atol=0)
@@ -59,7 +59,7 @@ def test_the_accumulator_sets_the_precision() -> None:
     x = torch.full((4096, 1), 1.0, dtype=torch.bfloat16)
     total = torch.zeros(1)
     gram = torch.zeros(1, 1)
-    for part in x.split(1):
+    for part in torch.split(x, 1):
         total = accumulate_square_sum(total, part)
         gram = accumulate_gram(gram, part)
     assert total.dtype == gram.dtype == torch.float32

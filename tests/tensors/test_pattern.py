@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsify.errors import OptionError
@@ -12,6 +12,7 @@ def test_n_is_the_number_kept(text: str, n: int, m: int, sparsity: float) -> Non
     assert (pattern.n, pattern.m, pattern.sparsity) == (n, m, sparsity)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 999), st.integers(1, 999))
 def test_parse_and_str_are_inverse(n: int, more: int) -> None:
     pattern = Pattern(n, n + more)

@@ -1,6 +1,7 @@
 """What tells a faithful pruner from a toy: P1 to P8 of the acceptance list."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.scores import magnitude, wanda
 from sparsify.tensors.sparsegpt import sparsegpt
 
+Draw = Callable[..., Any]  # the factory of conftest
 Rule = float | Pattern
 SEEDS = range(4)
 METHODS = ("sparsegpt", "wanda", "magnitude")
@@ -30,7 +32,7 @@ def prune(method: str, weight: Tensor, gram: Tensor, rule: Rule) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_p1_sparsegpt_loses_least_then_wanda_then_magnitude(layer: Callable, seed: int) -> None:
+def test_p1_sparsegpt_loses_least_then_wanda_then_magnitude(layer: Draw, seed: int) -> None:
     one = layer(seed)
     weight, gram = one.weight.float(), one.gram.float()
     for rule in (0.5, 0.6, 0.7, Pattern(4, 8), Pattern(2, 4)):
@@ -41,7 +43,7 @@ def test_p1_sparsegpt_loses_least_then_wanda_then_magnitude(layer: Callable, see
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_p2_less_freedom_and_more_zeros_lose_more(layer: Callable, seed: int, method: str) -> None:
+def test_p2_less_freedom_and_more_zeros_lose_more(layer: Draw, seed: int, method: str) -> None:
     one = layer(seed)
 
     def losses(*rules: Rule) -> list[float]:
@@ -55,16 +57,13 @@ def test_p2_less_freedom_and_more_zeros_lose_more(layer: Callable, seed: int, me
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_p3_white_inputs_turn_sparsegpt_into_magnitude_by_block(layer: Callable, seed: int) -> None:
+def test_p3_white_inputs_turn_sparsegpt_into_magnitude_by_block(layer: Draw, seed: int) -> None:
     weight = layer(seed).weight.float()
     white = 37.0 * torch.eye(256)
-    ours, mask = sparsegpt(weight, white, sparsity=0.6)
-    blocks = [keep_global(magnitude(part), 0.6) for part in weight.split(128, 1)]
-    # whole counts: no block has a share that must be rounded
-    assert (weight.shape[0] * 128 * 6) % 10 == 0 or abs(
-        int(mask.sum()) - sum(int(b.sum()) for b in blocks)
-    ) <= 1
-    assert int((mask != torch.cat(blocks, 1)).sum()) <= 1
+    # 0.625 of 64 x 128 is a whole number, so that no block rounds its share
+    ours, mask = sparsegpt(weight, white, sparsity=0.625)
+    blocks = [keep_global(magnitude(part), 0.625) for part in weight.split(128, 1)]
+    assert torch.equal(mask, torch.cat(blocks, 1))
     torch.testing.assert_close(ours, weight * mask, rtol=1e-5, atol=0)
     ours, mask = sparsegpt(weight, white, pattern=Pattern(2, 4))
     assert torch.equal(mask, keep_nm(magnitude(weight), Pattern(2, 4)))
@@ -74,7 +73,7 @@ def test_p3_white_inputs_turn_sparsegpt_into_magnitude_by_block(layer: Callable,
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_p4_blocks_do_not_move_a_fixed_mask(
-    layer: Callable, seed: int, dtype: torch.dtype, tolerance: float
+    layer: Draw, seed: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     one = layer(seed)
     weight, gram = one.weight.to(dtype), one.gram.to(dtype)
@@ -88,7 +87,7 @@ def test_p4_blocks_do_not_move_a_fixed_mask(
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_p4_blocks_do_not_move_an_adaptive_pattern(
-    layer: Callable, seed: int, pattern: Pattern
+    layer: Draw, seed: int, pattern: Pattern
 ) -> None:
     one = layer(seed)
     whole, chosen = sparsegpt(one.weight, one.gram, pattern=pattern, block=256)
@@ -98,24 +97,18 @@ def test_p4_blocks_do_not_move_an_adaptive_pattern(
         assert float((ours - whole).abs().max() / whole.abs().max()) < 1e-12
 
 
-def test_p4_blocks_do_move_a_free_mask(layer: Callable) -> None:
+def test_p4_blocks_do_move_a_free_mask(layer: Draw) -> None:
     one = layer(0)
     masks = [sparsegpt(one.weight, one.gram, sparsity=0.5, block=b)[1] for b in (32, 128)]
     assert int((masks[0] != masks[1]).sum()) > 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_p4_the_pattern_is_chosen_from_values_already_repaired(layer: Callable, seed: int) -> None:
+def test_p4_the_pattern_is_chosen_from_values_already_repaired(layer: Draw, seed: int) -> None:
     """The control of the adaptive choice: the same scores of the untouched weight lose more."""
-    one = layer(seed)
-    pivots = torch.stack(
-        [
-            torch.linalg.inv(
-                one.gram[j:, j:] + 0.01 * one.gram.diagonal().mean() * torch.eye(256 - j)
-            )[0, 0]
-            for j in range(256)
-        ]
-    )
+    one = layer(seed, inputs=64)
+    hessian = one.gram + 0.01 * one.gram.diagonal().mean() * torch.eye(64)
+    pivots = torch.stack([torch.linalg.inv(hessian[j:, j:])[0, 0] for j in range(64)])
     frozen = keep_nm(one.weight.square() / pivots, Pattern(2, 4))
     ours, mask = sparsegpt(one.weight, one.gram, pattern=Pattern(2, 4))
     static, _ = sparsegpt(one.weight, one.gram, mask=frozen)
@@ -125,9 +118,7 @@ def test_p4_the_pattern_is_chosen_from_values_already_repaired(layer: Callable, 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("rule", [0.5, Pattern(2, 4)], ids=str)
-def test_p5_least_squares_on_the_same_mask_is_the_floor(
-    layer: Callable, seed: int, rule: Rule
-) -> None:
+def test_p5_least_squares_on_the_same_mask_is_the_floor(layer: Draw, seed: int, rule: Rule) -> None:
     one = layer(seed, outputs=16, inputs=96, tokens=400)
     ours = prune("sparsegpt", one.weight, one.gram, rule)
     targets = one.x @ one.weight.T
@@ -144,14 +135,14 @@ def test_p5_least_squares_on_the_same_mask_is_the_floor(
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("sparsity", [0.5, 0.33, 0.7])
-def test_p6_wanda_prunes_every_row_alike(layer: Callable, seed: int, sparsity: float) -> None:
+def test_p6_wanda_prunes_every_row_alike(layer: Draw, seed: int, sparsity: float) -> None:
     one = layer(seed)
     mask = keep_rows(wanda(one.weight, one.square_sum), sparsity)
     assert (~mask).sum(1).tolist() == [int(256 * sparsity)] * len(mask)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_p6_wanda_sees_the_product_of_input_and_weight(layer: Callable, seed: int) -> None:
+def test_p6_wanda_sees_the_product_of_input_and_weight(layer: Draw, seed: int) -> None:
     one = layer(seed)
 
     def choose(weight: Tensor, x: Tensor) -> list[Tensor]:
@@ -172,7 +163,7 @@ def test_p6_wanda_sees_the_product_of_input_and_weight(layer: Callable, seed: in
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.37, 0.9])
-def test_p7_zeros_are_what_was_asked_for(layer: Callable, sparsity: float) -> None:
+def test_p7_zeros_are_what_was_asked_for(layer: Draw, sparsity: float) -> None:
     layers = [layer(seed, outputs=10 + seed, inputs=60) for seed in SEEDS]
     total = sum(one.weight.numel() for one in layers)
     for one in layers:
@@ -189,9 +180,7 @@ def test_p7_zeros_are_what_was_asked_for(layer: Callable, sparsity: float) -> No
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, Pattern(1, 4), Pattern(2, 8)], ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_p7_every_group_of_every_row_is_full(
-    layer: Callable, pattern: Pattern, method: str
-) -> None:
+def test_p7_every_group_of_every_row_is_full(layer: Draw, pattern: Pattern, method: str) -> None:
     one = layer(1)
     ours = prune(method, one.weight, one.gram, pattern)
     check_nm(ours != 0, pattern)
@@ -201,7 +190,7 @@ def test_p7_every_group_of_every_row_is_full(
 @pytest.mark.parametrize("tokens", [20, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_p7_dead_inputs_and_few_tokens_leave_no_nan(
-    layer: Callable, rule: Rule, tokens: int, dtype: torch.dtype
+    layer: Draw, rule: Rule, tokens: int, dtype: torch.dtype
 ) -> None:
     one = layer(2, inputs=64, tokens=tokens)
     dead = [0, 7, 8, 9, 63]
@@ -212,16 +201,14 @@ def test_p7_dead_inputs_and_few_tokens_leave_no_nan(
         assert ours.isfinite().all()
         assert int((ours == 0).sum()) == weight.numel() // 2
         if method != "magnitude":
-            # two or fewer of a group are dead but 8 to 11 holds two and 4 to 7 one
+            # no group of four holds more than two of them, so a pattern can prune them all
             assert not ours[:, dead].any()
     assert one.error(prune("sparsegpt", weight, gram, rule)) < 0.2
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_p8_statistics_do_not_know_the_split(
-    layer: Callable, seed: int, dtype: torch.dtype
-) -> None:
+def test_p8_statistics_do_not_know_the_split(layer: Draw, seed: int, dtype: torch.dtype) -> None:
     x = layer(seed, inputs=24, tokens=128 * 4).x.reshape(128, 4, 24).to(dtype)
 
     def gather(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -173,6 +173,8 @@ def split_factor(axis: Axis, outer: int) -> tuple[Axis, Axis]:
     root = axis.root()
     if outer == 0 or root.size % outer:
         raise Conflict(f"{root!r} is not {outer} times anything")
+    if outer in (1, root.size):
+        return (Axis(1), root) if outer == 1 else (root, Axis(1))
     if root.kind == "sum":
         _distribute(root, outer)
     elif root.kind == "atomic":

@@ -1,0 +1,180 @@
+"""huggingface: a folder that stock `from_pretrained` loads, when a config can say the program's shapes."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from exporters.config_search import Misfit, Search, class_of, empty_model, holder
+from sparsify.engine.contract import Exporter, Moves, Reader
+from sparsify.engine.export import relative_difference
+from sparsify.errors import ExportError
+from sparsify.files import write_json
+from sparsify.ir.program import Program
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Huggingface(Exporter):
+    """Write `config.json`, `model.safetensors` and the tokenizer's files under Hugging Face names.
+
+    Zeros in place are plain dense numbers. Sizes that were pruned evenly go into the config, which is
+    found by search (`config_search`) and believed only when the loaded model gives the same outputs.
+    """
+
+    name: ClassVar[str] = "huggingface"
+    accepts: ClassVar[frozenset[str]] = frozenset()
+    tolerance: ClassVar[float] = 1e-5
+
+    def check(self, program: Program) -> None:
+        """Refuse a program that does not come from a model class of transformers."""
+        class_of(program)
+
+    def write(self, program: Program, folder: Path) -> None:
+        """Write the first config that fits and gives the same outputs, with the weights."""
+        cls = class_of(program)
+        differences: list[float] = []
+        with quiet():
+            search = Search(program, cls)
+            for config in search.configs():
+                _write_weights(program, empty_model(cls, config), folder)
+                _write_config(program, cls, config, folder)
+                difference = self._difference(program, folder)
+                if difference <= Moves(graph=True, tolerance=self.tolerance).allowed(_dtype(program)):
+                    break
+                differences.append(difference)
+            else:
+                raise ExportError(_refusal(program, search.nearest, differences))
+        if program.tokenizer is not None:
+            program.tokenizer.save_pretrained(str(folder))
+
+    def read_back(self, program: Program, folder: Path) -> Reader:
+        """The model as stock `from_pretrained` of its class loads it."""
+        with quiet():
+            model: Any = class_of(program).from_pretrained(
+                str(folder), dtype="auto", local_files_only=True, use_safetensors=True
+            )
+        model.eval()
+        model.config.use_cache = False
+        names = program.source.outputs
+
+        def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                result = model(**inputs, return_dict=True)
+            return tuple(getattr(result, name) for name in names)
+
+        return run
+
+    def _difference(self, program: Program, folder: Path) -> float:
+        """How far the outputs on the sample inputs stand off; infinite when they cannot be computed."""
+        try:
+            found = self.read_back(program, folder)(program.sample)
+        except (RuntimeError, ValueError):
+            return float("inf")
+        pairs = zip(program.run(), found, strict=True)
+        return max(relative_difference(a, b) for a, b in pairs)
+
+
+def _write_weights(program: Program, model: PreTrainedModel, folder: Path) -> None:
+    """Every tensor of the model once, zeros for what the function never reads."""
+    kept = set(model.state_dict())
+    tensors = {}
+    for name, empty in (*model.named_parameters(), *model.named_buffers()):
+        if name not in kept:
+            continue
+        path = holder(program, name)
+        if path is None:
+            tensors[name] = torch.zeros(empty.shape, dtype=empty.dtype)
+        else:
+            tensors[name] = _compact(program.tensor(path))
+    metadata = {"format": "pt", "sparsify.pipeline": " | ".join(program.log)}
+    save_file(tensors, folder / "model.safetensors", metadata=metadata)
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor on storage of its own size; copied only when it is a part of another."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _write_config(
+    program: Program, cls: type[PreTrainedModel], values: dict[str, Any], folder: Path
+) -> None:
+    """`config.json` with every entry said outright: a default left out may mean another number later."""
+    config = cls.config_class.from_dict(dict(values))
+    assert isinstance(config, PreTrainedConfig)
+    config.architectures = [cls.__name__]
+    config.dtype = _dtype(program)
+    said = config.to_dict()
+    rope = said.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        said["rope_theta"] = rope["rope_theta"]  # where releases before 5 look for it
+    said.pop("_name_or_path", None)
+    write_json(folder / "config.json", said)
+    if cls.can_generate():
+        GenerationConfig.from_model_config(config).save_pretrained(str(folder))
+
+
+def _dtype(program: Program) -> torch.dtype:
+    dtypes = (t.dtype for _, t in program.tensors() if t.is_floating_point())
+    return next(dtypes, torch.float32)
+
+
+def _refusal(program: Program, misfits: list[Misfit], differences: list[float]) -> str:
+    name = program.source.model_class
+    if differences:
+        return (
+            f"a config of {name} has the program's shapes, but its model gives outputs that "
+            f"differ by {min(differences):.2g} of the largest value; export to onnx or safetensors"
+        )
+    shown = "; ".join(_show(misfit) for misfit in misfits[:_SHOWN])
+    more = f" and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
+    even = "" if _even(program, misfits) else "prune every layer to the same sizes, or "
+    return (
+        f"no config of {name} has the program's shapes: {shown}{more}; "
+        f"{even}export to onnx or safetensors"
+    )
+
+
+def _even(program: Program, misfits: list[Misfit]) -> bool:
+    """Whether the tensors that fit nowhere are alike in every layer: then even pruning mends nothing."""
+    places = {_place(misfit.name) for misfit in misfits}
+    shapes: dict[str, set[tuple[int, ...]]] = {place: set() for place in places}
+    for path, tensor in program.tensors():
+        if _place(path) in places:
+            shapes[_place(path)].add(tuple(tensor.shape))
+    return all(len(found) <= 1 for found in shapes.values())
+
+
+def _place(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+
+def _show(misfit: Misfit) -> str:
+    if misfit.there is None:
+        return f"{misfit.name} {list(misfit.here)} has no place"
+    return f"{misfit.name} is {list(misfit.here)} where the nearest says {list(misfit.there)}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from showing bars and advice while models are built for a look at them."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

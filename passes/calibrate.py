@@ -1,0 +1,52 @@
+"""calibrate: run data through the program and fill its probes.
+
+    statistics <- sums over the tokens of `samples` sequences
+
+Statistics start from zero each time; padded tokens are left out. The graph and the weights stay.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
+from sparsify.errors import OptionError
+from sparsify.ir.modes import set_training
+from sparsify.ir.program import Program
+from sparsify.ir.views import probes
+from sparsify.select.statistics import Collector
+from sparsify.train.data import batches, sample
+
+
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Fill the probes from `samples` sequences, `batch` at a time."""
+
+    name: ClassVar[str] = "calibrate"
+    moves: ClassVar[Moves] = FUNCTION
+    samples: int = 128
+    batch: int = 8
+
+    def effect(self) -> Effect:
+        """Needs probes and data; sets statistics."""
+        return effect(needs=["probe"], sets=["stats"], wants=["data"])
+
+    def check(self, program: Program) -> None:
+        """Positive sizes."""
+        if self.samples < 1 or self.batch < 1:
+            raise OptionError(f"samples={self.samples} and batch={self.batch} must be at least 1")
+
+    def rewrite(self, program: Program, context: Context) -> int:
+        """Interpret the program on the chosen sequences; returns the number of probes filled."""
+        assert context.data is not None
+        chosen = sample(context.data, self.samples, context.seed)
+        set_training(program.module, False)
+        collector = Collector(program)
+        collector.reset()
+        context.progress.start(self.name, -(-len(chosen) // self.batch))
+        with torch.no_grad():
+            for part in batches(context.data, chosen, self.batch):
+                collector.collect(part)
+                context.progress.advance()
+        return len(list(probes(program)))

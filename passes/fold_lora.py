@@ -1,0 +1,49 @@
+"""fold-lora: add every low-rank branch into the weight it adapts.
+
+    mask * (W + c B A), W   ->   mask * W', W' = W + c B A
+
+`W [out, in], A [rank, in], B [out, rank]`; the product is taken in float64 and rounded once, so outputs stay
+up to rounding. A branch under a mask leaves every masked entry masked.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
+from sparsify.errors import SparsifyError
+from sparsify.ir.program import Program
+from sparsify.ir.views import linears, out_in
+from sparsify.ir.weights import drop_composition
+from sparsify.tensors.lowrank import delta
+
+
+@dataclass(frozen=True)
+class FoldLora(Pass):
+    """Merge every branch."""
+
+    name: ClassVar[str] = "fold-lora"
+    moves: ClassVar[Moves] = ROUNDING
+
+    def effect(self) -> Effect:
+        """Drops low-rank branches."""
+        return effect(needs=["lora"], drops=["lora"])
+
+    def rewrite(self, program: Program, context: Context) -> int:
+        """Merge each branch once and take it out of every linear that reads the weight."""
+        merged = set()
+        for view in [v for v in linears(program) if v.branch is not None]:
+            assert view.branch is not None
+            if view.weight not in merged:
+                weight = program.tensor(view.weight)
+                a, b = program.tensor(view.branch.a), program.tensor(view.branch.b)
+                change = delta(a, b, view.branch.scale, torch.float64)
+                new = (out_in(view, weight.detach()).double() + change).to(weight.dtype)
+                if not bool(torch.isfinite(new).all()):
+                    raise SparsifyError(f"the branch of @{view.weight} holds values that are not finite")
+                with torch.no_grad():
+                    weight.copy_(out_in(view, new))
+                merged.add(view.weight)
+            drop_composition(program, view, mask=False, branch=True)
+        return len(merged)

@@ -1,0 +1,75 @@
+"""fold-masks: multiply masks into the weights, where they become plain zeros.
+
+    weights:          linear(x, W * mask)          ->  linear(x, W'),  W' = W * mask
+    channels, heads:  linear(x * expand(mask), W)  ->  linear(x, W'),  W'_ij = W_ij mask_j
+
+`W [out, in]`. Outputs stay up to rounding. The zeros of a group mask keep their place and cost: to
+remove them, use prune-channels or prune-heads.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
+from sparsify.errors import OptionError
+from sparsify.ir.groupmask import drop_group_mask, expand_group_mask
+from sparsify.ir.program import Program
+from sparsify.ir.views import effective_weight, group_masks, linears, out_in
+from sparsify.ir.weights import drop_composition
+
+
+@dataclass(frozen=True)
+class FoldMasks(Pass):
+    """Fold the masks of one or more kinds."""
+
+    name: ClassVar[str] = "fold-masks"
+    moves: ClassVar[Moves] = ROUNDING
+    of: tuple[str, ...] = ("weights",)
+
+    def effect(self) -> Effect:
+        """Drops one feature for each kind; branches must be folded first."""
+        features = [f"mask.{kind}" for kind in self.of]
+        return effect(needs=features, drops=features)
+
+    def check(self, program: Program) -> None:
+        """Known kinds only."""
+        for kind in self.of:
+            if kind not in ("weights", "channels", "heads"):
+                raise OptionError(f"there are no masks of '{kind}'; there are: channels, heads, weights")
+
+    def rewrite(self, program: Program, context: Context) -> int:
+        """Fold every mask; returns how many."""
+        return sum(
+            _fold_weights(program) if kind == "weights" else _fold_groups(program, kind)
+            for kind in self.of
+        )
+
+
+def _fold_weights(program: Program) -> int:
+    folded = set()
+    for view in [v for v in linears(program) if v.mask is not None]:
+        assert view.mask is not None
+        if view.branch is not None:
+            raise OptionError(f"@{view.weight} has a branch under its mask; put fold-lora first")
+        if view.weight not in folded:
+            weight, mask = program.tensor(view.weight), program.tensor(view.mask)
+            with torch.no_grad():
+                weight.copy_(torch.where(mask, weight, torch.zeros_like(weight)))
+            folded.add(view.weight)
+        drop_composition(program, view, mask=True, branch=False)
+    return len(folded)
+
+
+def _fold_groups(program: Program, kind: str) -> int:
+    found = [mask for mask in group_masks(program) if mask.kind == kind]
+    for mask in found:
+        view = mask.linear
+        stored = program.tensor(view.weight)
+        weight = out_in(view, effective_weight(program, view))
+        kept = expand_group_mask(program, mask, weight.shape[1])
+        with torch.no_grad():
+            stored.copy_(out_in(view, torch.where(kept, weight, torch.zeros_like(weight))))
+        drop_group_mask(program, mask)
+    return len(found)

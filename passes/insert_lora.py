@@ -1,0 +1,68 @@
+"""insert-lora: a low-rank branch beside a weight, under its mask where there is one.
+
+    linear(x, W)             ->  linear(x, W + c B A)
+    linear(x, mask * W)      ->  linear(x, mask * (W + c B A))
+
+`W [out, in], A [rank, in], B [out, rank], c = alpha / rank`. B starts at zero, so outputs stay bitwise. Only
+under the mask can the branch be folded later without losing a zero (LoSA, 2502.14816, section 3).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
+from sparsify.errors import OptionError
+from sparsify.ir.names import lora
+from sparsify.ir.program import Program
+from sparsify.ir.views import Linear, out_in, targeted
+from sparsify.ir.weights import add_branch
+from sparsify.tensors.lowrank import initial
+
+
+@dataclass(frozen=True)
+class InsertLora(Pass):
+    """Add a trainable branch of a rank to every targeted weight."""
+
+    name: ClassVar[str] = "insert-lora"
+    moves: ClassVar[Moves] = NOTHING
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+
+    def effect(self) -> Effect:
+        """Adds low-rank branches."""
+        return effect(adds=["lora"])
+
+    def check(self, program: Program) -> None:
+        """The rank must be smaller than every targeted weight."""
+        for view in targeted(program, self.targets, self.ignore):
+            smallest = min(program.tensor(view.weight).shape)
+            if not 1 <= self.rank < smallest:
+                raise OptionError(
+                    f"rank={self.rank} does not fit @{view.weight}; it must be 1 to {smallest - 1}"
+                )
+
+    def rewrite(self, program: Program, context: Context) -> int:
+        """Add one branch a weight; A is drawn from the seed and the weight's place in the graph."""
+        views: dict[str, Linear] = {}
+        for view in targeted(program, self.targets, self.ignore):
+            views.setdefault(view.weight, view)
+        for place, (path, view) in enumerate(views.items()):
+            weight = program.tensor(path)
+            outputs, inputs = out_in(view, weight).shape
+            a, b = initial(
+                outputs, inputs, self.rank, seed=_seed(context.seed, place), dtype=weight.dtype
+            )
+            device = weight.device
+            pairs = dict(zip(lora(path), (a.to(device), b.to(device)), strict=True))
+            add_branch(program, path, pairs, self.alpha / self.rank, transposed=view.transposed)
+        return len(views)
+
+
+def _seed(seed: int, place: int) -> int:
+    """A seed of its own for each weight, so that a change of targets moves no other weight's draw."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+    return int(torch.randint(2**62, (), generator=generator))

@@ -1,0 +1,165 @@
+"""What the forward walk knows about a program: the axes of every value, and where axes are contracted."""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from sparsify.ir.axes.axis import Axis, Conflict, unify
+from sparsify.ir.program import Program
+
+Axes = list[Axis]
+
+BATCH_OR_LENGTH = "batch or length, known only at run time"
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """An op that sums over an axis of its operand `x`.
+
+    `weight` is the path of the stored matrix it is multiplied with, `dim` the contracted dimension of
+    that matrix; None when the other operand is an activation (attention), and then `dim` means nothing.
+    """
+
+    node: fx.Node
+    x: fx.Node
+    axis: Axis
+    weight: str | None
+    dim: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """An attention: head axes of queries, keys and values, and the two inner axes.
+
+    `made` are the axes that were repeated on the way to the keys and values: query heads per KV group.
+    """
+
+    node: fx.Node
+    query_heads: Axis
+    key_heads: Axis
+    key_size: Axis | None
+    value_size: Axis
+    made: tuple[Axis, ...]
+
+
+@dataclass
+class Analysis:
+    """Axes of every tensor of a program, tied as its ops tie them.
+
+    `tensors` maps the path of each parameter and buffer to its axes, `axes` each node, `parts` each
+    node with several outputs, `made` the axes that a node repeats (expand, repeat_interleave).
+    `widths` are the feature axes of embeddings, `vocabularies` their looked-up axes.
+    """
+
+    program: Program
+    tensors: dict[str, Axes] = field(default_factory=dict)
+    axes: dict[fx.Node, Axes] = field(default_factory=dict)
+    parts: dict[fx.Node, list[Axes]] = field(default_factory=dict)
+    made: dict[fx.Node, list[Axis]] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    softmaxes: set[fx.Node] = field(default_factory=set)
+    constant: set[fx.Node] = field(default_factory=set)
+    normalised: Axes = field(default_factory=list)
+    widths: Axes = field(default_factory=list)
+    vocabularies: Axes = field(default_factory=list)
+    _symbols: dict[Any, int] = field(default_factory=dict)
+
+    def length(self, size: int | torch.SymInt) -> tuple[int, bool]:
+        """A size as an integer, and whether it is symbolic: each symbol counts as a large prime."""
+        if isinstance(size, int):
+            return size, False
+        expression = size.node.expr
+        symbols = sorted(expression.free_symbols, key=str)
+        for symbol in symbols:
+            self._symbols.setdefault(symbol, prime(len(self._symbols)))
+        value = expression.subs({symbol: self._symbols[symbol] for symbol in symbols})
+        return int(value), bool(symbols)
+
+    def fresh(self, size: int | torch.SymInt, reason: str | None = None) -> Axis:
+        """A new axis, pinned for a reason if one is given."""
+        length, dynamic = self.length(size)
+        axis = Axis(length, dynamic=dynamic)
+        if dynamic:
+            axis.pin(BATCH_OR_LENGTH)
+        elif reason is not None:
+            axis.pin(reason)
+        return axis
+
+    def like(self, value: torch.Tensor, reason: str | None = None) -> Axes:
+        """New axes for every dimension of a value."""
+        return [self.fresh(size, reason) for size in value.shape]
+
+    def tie(self, node: fx.Node, one: Axis, other: Axis) -> None:
+        """Unify two axes, or pin both when they cannot be lined up; length 1 broadcasts and is free."""
+        if one.root().size == 1 or other.root().size == 1:
+            return
+        try:
+            unify(one, other)
+        except Conflict:
+            for axis in (one, other):
+                axis.pin(f"{opname(node)} at {node.name} ties it to an axis of another structure")
+
+    def contract(self, node: fx.Node, x: fx.Node, axis: Axis, operand: fx.Node, dim: int) -> None:
+        """Record that `node` sums over `axis` of `x` against dimension `dim` of `operand`."""
+        path = None
+        if operand in self.constant and x not in self.constant:
+            path = stored_matrix(self, operand)
+        if path is not None:
+            ours, theirs = self.axes[operand], self.tensors[path]
+            same = [axis.root() for axis in ours] == [axis.root() for axis in theirs]
+            dim = dim % 2 if same else 1 - dim % 2
+        self.contractions.append(Contraction(node, x, axis, path, dim))
+
+
+def stored_matrix(analysis: Analysis, operand: fx.Node) -> str | None:
+    """The parameter a weight is composed from: first read of its own two axes, in either order."""
+    ours = {axis.root() for axis in analysis.axes[operand]}
+    queue, seen = [operand], {operand}
+    while queue:
+        node = queue.pop(0)
+        if node.op == "get_attr":
+            axes = analysis.tensors.get(str(node.target), [])
+            stored = analysis.program.tensor(str(node.target))
+            matches = len(axes) == 2 and {axis.root() for axis in axes} == ours
+            if matches and stored.is_floating_point():
+                return str(node.target)
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+    return None
+
+
+def opname(node: fx.Node) -> str:
+    """The op of a node as a human reads it."""
+    name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else node.op
+    if node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload):
+        name = getattr(node.target, "__name__", str(node.target))
+    return name.removeprefix("aten.").removesuffix(".default")
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a node by the names of its op's schema, defaults filled in."""
+    names, values = _signature(node.target)
+    bound = dict(zip(names, node.args, strict=False))
+    return {**values, **bound, **node.kwargs}
+
+
+@functools.cache
+def _signature(op: torch._ops.OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
+    declared = op._schema.arguments
+    defaults = {a.name: a.default_value for a in declared if a.has_default_value()}
+    return tuple(a.name for a in declared), defaults
+
+
+@functools.cache
+def prime(number: int) -> int:
+    """A prime above every size that occurs in a model, a new one for each number."""
+    candidate = 1_000_003 if number == 0 else prime(number - 1) + 2
+    while any(candidate % divisor == 0 for divisor in range(3, int(candidate**0.5) + 1, 2)):
+        candidate += 2
+    return candidate

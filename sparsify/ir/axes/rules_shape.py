@@ -1,0 +1,248 @@
+"""Rules of ops that only move, cut, join or repeat elements."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from sparsify.ir.axes.analysis import Analysis, Axes, opname
+from sparsify.ir.axes.axis import Axis, Conflict, concatenation, product, regroup, take
+from sparsify.ir.axes.rules import Rule, overloads
+
+aten = torch.ops.aten
+
+
+def transpose(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Two dimensions change places."""
+    axes = list(analysis.axes[args["self"]])
+    i, j = args["dim0"] % len(axes), args["dim1"] % len(axes)
+    axes[i], axes[j] = axes[j], axes[i]
+    return axes
+
+
+def turn(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """All dimensions in reverse order."""
+    return analysis.axes[args["self"]][::-1]
+
+
+def permute(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Dimensions in a given order."""
+    axes = analysis.axes[args["self"]]
+    return [axes[dim] for dim in args["dims"]]
+
+
+def unsqueeze(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """A new dimension of length 1."""
+    axes = list(analysis.axes[args["self"]])
+    axes.insert(args["dim"] % (len(axes) + 1), Axis(1))
+    return axes
+
+
+def squeeze(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """A dimension of length 1 goes away; an axis that could reach length 1 must not."""
+    axes = list(analysis.axes[args["self"]])
+    dims = args["dim"] if isinstance(args["dim"], list | tuple) else [args["dim"]]
+    gone = {dim % len(axes) for dim in dims}
+    for dim in gone:
+        axes[dim].pin(f"squeeze at {node.name} would drop it at length 1")
+    return [a for i, a in enumerate(axes) if i not in gone or a.root().size != 1]
+
+
+def view(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Dimensions merged and split; each smallest run of dimensions that keeps its total apart."""
+    before = list(analysis.axes[args["self"]])
+    after = node.meta["val"].shape
+    sizes = [analysis.length(size)[0] for size in after]
+    if 0 in sizes:
+        raise Conflict("an empty view")
+    result: Axes = []
+    for sources, targets in _runs(before, sizes):
+        try:
+            result += regroup(sources, targets)
+        except Conflict:
+            reason = f"{opname(node)} at {node.name} cuts across it"
+            for axis in sources:
+                axis.pin(reason)
+            here = after[len(result) : len(result) + len(targets)]
+            result += [analysis.fresh(size, reason) for size in here]
+    _pin_computed(node, args.get("size", args.get("shape")), result)
+    return result
+
+
+def _runs(before: Axes, sizes: list[int]) -> list[tuple[Axes, list[int]]]:
+    """Cut two size lists of one total into the shortest runs with equal totals."""
+    runs: list[tuple[Axes, list[int]]] = []
+    sources, targets = list(before), list(sizes)
+    while sources or targets:
+        run: tuple[Axes, list[int]] = ([], [])
+        left = right = 1
+        while True:
+            if sources and (left < right or (left == right and not run[0])):
+                run[0].append(sources.pop(0))
+                left *= run[0][-1].root().size
+            elif targets:
+                run[1].append(targets.pop(0))
+                right *= run[1][-1]
+            elif sources:
+                run[0].append(sources.pop(0))
+                left *= run[0][-1].root().size
+            if left == right or not (sources or targets):
+                break
+        runs.append(run)
+    return runs
+
+
+def _pin_computed(node: fx.Node, sizes: Any, axes: Axes) -> None:
+    """A length that the graph computes at run time cannot be rewritten: pin it."""
+    for size, axis in zip(sizes or [], axes, strict=False):
+        if isinstance(size, fx.Node):
+            axis.pin(f"{opname(node)} at {node.name} computes its length")
+
+
+def flatten(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Neighbouring dimensions become one."""
+    axes = analysis.axes[args["self"]]
+    start, end = args["start_dim"] % len(axes), args["end_dim"] % len(axes)
+    merged = [axis for axis in axes[start : end + 1] if axis.root().size != 1]
+    return [*axes[:start], product(merged), *axes[end + 1 :]]
+
+
+def unflatten(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """One dimension becomes several."""
+    axes = analysis.axes[args["self"]]
+    dim = args["dim"] % len(axes)
+    count = len(args["sizes"])
+    sizes = [analysis.length(s)[0] for s in node.meta["val"].shape[dim : dim + count]]
+    parts = regroup([axes[dim]], sizes)
+    _pin_computed(node, args["sizes"], parts)
+    return [*axes[:dim], *parts, *axes[dim + 1 :]]
+
+
+def expand(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Dimensions of length 1 repeated: each becomes a new axis, since its copies are interchangeable."""
+    axes = analysis.axes[args["self"]]
+    shape = node.meta["val"].shape
+    result = []
+    for i, size in enumerate(shape):
+        old = i - (len(shape) - len(axes))
+        length, dynamic = analysis.length(size)
+        if old >= 0 and axes[old].root().size == length:
+            result.append(axes[old])
+            continue
+        axis = analysis.fresh(size)
+        result.append(axis)
+        if not dynamic:
+            analysis.made.setdefault(node, []).append(axis)
+    _pin_computed(node, args["size"], result)
+    return result
+
+
+def repeat_interleave(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Each index of a dimension repeated a number of times."""
+    axes = list(analysis.axes[args["self"]])
+    if args["dim"] is None and len(axes) > 1:
+        raise Conflict("repeat_interleave without a dimension")
+    dim = (args["dim"] or 0) % len(axes)
+    copies = analysis.fresh(args["repeats"])
+    analysis.made[node] = [copies]
+    axes[dim] = product([axis for axis in (axes[dim], copies) if axis.root().size != 1])
+    return axes
+
+
+def cut(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """`slice`: a range of one dimension."""
+    axes = list(analysis.axes[args["self"]])
+    dim = args["dim"] % len(axes)
+    whole = axes[dim]
+    size, dynamic = analysis.length(node.meta["val"].shape[dim])
+    if size in (0, whole.root().size):
+        axes[dim] = whole if size else Axis(0)
+        return axes
+    start = 0 if args["start"] is None else args["start"]
+    if dynamic or whole.moves() or args["step"] != 1 or not isinstance(start, int):
+        reason = f"slice at {node.name} takes some of it"
+        whole.pin(reason)
+        axes[dim] = analysis.fresh(node.meta["val"].shape[dim], reason)
+        return axes
+    axes[dim] = take(whole, start % whole.root().size, size)
+    return axes
+
+
+def split(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
+    """`split`, `split_with_sizes` and `chunk`: one dimension in consecutive pieces."""
+    axes = analysis.axes[args["self"]]
+    dim = args["dim"] % len(axes)
+    pieces: list[Axes] = []
+    start = 0
+    for value in node.meta["val"]:
+        size = analysis.length(value.shape[dim])[0]
+        piece = take(axes[dim], start, size)
+        pieces.append([*axes[:dim], piece, *axes[dim + 1 :]])
+        start += size
+    return pieces
+
+
+def select(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """One index of a dimension."""
+    axes = list(analysis.axes[args["self"]])
+    axes.pop(args["dim"] % len(axes)).pin(f"select at {node.name} picks an index of it")
+    return axes
+
+
+def unbind(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
+    """Every index of a dimension on its own."""
+    axes = list(analysis.axes[args["self"]])
+    axes.pop(args["dim"] % len(axes)).pin(f"unbind at {node.name} picks its indices")
+    return [list(axes) for _ in node.meta["val"]]
+
+
+def cat(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Dimensions joined end to end."""
+    operands = [analysis.axes[x] for x in args["tensors"]]
+    operands = [o for o in operands if not (len(o) == 1 and o[0].root().size == 0)]
+    dim = args["dim"] % len(operands[0])
+    for other in operands[1:]:
+        for i, axis in enumerate(other):
+            if i != dim:
+                analysis.tie(node, operands[0][i], axis)
+    result = list(operands[0])
+    pieces = [o[dim] for o in operands]
+    if any(piece.moves() for piece in pieces):
+        result[dim] = analysis.fresh(node.meta["val"].shape[dim])
+        for piece in pieces:
+            piece.pin(f"cat at {node.name} joins it to an axis of run-time length")
+    else:
+        result[dim] = concatenation(pieces)
+    return result
+
+
+def stack(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Equal tensors side by side along a new dimension."""
+    operands = [analysis.axes[x] for x in args["tensors"]]
+    result = list(operands[0])
+    for other in operands[1:]:
+        for one, axis in zip(result, other, strict=True):
+            analysis.tie(node, one, axis)
+    reason = f"stack at {node.name} makes it"
+    result.insert(args["dim"] % (len(result) + 1), analysis.fresh(len(operands), reason))
+    return result
+
+
+SHAPE: dict[object, Rule] = {
+    **dict.fromkeys(overloads("transpose.int swapaxes.default"), transpose),
+    **dict.fromkeys(overloads("t.default numpy_T.default"), turn),
+    **dict.fromkeys(overloads("permute.default"), permute),
+    **dict.fromkeys(overloads("unsqueeze.default"), unsqueeze),
+    **dict.fromkeys(overloads("squeeze.dim squeeze.dims"), squeeze),
+    **dict.fromkeys(overloads("view.default reshape.default _unsafe_view.default"), view),
+    **dict.fromkeys(overloads("flatten.using_ints"), flatten),
+    **dict.fromkeys(overloads("unflatten.int"), unflatten),
+    **dict.fromkeys(overloads("expand.default broadcast_to.default"), expand),
+    **dict.fromkeys(overloads("repeat_interleave.self_int"), repeat_interleave),
+    **dict.fromkeys(overloads("slice.Tensor"), cut),
+    **dict.fromkeys(overloads("split.Tensor split_with_sizes.default split.sizes chunk.default"), split),
+    **dict.fromkeys(overloads("select.int"), select),
+    **dict.fromkeys(overloads("unbind.int"), unbind),
+    **dict.fromkeys(overloads("cat.default concat.default"), cat),
+    **dict.fromkeys(overloads("stack.default"), stack),
+}

@@ -1,0 +1,120 @@
+"""The forward walk: every op of a program ties, refines or pins axes."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.ir.axes.analysis import Analysis, Axes, arguments, opname
+from sparsify.ir.axes.axis import Axis, Conflict
+from sparsify.ir.axes.rules import ELEMENTWISE
+from sparsify.ir.axes.rules_compute import COMPUTE
+from sparsify.ir.axes.rules_shape import SHAPE
+from sparsify.ir.program import Program
+
+__all__ = ["Analysis", "analyse"]
+
+RULES = {**ELEMENTWISE, **SHAPE, **COMPUTE}
+
+
+def analyse(program: Program) -> Analysis:
+    """The coupled axes of a program whose nodes are typed.
+
+    Each op follows its rule; an op without one pins every axis it reads or writes, and says so.
+    """
+    analysis = Analysis(program)
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            _read(analysis, node)
+        elif node.op == "placeholder":
+            analysis.axes[node] = analysis.like(node.meta["val"], f"input {node.target}")
+        elif node.op == "output":
+            for source in node.all_input_nodes:
+                _pin_all(analysis, source, "graph output")
+        else:
+            _visit(analysis, node)
+    return analysis
+
+
+def _read(analysis: Analysis, node: fx.Node) -> None:
+    path = str(node.target)
+    if path not in analysis.tensors:
+        shape = analysis.program.tensor(path).shape
+        analysis.tensors[path] = [Axis(int(size)) for size in shape]
+    analysis.axes[node] = analysis.tensors[path]
+    analysis.constant.add(node)
+
+
+def _visit(analysis: Analysis, node: fx.Node) -> None:
+    sources = node.all_input_nodes
+    if sources and all(source in analysis.constant for source in sources):
+        analysis.constant.add(node)
+    value = node.meta["val"]
+    if node.target is operator.getitem and node.args[0] in analysis.parts:
+        analysis.axes[node] = analysis.parts[node.args[0]][_number(node.args[1])]
+        return
+    if not _has_tensors(value):
+        if node.target is not torch.ops.aten.sym_size.int:
+            for source in sources:
+                _pin_all(analysis, source, f"{opname(node)} at {node.name} reads its values")
+        return
+    rule = RULES.get(node.target)
+    try:
+        if rule is None:
+            raise Conflict("no rule")
+        _store(analysis, node, rule(analysis, node, _bound(node)))
+    except (Conflict, KeyError, IndexError, TypeError, ValueError) as error:
+        # A rule meets a form of its op that it was not written for: as safe as no rule at all.
+        known = f"op {opname(node)} has no axis rule"
+        reason = known if rule is None else f"{opname(node)} at {node.name} takes a form without a rule"
+        _give_up(analysis, node, reason, error)
+
+
+def _bound(node: fx.Node) -> dict[str, Any]:
+    return arguments(node) if isinstance(node.target, torch._ops.OpOverload) else {}
+
+
+def _store(analysis: Analysis, node: fx.Node, result: Any) -> None:
+    """Keep a rule's result after holding it against the sizes the node really has."""
+    value = node.meta["val"]
+    single = isinstance(value, Tensor)
+    pairs = [(value, result)] if single else list(zip(value, result, strict=True))
+    for tensor, axes in pairs:
+        sizes = [analysis.length(size)[0] for size in tensor.shape]
+        if [axis.root().size for axis in axes] != sizes:
+            raise Conflict(f"{axes} is not {sizes}")
+    if single:
+        analysis.axes[node] = result
+    else:
+        analysis.parts[node] = result
+
+
+def _give_up(analysis: Analysis, node: fx.Node, reason: str, error: Exception) -> None:
+    for source in node.all_input_nodes:
+        _pin_all(analysis, source, reason)
+    value = node.meta["val"]
+    if isinstance(value, Tensor):
+        analysis.axes[node] = analysis.like(value, reason)
+    else:
+        analysis.parts[node] = [
+            analysis.like(item, reason) if isinstance(item, Tensor) else [] for item in value
+        ]
+
+
+def _pin_all(analysis: Analysis, node: fx.Node, reason: str) -> None:
+    lists: list[Axes] = analysis.parts.get(node, [])
+    for axes in [analysis.axes.get(node, []), *lists]:
+        for axis in axes:
+            axis.pin(reason)
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(isinstance(item, Tensor) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _number(value: Any) -> int:
+    assert isinstance(value, int)
+    return value

@@ -1,0 +1,1 @@
+"""What to keep: scores and choices for the weights and groups of a program."""

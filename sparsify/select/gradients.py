@@ -1,0 +1,69 @@
+"""First-order sensitivities: derivatives of the task loss by weights and by group masks."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sparsify.ir.modes import set_training
+from sparsify.ir.program import Program
+from sparsify.ir.views import effective_weight, linears, out_in
+from sparsify.select.groups import Site, input_index
+from sparsify.ir.axes.index import reduce
+from sparsify.train.data import Data, batches
+from sparsify.train.losses import TaskLoss
+
+
+def weight_gradients(
+    program: Program, data: Data, indices: Sequence[int], batch: int
+) -> dict[str, Tensor]:
+    """Mean gradient of the task loss by every linear's weight, in its stored layout, by path."""
+    total: dict[str, Tensor] = {}
+    count = 0
+    for gradients in _each(program, data, indices, batch):
+        count += 1
+        for path, value in gradients.items():
+            total[path] = total[path] + value if path in total else value
+    return {path: value / count for path, value in total.items()}
+
+
+def mask_derivatives(
+    program: Program, chosen: Sequence[Site], data: Data, indices: Sequence[int], batch: int
+) -> dict[str, Tensor]:
+    """Mean over batches of |dLoss / dmask|, `[size]` for each site by its mask's path.
+
+    The mask multiplies the inputs of a linear, so `dLoss/dmask_g = sum W_ij dLoss/dW_ij` over all outputs i
+    and the inputs j of group g: the weight's own gradient is enough.
+    """
+    views = {view.weight: view for view in linears(program)}
+    total: dict[str, Tensor] = {}
+    for gradients in _each(program, data, indices, batch):
+        for site in chosen:
+            view = views[site.mask.linear.weight]
+            product = effective_weight(program, view) * gradients[view.weight]
+            columns = out_in(view, product).float().sum(0)
+            value = reduce(input_index(site), columns, site.of.size).abs()
+            total[site.mask.path] = total.get(site.mask.path, torch.zeros_like(value)) + value
+    return total
+
+
+def _each(
+    program: Program, data: Data, indices: Sequence[int], batch: int
+) -> Iterator[dict[str, Tensor]]:
+    paths = sorted({view.weight for view in linears(program)})
+    weights = [program.tensor(path) for path in paths]
+    flags = [weight.requires_grad for weight in weights]
+    loss_of = TaskLoss(program)
+    set_training(program.module, False)
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for part in batches(data, indices, batch):
+            loss = loss_of(program.module(**program.complete(part)), part)
+            found = torch.autograd.grad(loss, weights)
+            yield dict(zip(paths, found, strict=True))
+    finally:
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
+
+

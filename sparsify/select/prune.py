@@ -1,0 +1,37 @@
+"""Physical removal of what channel or head masks leave out."""
+
+import torch
+
+from sparsify.errors import SparsifyError
+from sparsify.ir.axes.groups import Heads
+from sparsify.ir.axes.keep import Keep
+from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.walk import analyse
+from sparsify.ir.groupmask import drop_group_mask
+from sparsify.ir.program import Program
+from sparsify.ir.views import group_masks
+from sparsify.select.groups import sites
+
+
+def remove_masked(program: Program, kind: str) -> int:
+    """Slice every tensor of the masked groups, drop the masks, and record the plan; returns the sites.
+
+    Kept indices go to `program.plan["axes"]`. Raises SparsifyError when masks of one coupled axis disagree
+    or leave nothing.
+    """
+    found = sites(analyse(program), group_masks(program), kind)
+    keep = Keep()
+    kept_of: dict[object, list[int]] = {}
+    for site in found:
+        kept = torch.nonzero(program.tensor(site.mask.path)).flatten().tolist()
+        if kept_of.setdefault(site.of.key, kept) != kept:
+            raise SparsifyError(f"@{site.mask.path} disagrees with another mask of the same {kind}")
+        if isinstance(site.of, Heads):
+            keep.heads(site.of, kept)
+        else:
+            keep.group(site.of, kept)
+    plan = shrink(program, keep)
+    program.plan.setdefault("axes", []).append(plan)
+    for mask in [m for m in group_masks(program) if m.kind == kind]:
+        drop_group_mask(program, mask)
+    return len(found)

@@ -1,0 +1,99 @@
+"""Masks for single weights: scores by name, and the comparison group they are ranked in."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import OptionError
+from sparsify.ir.program import Program
+from sparsify.ir.views import Linear, effective_weight, out_in
+from sparsify.select.statistics import statistics_of
+from sparsify.tensors import scores
+from sparsify.tensors.masks import keep_across, keep_global, keep_nm, keep_rows
+from sparsify.tensors.pattern import Pattern
+from sparsify.tensors.sparsegpt import sparsegpt
+
+Scope = Literal["row", "layer", "global"]
+Gradients = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many weights go: a sparsity in [0, 1), or a pattern N:M (N kept of every M inputs)."""
+
+    sparsity: float | None = None
+    pattern: Pattern | None = None
+
+    @classmethod
+    def of(cls, sparsity: float | None, pattern: str | None) -> "Target":
+        """A target from options; OptionError when they are missing, out of range or in conflict."""
+        if (sparsity is None) == (pattern is None):
+            raise OptionError("choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4")
+        if sparsity is not None and not 0 <= sparsity < 1:
+            raise OptionError(f"sparsity {sparsity} is not in [0, 1)")
+        return cls(sparsity, Pattern.parse(pattern) if pattern is not None else None)
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of zeros aimed at."""
+        if self.pattern is not None:
+            return self.pattern.sparsity
+        assert self.sparsity is not None
+        return self.sparsity
+
+
+def score(program: Program, view: Linear, name: str, gradients: Gradients) -> Tensor:
+    """Scores `[out, in]` of a linear's effective weight: `magnitude`, `wanda` or `taylor`."""
+    weight = out_in(view, effective_weight(program, view))
+    if name == "magnitude":
+        return scores.magnitude(weight)
+    if name == "wanda":
+        found = statistics_of(program, view.x, view.weight)
+        return scores.wanda(weight, found.square, found.tokens)
+    return scores.taylor(weight, out_in(view, gradients[view.weight]))
+
+
+def masks_by_score(
+    scored: Mapping[str, Tensor], target: Target, scope: Scope
+) -> dict[str, Tensor]:
+    """Keep-masks `[out, in]` by weight path: N:M in each row, else ranked per row, layer or globally."""
+    if target.pattern is not None:
+        return {path: keep_nm(value, target.pattern) for path, value in scored.items()}
+    sparsity = target.fraction
+    if scope == "global":
+        return dict(zip(scored, keep_across(list(scored.values()), sparsity), strict=True))
+    keep: Callable[[Tensor, float], Tensor] = keep_rows if scope == "row" else keep_global
+    return {path: keep(value, sparsity) for path, value in scored.items()}
+
+
+def sparsegpt_layer(
+    program: Program, view: Linear, target: Target, damping: float
+) -> tuple[Tensor, Tensor]:
+    """New weight and keep-mask `[out, in]` of one linear by SparseGPT, from the Gram matrix of its probe.
+
+    Raises OptionError when the probe was inserted without `gram=true`.
+    """
+    found = statistics_of(program, view.x, view.weight)
+    if found.gram is None:
+        raise OptionError(f"sparsegpt needs insert-probes{{gram=true}} at the input of @{view.weight}")
+    weight = out_in(view, effective_weight(program, view))
+    new, mask = sparsegpt(
+        weight, found.gram, sparsity=target.sparsity, pattern=target.pattern, damping=damping
+    )
+    return new.to(weight.dtype), mask
+
+
+def store_mask(program: Program, view: Linear, mask: Tensor) -> None:
+    """Write a keep-mask `[out, in]` into the mask buffer of a linear."""
+    assert view.mask is not None
+    with torch.no_grad():
+        program.tensor(view.mask).copy_(out_in(view, mask))
+
+
+def store_weight(program: Program, view: Linear, weight: Tensor) -> None:
+    """Write values `[out, in]` into the weight of a linear."""
+    with torch.no_grad():
+        program.tensor(view.weight).copy_(out_in(view, weight))

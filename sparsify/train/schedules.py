@@ -1,0 +1,21 @@
+"""Learning-rate schedules: the factor of the peak rate at a step."""
+
+import math
+from typing import Literal
+
+Shape = Literal["constant", "linear", "cosine"]
+
+
+def factor(shape: Shape, step: int, steps: int, warmup: float) -> float:
+    """The learning rate at step `0 <= step < steps` relative to its peak.
+
+    Rises linearly over the first `warmup * steps` steps, then stays (`constant`), falls linearly to 0
+    (`linear`), or as `(1 + cos(pi t)) / 2` with t from 0 to 1 over the rest (`cosine`).
+    """
+    rise = round(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    if shape == "constant":
+        return 1.0
+    t = (step - rise) / max(1, steps - rise)
+    return 1.0 - t if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * t))

@@ -1,0 +1,32 @@
+"""Which parameters learn."""
+
+import contextlib
+from collections.abc import Iterator
+
+from sparsify.ir.names import feature_of
+from sparsify.ir.program import Program
+
+
+@contextlib.contextmanager
+def select_trainable(program: Program, update: str) -> Iterator[list[str]]:
+    """Let the chosen parameters require gradients inside the block; yields their paths.
+
+    `lora`: the low-rank branches; `norms`: those and every vector (norm weights, biases); `all`: everything.
+    """
+    parameters = dict(program.module.named_parameters())
+    flags = {path: value.requires_grad for path, value in parameters.items()}
+    chosen = [
+        path
+        for path, value in parameters.items()
+        if update == "all"
+        or feature_of(path, parameters) == "lora"
+        or (update == "norms" and value.dim() == 1)
+    ]
+    try:
+        for path, value in parameters.items():
+            value.requires_grad_(path in chosen)
+        yield chosen
+    finally:
+        for path, value in parameters.items():
+            value.requires_grad_(flags[path])
+            value.grad = None
