@@ -1,8 +1,9 @@
 """Search for the Hugging Face config whose model has exactly the tensor shapes of a program.
 
-Nothing is known of architectures: a config entry is a candidate when scaling it as a changed dimension
-was scaled (`heads * new / old`), or giving an unset entry the new size, moves a tensor that does not fit
-yet and leaves those that fit. Combinations of a few such changes are tried on the meta device.
+Nothing is known of architectures: a config entry is a candidate when scaling it as a changed
+dimension was scaled (`heads * new / old`), or giving an unset entry the new size, moves a tensor that
+does not fit yet and leaves those that fit. Combinations of a few such changes are tried on the meta
+device.
 """
 
 import copy
@@ -25,7 +26,7 @@ _MOST_CHANGES = 4
 
 @dataclass(frozen=True)
 class Misfit:
-    """A tensor of the program that a config gives another shape; `there` is None when it has none."""
+    """A tensor that a config gives another shape than the program; `there` is None for no place."""
 
     name: str
     here: Shape
@@ -33,7 +34,7 @@ class Misfit:
 
 
 def class_of(program: Program) -> type[PreTrainedModel]:
-    """The `transformers` class that the program was traced from; ExportError when it is not there."""
+    """The `transformers` class that the program was traced from; ExportError when there is none."""
     found = getattr(transformers, program.source.model_class, None)
     if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
         raise ExportError(
@@ -43,10 +44,17 @@ def class_of(program: Program) -> type[PreTrainedModel]:
     return found
 
 
+def config_of(cls: type[PreTrainedModel], values: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config object of a model class with these entries."""
+    assert cls.config_class is not None
+    config = cls.config_class.from_dict(copy.deepcopy(dict(values)))
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
 def empty_model(cls: type[PreTrainedModel], config: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a config dictionary on the meta device: shapes without numbers."""
-    made = cls.config_class.from_dict(copy.deepcopy(dict(config)))
-    assert isinstance(made, PreTrainedConfig)
+    made = config_of(cls, config)
     with torch.device("meta"):
         return cls(made)
 
@@ -69,7 +77,7 @@ class Search:
         self._old = self._shapes(self.source)
 
     def configs(self) -> Iterator[dict[str, Any]]:
-        """Config dictionaries under which every tensor has its place, those with few changes first."""
+        """Config dictionaries under which every tensor has its place, few changes first."""
         self.nearest = self._misfits(self._old)
         if not self.nearest:
             yield self.source
@@ -81,8 +89,11 @@ class Search:
     def _changed(self, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Every fitting combination of helpful changes to a config with the old shapes."""
         wrong = {misfit.name for misfit in self._misfits(self._old)}
-        helpful = [(change, moved) for change in self._changes(base)
-                   if (moved := self._moves(base, change, wrong))]
+        helpful = [
+            (change, moved)
+            for change in self._changes(base)
+            if (moved := self._moves(base, change, wrong))
+        ]
         for size in range(1, _MOST_CHANGES + 1):
             for chosen in itertools.combinations(helpful, size):
                 paths = {change[0] for change, _ in chosen}
@@ -124,12 +135,12 @@ class Search:
         return moved if moved <= wrong else set()
 
     def _pinned(self) -> dict[str, Any] | None:
-        """The source config with its head size said outright, when the model class reads that entry.
+        """The source config with its head size said outright, when the model class reads it.
 
         Many classes take `hidden_size // num_attention_heads` where a config is silent, which would
         change the head size together with the number of heads.
         """
-        config = self.cls.config_class.from_dict(copy.deepcopy(self.source))
+        config = config_of(self.cls, self.source)
         hidden = getattr(config, "hidden_size", None)
         heads = getattr(config, "num_attention_heads", None)
         said = self.source.get("head_dim")
@@ -182,9 +193,9 @@ class Search:
         return misfits
 
 
-def _entries(config: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[
-    tuple[tuple[str, ...], int | None]
-]:
+def _entries(
+    config: Mapping[str, Any], prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], int | None]]:
     """Whole numbers and unset entries of a config and of the configs inside it."""
     for key, value in config.items():
         if isinstance(value, Mapping) and key.endswith("_config"):

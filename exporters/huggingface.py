@@ -1,4 +1,4 @@
-"""huggingface: a folder that stock `from_pretrained` loads, when a config can say the program's shapes."""
+"""huggingface: a folder that stock `from_pretrained` loads, when a config can say all shapes."""
 
 import contextlib
 import re
@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from exporters.config_search import Misfit, Search, class_of, empty_model, holder
+from exporters.config_search import Misfit, Search, class_of, config_of, empty_model, holder
 from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.engine.export import relative_difference
 from sparsify.errors import ExportError
@@ -27,8 +27,9 @@ _SHOWN = 3
 class Huggingface(Exporter):
     """Write `config.json`, `model.safetensors` and the tokenizer's files under Hugging Face names.
 
-    Zeros in place are plain dense numbers. Sizes that were pruned evenly go into the config, which is
-    found by search (`config_search`) and believed only when the loaded model gives the same outputs.
+    Zeros in place are plain dense numbers. Sizes that were pruned evenly go into the config, which
+    is found by search (`config_search`) and believed only when the loaded model gives the same
+    outputs.
     """
 
     name: ClassVar[str] = "huggingface"
@@ -42,6 +43,7 @@ class Huggingface(Exporter):
     def write(self, program: Program, folder: Path) -> None:
         """Write the first config that fits and gives the same outputs, with the weights."""
         cls = class_of(program)
+        allowed = Moves(graph=True, tolerance=self.tolerance).allowed(_dtype(program))
         differences: list[float] = []
         with quiet():
             search = Search(program, cls)
@@ -49,7 +51,7 @@ class Huggingface(Exporter):
                 _write_weights(program, empty_model(cls, config), folder)
                 _write_config(program, cls, config, folder)
                 difference = self._difference(program, folder)
-                if difference <= Moves(graph=True, tolerance=self.tolerance).allowed(_dtype(program)):
+                if difference <= allowed:
                     break
                 differences.append(difference)
             else:
@@ -75,7 +77,7 @@ class Huggingface(Exporter):
         return run
 
     def _difference(self, program: Program, folder: Path) -> float:
-        """How far the outputs on the sample inputs stand off; infinite when they cannot be computed."""
+        """How far the outputs on the sample inputs stand off; infinite when there are none."""
         try:
             found = self.read_back(program, folder)(program.sample)
         except (RuntimeError, ValueError):
@@ -109,9 +111,8 @@ def _compact(tensor: Tensor) -> Tensor:
 def _write_config(
     program: Program, cls: type[PreTrainedModel], values: dict[str, Any], folder: Path
 ) -> None:
-    """`config.json` with every entry said outright: a default left out may mean another number later."""
-    config = cls.config_class.from_dict(dict(values))
-    assert isinstance(config, PreTrainedConfig)
+    """`config.json` with every entry said outright: defaults differ between releases."""
+    config = config_of(cls, values)
     config.architectures = [cls.__name__]
     config.dtype = _dtype(program)
     said = config.to_dict()
@@ -146,7 +147,7 @@ def _refusal(program: Program, misfits: list[Misfit], differences: list[float]) 
 
 
 def _even(program: Program, misfits: list[Misfit]) -> bool:
-    """Whether the tensors that fit nowhere are alike in every layer: then even pruning mends nothing."""
+    """Whether what fits nowhere is alike in every layer: then even pruning mends nothing."""
     places = {_place(misfit.name) for misfit in misfits}
     shapes: dict[str, set[tuple[int, ...]]] = {place: set() for place in places}
     for path, tensor in program.tensors():
@@ -168,13 +169,13 @@ def _show(misfit: Misfit) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from showing bars and advice while models are built for a look at them."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    logs: Any = transformers_logging
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        logs.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            logs.enable_progress_bar()

@@ -1,7 +1,7 @@
 """onnx: one `model.onnx` for any runtime that speaks the operator set, through `torch.onnx`.
 
-The program is lowered first (`sparsify.ir.lower`), so that every parameter stands in the file under its
-own name and grouped attention is one node. Inputs, outputs and varying dimensions keep their names.
+The program is lowered first (`sparsify.ir.lower`), so that every parameter stands in the file under
+its own name and grouped attention is one node. Inputs, outputs and varying dimensions keep their names.
 """
 
 import contextlib
@@ -50,13 +50,16 @@ class Onnx(Exporter):
     opset: int = 23
 
     def check(self, program: Program) -> None:
-        """Refuse an operator set that cannot be written and numbers the CPU runtime cannot compute."""
+        """Refuse an operator set that cannot be written, and numbers other than float32."""
         if not _OLDEST <= self.opset <= _NEWEST:
             raise ExportError(
                 f"onnx cannot be written at opset {self.opset}; choose {_OLDEST} to {_NEWEST}"
             )
-        odd = {str(t.dtype).removeprefix("torch.") for _, t in program.tensors()
-               if t.is_floating_point() and t.dtype != torch.float32}
+        odd = {
+            str(t.dtype).removeprefix("torch.")
+            for _, t in program.tensors()
+            if t.is_floating_point() and t.dtype != torch.float32
+        }
         if odd:
             raise ExportError(
                 f"onnx is written in float32, but the program holds {', '.join(sorted(odd))}; "
@@ -103,7 +106,7 @@ class Onnx(Exporter):
 
 
 def _describe(model: Any, program: Program) -> None:
-    """Put our metadata into an `onnx_ir` model, and drop notes of the exporter on where code stood."""
+    """Put our metadata into an `onnx_ir` model; drop the notes on where its code stood."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:

@@ -2,10 +2,10 @@
 
     mask <- keep(score, sparsity or N:M)
 
-Weights: `magnitude` |W| (one threshold a layer), `wanda` |W_ij| ||x_j|| (ranked in each row), `sparsegpt` (block by
-block with error feedback; it also moves the kept weights), `taylor` |W dL/dW| (ranked over all layers); an N:M
-pattern keeps N of every M inputs in each row. Channels and heads: `magnitude`, `activation`, `wanda`, `taylor`
-summed over the group. The text of the graph stays.
+Weights: `magnitude` |W| (one threshold a layer), `wanda` |W_ij| ||x_j|| (ranked in each row), `sparsegpt`
+(block by block with error feedback; it also moves the kept weights), `taylor` |W dL/dW| (ranked over all
+layers); an N:M pattern keeps N of every M inputs in each row. Channels and heads: `magnitude`,
+`activation`, `wanda`, `taylor`, summed over the group. The text of the graph stays.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,9 @@ class ChooseMasks(Pass):
         views = targeted(program, self.targets, self.ignore)
         if self.of == "weights":
             if self.score == "activation":
-                raise OptionError("score=activation is for channels and heads; use wanda for weights")
+                raise OptionError(
+                    "score=activation is for channels and heads; use wanda for weights"
+                )
             if target.pattern is not None:
                 for view in views:
                     size = program.tensor(view.weight).shape[0 if view.transposed else 1]
@@ -85,9 +87,7 @@ class ChooseMasks(Pass):
         return self._groups(program, context, chosen)
 
     def _weights(self, program: Program, context: Context, chosen: set[str]) -> int:
-        views = {
-            v.weight: v for v in linears(program) if v.mask is not None and v.weight in chosen
-        }
+        views = {v.weight: v for v in linears(program) if v.mask is not None and v.weight in chosen}
         target = Target.of(self.sparsity, self.pattern)
         if self.score == "sparsegpt":
             masks = self._sparsegpt(program, context, views, target)
@@ -152,4 +152,6 @@ def _assert_reached(masks: Mapping[str, Tensor], target: Target) -> None:
     zeros = total - sum(int(mask.sum()) for mask in masks.values())
     rounding = sum(mask.shape[0] for mask in masks.values()) + 1
     if abs(zeros - target.fraction * total) > rounding:
-        raise SparsifyError(f"{zeros} of {total} weights were pruned, not the sparsity {target.fraction}")
+        raise SparsifyError(
+            f"{zeros} of {total} weights were pruned, not the sparsity {target.fraction}"
+        )

@@ -41,7 +41,9 @@ class FoldLora(Pass):
                 change = delta(a, b, view.branch.scale, torch.float64)
                 new = (out_in(view, weight.detach()).double() + change).to(weight.dtype)
                 if not bool(torch.isfinite(new).all()):
-                    raise SparsifyError(f"the branch of @{view.weight} holds values that are not finite")
+                    raise SparsifyError(
+                        f"the branch of @{view.weight} holds values that are not finite"
+                    )
                 with torch.no_grad():
                     weight.copy_(out_in(view, new))
                 merged.add(view.weight)

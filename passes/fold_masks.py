@@ -8,7 +8,7 @@ remove them, use prune-channels or prune-heads.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -26,7 +26,7 @@ class FoldMasks(Pass):
 
     name: ClassVar[str] = "fold-masks"
     moves: ClassVar[Moves] = ROUNDING
-    of: tuple[str, ...] = ("weights",)
+    of: tuple[Literal["weights", "channels", "heads"], ...] = ("weights",)
 
     def effect(self) -> Effect:
         """Drops one feature for each kind; branches must be folded first."""
@@ -37,7 +37,9 @@ class FoldMasks(Pass):
         """Known kinds only."""
         for kind in self.of:
             if kind not in ("weights", "channels", "heads"):
-                raise OptionError(f"there are no masks of '{kind}'; there are: channels, heads, weights")
+                raise OptionError(
+                    f"there are no masks of '{kind}'; there are: channels, heads, weights"
+                )
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Fold every mask; returns how many."""

@@ -10,6 +10,8 @@ Linears that read the same activation share one probe.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import fx
+
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.graph import Writer
 from sparsify.ir.ops import probe
@@ -38,7 +40,7 @@ class InsertProbes(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Put one probe on each activation that a targeted linear reads."""
-        watched = {}
+        watched: dict[fx.Node, fx.Node] = {}
         for view in targeted(program, self.targets, self.ignore):
             if view.x in watched:
                 view.node.replace_input_with(view.x, watched[view.x])

@@ -3,7 +3,8 @@
     linear(act(linear(x, U)) * mask, D)   ->   linear(act(linear(x, U[kept])), D[:, kept])
 
 Every tensor of the coupled axis is sliced: rows of what makes a channel (`U [channels, in]`, biases),
-columns of what reads it (`D [out, channels]`). Zero at the mask meant removed, so outputs stay up to rounding.
+columns of what reads it (`D [out, channels]`). Zero at the mask meant removed, so outputs stay up to
+rounding.
 """
 
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ class Moves:
     def allowed(self, dtype: torch.dtype) -> float:
         """The tolerance for outputs of a dtype: stated for float32, scaled by the machine epsilon."""
         ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-        return self.tolerance * max(1.0, ratio**0.5)
+        return float(self.tolerance * max(1.0, ratio**0.5))
 
 
 NOTHING = Moves(graph=True)

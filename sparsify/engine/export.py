@@ -1,12 +1,14 @@
 """Write an export so that it is either whole, read back and equal, or not there at all."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sparsify.engine.contract import Exporter, Moves
+from sparsify.engine.registry import parse_exporter
 from sparsify.errors import DataError, ExportError, SparsifyError
 from sparsify.files import new_folder
 from sparsify.ir.program import Program, default_input
@@ -16,7 +18,6 @@ EVERY_FEATURE = frozenset({"*"})
 # Feature -> the passes that take it out of a program.
 _REMEDIES = {
     "probe": "remove-probes",
-    "stats": "remove-probes",
     "mask.weights": "fold-masks",
     "mask.channels": "prune-channels",
     "mask.heads": "prune-heads",
@@ -24,15 +25,33 @@ _REMEDIES = {
 }
 
 
+def export(
+    program: Program, folder: str | Path, to: Sequence[str], *, overwrite: bool = False
+) -> dict[str, Path]:
+    """Export a program to several formats, each into `folder/<format>`; the paths by format.
+
+    `to` holds words like `onnx` or calls like `onnx{opset=20}`. All formats are checked before the
+    first is written. Raises ExportError, PipelineError for an unknown format, OptionError for its options.
+    """
+    chosen = [parse_exporter(text) for text in to]
+    for exporter in chosen:
+        refuse_features(exporter, program)
+        exporter.check(program)
+    return {
+        exporter.name: write_checked(exporter, program, Path(folder), overwrite)
+        for exporter in chosen
+    }
+
+
 def write_checked(
     exporter: Exporter, program: Program, folder: Path, overwrite: bool = False
 ) -> Path:
     """Export a program to `folder/<name>` and return that path.
 
-    The files are written next to it, read back, and run on the sample inputs and on a second batch of
-    another size and length; only then do they take their place. Raises ExportError, and leaves what stood
-    there before, when a feature does not fit the format, the place is taken, or outputs differ by more
-    than `tolerance * max |output|` (tolerance scaled by the precision of the outputs).
+    The files are written next to it, read back, and run on the sample inputs and on a second batch
+    of another size and length; only then do they take their place. Raises ExportError, and leaves
+    what stood there before, when a feature does not fit the format, the place is taken, or outputs
+    differ by more than `tolerance * max |output|` (scaled by the precision of the outputs).
     """
     refuse_features(exporter, program)
     exporter.check(program)
@@ -63,10 +82,10 @@ def refuse_features(exporter: Exporter, program: Program) -> None:
 
 
 def second_batch(program: Program) -> dict[str, Tensor]:
-    """Inputs of another batch size and other lengths than the sample, made from the sample's values.
+    """Inputs of another batch size and other lengths than the sample, made from its values.
 
-    Lengths shrink where they can, so that models with few positions take them; the first sequence ends
-    in one padded place. Shapes of dimensions that do not vary stay.
+    Lengths shrink where they can, so that models with few positions take them; the first sequence
+    ends in one padded place. Sizes of dimensions that do not vary stay.
     """
     sizes: dict[str, int] = {}
     for name, dims in program.dynamic.items():
@@ -83,7 +102,7 @@ def second_batch(program: Program) -> dict[str, Tensor]:
 
 
 def _sensible(name: str, value: Tensor) -> Tensor:
-    """Tokens moved by one place; masks and positions as they are for tokens without padding, but one."""
+    """Values moved by one place; masks and positions as for tokens with one padded place."""
     if name.endswith("attention_mask") and value.dim() == 2:
         value = default_input(name, value)
         value[0, -1] = 0
@@ -121,7 +140,7 @@ def _refuse_difference(exporter: Exporter, where: str, wanted: Tensor, found: Te
 
 
 def relative_difference(wanted: Tensor, found: Tensor) -> float:
-    """`max |a - b| / max |a|`; 0 for bitwise equal tensors, infinite for other shapes or numbers."""
+    """`max |a - b| / max |a|`; 0 for bitwise equality, infinite for other shapes or NaN."""
     found = found.to(wanted.device)
     if wanted.shape != found.shape:
         return math.inf

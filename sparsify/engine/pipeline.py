@@ -154,8 +154,10 @@ class _Step:
                     "sample inputs, though the pass may only change the graph"
                 )
         elif not same_text:
-            raise LawError(f"after {self.where}: the text of the graph changed, though the pass may "
-                           "only change values")
+            raise LawError(
+                f"after {self.where}: the text of the graph changed, though the pass may "
+                "only change values"
+            )
         if not all(bool(torch.isfinite(o).all()) for o in outputs):
             raise LawError(f"after {self.where}: an output is not finite on the sample inputs")
         if places == 0 and not (same_text and _versions(self.program) == versions):
@@ -169,7 +171,9 @@ def _versions(program: Program) -> dict[str, tuple[int, int]]:
 
 def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """Largest change of any output entry, relative to the largest entry of that output."""
-    if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
+    if len(before) != len(after) or any(
+        a.shape != b.shape for a, b in zip(before, after, strict=True)
+    ):
         return float("inf")
     worst = 0.0
     for a, b in zip(before, after, strict=True):

@@ -39,7 +39,9 @@ class Report:
 
     def table(self) -> Table:
         """The rows as a table for the terminal."""
-        table = Table("pass", "places", "nodes", "parameters", "zeros", "seconds", "checks", "moved")
+        table = Table(
+            "pass", "places", "nodes", "parameters", "zeros", "seconds", "checks", "moved"
+        )
         for row in self.rows:
             table.add_row(
                 row.text,

@@ -25,9 +25,7 @@ class Checkpoints:
         self._pipeline, self._seed = pipeline, seed
         folder.mkdir(parents=True, exist_ok=True)
 
-    def restore(
-        self, program: Program, report: Report, figures: Figures
-    ) -> tuple[Program, int]:
+    def restore(self, program: Program, report: Report, figures: Figures) -> tuple[Program, int]:
         """The program to go on with and the number of finished passes; fills rows and figures.
 
         Raises PipelineError when the folder belongs to another pipeline or seed.

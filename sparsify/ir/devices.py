@@ -1,5 +1,7 @@
 """Move a program to a device: its tensors, its sample, and the devices written into its nodes."""
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -15,7 +17,7 @@ def move(program: Program, device: str) -> None:
     program.module.to(target)
     program.sample = {key: value.to(target) for key, value in program.sample.items()}
 
-    def swap(value: object) -> object:
+    def swap(value: Any) -> Any:
         return target if isinstance(value, torch.device) else value
 
     for node in program.graph.nodes:

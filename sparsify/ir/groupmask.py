@@ -12,9 +12,7 @@ from sparsify.ir.views import GroupMask, Linear
 aten = torch.ops.aten
 
 
-def add_group_mask(
-    program: Program, linear: Linear, kind: str, size: int, index: Tensor
-) -> None:
+def add_group_mask(program: Program, linear: Linear, kind: str, size: int, index: Tensor) -> None:
     """Multiply the input `x [..., in]` of a linear by a mask `[size]`, each entry over its inputs.
 
     `index [in]` is the group of each input. The inputs of a group must stand together, all groups

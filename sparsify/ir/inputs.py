@@ -58,7 +58,9 @@ def _counts_positions(model: PreTrainedModel) -> bool:
     if model.config.is_encoder_decoder or any(p.is_meta for p in model.parameters()):
         return not model.config.is_encoder_decoder
     device = next(model.parameters()).device
-    ids = torch.tensor([[3, 4, 5, 6]], device=device) % int(model.config.get_text_config().vocab_size)
+    ids = torch.tensor([[3, 4, 5, 6]], device=device) % int(
+        model.config.get_text_config().vocab_size
+    )
     mask = torch.tensor([[0, 1, 1, 1]], device=device)
     positions = torch.arange(4, device=device)[None]
     was_training = model.training

@@ -1,12 +1,13 @@
-"""Lower a program for a runtime that only infers: fewer nodes, weights laid out as the runtime wants.
+"""Lower a program for a runtime that only infers: fewer nodes, weights as the runtime wants them.
 
     dropout(x)                                    -> x
     sdpa(q, repeat(k), repeat(v))                 -> sdpa(q, k, v, enable_gqa)
     view(addmm(b, view(x, [-1, in]), W[in, out])) -> matmul(x, W) + b
-    linear(x, W[out, in], b)                      -> matmul(x, W') + b, with W' [in, out] under W's path
+    linear(x, W[out, in], b)                      -> matmul(x, W'[in, out]) + b
 
 Outputs stay where they were up to rounding. The given program keeps its graph and its weights: the
-lowered one is a copy of the graph that shares every tensor, and W' is a transposed view of W.
+lowered one is a copy of the graph that shares every tensor; W' is a transposed view of W under W's
+path.
 """
 
 import dataclasses
@@ -58,8 +59,8 @@ def drop_dropout(program: Program) -> int:
 def fold_repeat_kv(program: Program) -> int:
     """Let grouped attention read keys and values `[batch, groups, length, size]` unrepeated.
 
-    Folds `unsqueeze(x, 2) -> expand(repeats) -> reshape` of both operands; `enable_gqa` is set only where
-    query heads then outnumber key heads, because runtimes refuse it for equal counts.
+    Folds `unsqueeze(x, 2) -> expand(repeats) -> reshape` of both operands; `enable_gqa` is set only
+    where query heads then outnumber key heads, because runtimes refuse it for equal counts.
     """
     count = 0
     for node in [n for n in program.graph.nodes if n.target is _SDPA]:

@@ -15,9 +15,8 @@ _NAMES_ONLY = {aten.alias.default, aten.lift_fresh_copy.default, aten.detach.def
 def normalise(module: fx.GraphModule) -> fx.GraphModule:
     """Drop guards, asserts and no-ops, inline gradient switches, make in-place ops functional."""
     for node in list(module.graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":
-            module.graph.erase_node(node)
-        elif node.target is aten._assert_tensor_metadata.default:
+        is_guard = node.op == "call_module" and node.target == "_guards_fn"
+        if is_guard or node.target is aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
     _inline_gradient_switches(module)
     for node in list(module.graph.nodes):
@@ -79,12 +78,13 @@ def _is_identity(node: fx.Node) -> bool:
     if node.target in _NAMES_ONLY:
         return True
     if node.target is aten.to.dtype:
-        return value is not None and value.dtype == node.args[1]
+        return value is not None and bool(value.dtype == node.args[1])
     if node.target is aten.to.dtype_layout:
-        same_type = value is not None and value.dtype == node.kwargs["dtype"]
-        return same_type and value.device == node.kwargs.get("device", value.device)
+        if value is None or value.dtype != node.kwargs["dtype"]:
+            return False
+        return bool(value.device == node.kwargs.get("device", value.device))
     if node.target is aten.slice.Tensor and len(node.args) == 4:
-        return node.args[2] in (0, None) and node.args[3] == _END
+        return node.args[2] in (0, None) and bool(node.args[3] == _END)
     return False
 
 

@@ -12,6 +12,9 @@ from sparsify.errors import DataError
 from sparsify.ir.ops import OPS
 from sparsify.ir.verify import allowed
 
+# What is kept of a node's metadata: the module that made it, and attention's dropout probability as
+# traced, which evaluation mode sets to zero in the arguments.
+_META = ("module", "dropout_p")
 _OWN = {function: name for name, function in OPS.items()}
 _TORCH = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 _MODULES = {"operator": operator, "math": math, "torch": torch}
@@ -27,7 +30,7 @@ def graph_to_json(graph: fx.Graph) -> list[dict[str, Any]]:
             "target": _target_name(node.target),
             "args": [_encode(a, index) for a in node.args],
             "kwargs": {key: _encode(value, index) for key, value in node.kwargs.items()},
-            "module": node.meta.get("module", ""),
+            **{key: node.meta[key] for key in _META if node.meta.get(key) is not None},
         }
         for node in graph.nodes
     ]
@@ -51,7 +54,7 @@ def graph_from_json(entries: list[dict[str, Any]]) -> fx.Graph:
             elif op not in ("placeholder", "get_attr", "output"):
                 raise DataError(f"a stored node has the unknown kind '{op}'")
             node = graph.create_node(op, target, args, kwargs, name=entry["name"])
-            node.meta["module"] = entry["module"]
+            node.meta.update({key: entry[key] for key in _META if key in entry})
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise DataError(f"node {len(nodes)} of the stored graph is damaged: {error}") from error
         nodes.append(node)

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from sparsify.errors import DataError
 from sparsify.files import new_folder, read_json, write_json
+from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.program import Program, Source
 from sparsify.ir.serial import graph_from_json, graph_to_json
 from sparsify.ir.types import propagate
@@ -76,7 +77,9 @@ def is_program(folder: str | Path) -> bool:
 
 
 def _describe(program: Program, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    parameters = {k: v.requires_grad for k, v in tensors.items() if isinstance(v, torch.nn.Parameter)}
+    parameters = {
+        k: v.requires_grad for k, v in tensors.items() if isinstance(v, torch.nn.Parameter)
+    }
     bits = {k: list(v.shape) for k, v in tensors.items() if v.dtype == torch.bool}
     source = asdict(program.source)
     return {
@@ -104,27 +107,43 @@ def _build(about: dict[str, Any], folder: Path) -> Program:
         sample={key: sample[key] for key in dynamic if key in sample} | sample,
         dynamic=dynamic,
         source=Source(
-            source["config"], source["model_class"], source["output_class"], tuple(source["outputs"])
+            source["config"],
+            source["model_class"],
+            source["output_class"],
+            tuple(source["outputs"]),
         ),
         features=frozenset(about["features"]),
         plan=about["plan"],
         log=list(about["pipeline"]),
         aliases=about["aliases"],
-        tokenizer=load_tokenizer(folder),
+        tokenizer=load_tokenizer(str(folder)) if _has_tokenizer(folder) else None,
     )
     for key, stored in _read(folder / "tensors.safetensors").items():
         path = key.removeprefix(_BITS)
         value = unpack_bits(stored, tuple(about["bits"][path])) if key != path else stored
         program.put(path, value, trainable=about["parameters"].get(path))
     graph = graph_from_json(about["graph"])
-    for node in graph.nodes:
-        if node.op == "get_attr" and not program.has(str(node.target)):
-            raise DataError(f"'{folder / 'tensors.safetensors'}' lacks the tensor '{node.target}'")
+    _match(program, graph, folder / "tensors.safetensors")
     program.module = fx.GraphModule(program.module, graph)
     _order_sample(program)
-    propagate(program)
+    try:
+        propagate(program)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"'{folder}' is damaged: its graph does not fit its tensors: {reason}") from error
     verify(program)
     return program
+
+
+def _match(program: Program, graph: fx.Graph, file: Path) -> None:
+    """Refuse tensors that the graph reads and the file lacks, and the other way round."""
+    known = {str(node.target): None for node in graph.nodes if node.op == "get_attr"}
+    for path in known:
+        if not program.has(path):
+            raise DataError(f"'{file}' lacks the tensor '{path}'")
+    for path, _ in program.tensors():
+        if path not in known:
+            raise DataError(f"'{file}' holds the tensor '{path}', which the graph does not read")
 
 
 def _order_sample(program: Program) -> None:
@@ -151,10 +170,5 @@ def _stored(value: Tensor) -> Tensor:
     return pack_bits(value) if value.dtype == torch.bool else value.detach().contiguous().clone()
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer stored in a folder; None when there is none."""
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(folder))
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()

@@ -15,6 +15,7 @@ from sparsify.ir.types import dimension_names
 
 aten = torch.ops.aten
 _END = 9223372036854775807
+_SDPA = aten.scaled_dot_product_attention.default
 _SHORT = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
     torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
@@ -36,13 +37,17 @@ def to_text(program: Program) -> str:
             lines.append(f"  return {_value(node.args[0], numbers)}")
             continue
         numbers[node] = f"%{len(lines)}"
-        lines.append(f"  {numbers[node]} : {_type(node.meta.get('val'), names)} = {_call(node, numbers)}")
+        lines.append(
+            f"  {numbers[node]} : {_type(node.meta.get('val'), names)} = {_call(node, numbers)}"
+        )
     return "\n".join(lines) + "\n"
 
 
 def header(program: Program) -> str:
     """The first line of a printed program: the model class and its features."""
-    return f"program {program.source.model_class} features {{{', '.join(sorted(program.features))}}}"
+    return (
+        f"program {program.source.model_class} features {{{', '.join(sorted(program.features))}}}"
+    )
 
 
 def line_of(program: Program, node: fx.Node) -> int:
@@ -58,7 +63,9 @@ def line_of(program: Program, node: fx.Node) -> int:
 def diff(before: str, after: str, name: str) -> str:
     """The unified difference of two texts, without the numbers that insertion shifts."""
     a, b = before.splitlines(), after.splitlines()
-    return "\n".join(difflib.unified_diff(a, b, f"before {name}", f"after {name}", lineterm="", n=2))
+    return "\n".join(
+        difflib.unified_diff(a, b, f"before {name}", f"after {name}", lineterm="", n=2)
+    )
 
 
 def _call(node: fx.Node, numbers: Mapping[fx.Node, str]) -> str:
@@ -77,6 +84,8 @@ def _printed_args(node: fx.Node) -> tuple[Any, ...]:
     """Arguments without the switch between training and evaluation: a mode is not part of the text."""
     if node.target is aten.dropout.default:
         return node.args[:2]
+    if node.target is _SDPA and len(node.args) > 4:
+        return (*node.args[:4], node.meta.get("dropout_p", node.args[4]), *node.args[5:])
     return node.args
 
 

@@ -6,6 +6,7 @@ rebuilt as a plain graph module that shares its parameters with the model, and t
 
 import contextlib
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from sparsify.errors import TraceError
 from sparsify.ir.inputs import example_inputs
@@ -42,7 +43,7 @@ def trace(
     """
     if isinstance(model, PreTrainedModel):
         sample, dims = example_inputs(model) if inputs is None else (dict(inputs), dynamic or {})
-        config, fixed = model.config.to_dict(), _fixed_arguments(model)
+        config, fixed = _as_json(model.config.to_dict()), _fixed_arguments(model)
     else:
         if inputs is None:
             raise TraceError("a plain module needs example inputs by argument name to be traced")
@@ -55,12 +56,18 @@ def trace(
         sample=sample,
         dynamic=dims,
         source=Source(config, type(model).__name__, output_class, outputs),
-        aliases=_aliases(model),
         tokenizer=tokenizer,
     )
+    program.aliases = _aliases(model, program)
     set_training(program.module, False)
     propagate(program)
     return program
+
+
+def _as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it comes back from disk, so that a saved program equals the traced one."""
+    values: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    return values
 
 
 def _export(
@@ -133,7 +140,8 @@ def _flat_forward(
         named = _named_outputs(result)
         if not named:
             raise TraceError(f"{type(model).__name__} returns no floating-point tensor")
-        seen["names"], seen["class"] = tuple(named), type(result).__name__
+        kind = "Tensor" if isinstance(result, Tensor) else type(result).__name__
+        seen["names"], seen["class"] = tuple(named), kind
         return tuple(named.values())
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -149,8 +157,8 @@ def _flat_forward(
 def _named_outputs(result: Any) -> dict[str, Tensor]:
     """The floating-point tensors of a model's result by name, `loss` and caches left out."""
     if isinstance(result, Tensor):
-        return {"output": result}
-    if isinstance(result, ModelOutput):
+        items = [("output", result)]
+    elif isinstance(result, ModelOutput):
         items = [(item.name, getattr(result, item.name)) for item in fields(result)]  # type: ignore[arg-type]
     elif isinstance(result, tuple | list):
         items = [(f"output_{i}", value) for i, value in enumerate(result)]
@@ -179,18 +187,14 @@ def _shapes(sample: Mapping[str, Tensor], dims: Dynamic, longest: int) -> dict[s
         else torch.export.Dim(name, min=2, max=longest)
         for name in sorted(names)
     }
-    return {
-        key: {dim: symbols[name] for dim, name in dims.get(key, {}).items()} for key in sample
-    }
+    return {key: {dim: symbols[name] for dim, name in dims.get(key, {}).items()} for key in sample}
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
+def _aliases(model: nn.Module, program: Program) -> dict[str, str]:
     """Second names of tied parameters -> the name under which the graph reads the tensor."""
-    first: dict[int, str] = {}
-    aliases = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            aliases[name] = first[id(parameter)]
-        else:
-            first[id(parameter)] = name
-    return aliases
+    read = {id(parameter): name for name, parameter in program.module.named_parameters()}
+    return {
+        name: read[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if id(parameter) in read and read[id(parameter)] != name
+    }

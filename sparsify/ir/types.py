@@ -112,14 +112,12 @@ def _value(
 def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor]:
     names = sorted({name for dims in program.dynamic.values() for name in dims.values()})
     hints = dict(zip(names, _HINTS, strict=False))
-    inputs = {}
+    inputs: dict[str, Tensor] = {}
     for key, value in program.sample.items():
         dims = program.dynamic.get(key, {})
         shape = [hints[dims[i]] if i in dims else size for i, size in enumerate(value.shape)]
-        kinds = [
-            DimDynamic.DUCK if i in dims else DimDynamic.STATIC for i in range(value.dim())
-        ]
-        context = StatelessSymbolicContext(dynamic_sizes=kinds)  # type: ignore[arg-type]
+        kinds = [DimDynamic.DUCK if i in dims else DimDynamic.STATIC for i in range(value.dim())]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
         example = torch.empty(shape, dtype=value.dtype, device=value.device)
         inputs[key] = mode.from_tensor(example, symbolic_context=context)
     return inputs

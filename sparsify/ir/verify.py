@@ -41,8 +41,10 @@ def allowed(target: Any) -> bool:
     """Whether an op may stand in a program: ATen and our own, picking from tuples, and size arithmetic."""
     if isinstance(target, torch._ops.OpOverload):
         return target.namespace in _NAMESPACES
-    return target in OPS.values() or getattr(target, "__module__", "") in ("_operator", "math") or (
-        target is operator.getitem or target in (torch.sym_max, torch.sym_min, torch.sym_not)
+    return (
+        target in OPS.values()
+        or getattr(target, "__module__", "") in ("_operator", "math")
+        or (target is operator.getitem or target in (torch.sym_max, torch.sym_min, torch.sym_not))
     )
 
 
@@ -57,7 +59,9 @@ def _check_types(program: Program) -> None:
     for node, value in fresh.items():
         if node.op != "output" and _shape(stored[node]) != _shape(value):
             raise _broken(
-                program, node, f"its type says {_shape(stored[node])}, running it gives {_shape(value)}"
+                program,
+                node,
+                f"its type says {_shape(stored[node])}, running it gives {_shape(value)}",
             )
         node.meta["val"] = value
 
@@ -99,8 +103,6 @@ def _broken(program: Program, node: fx.Node, what: str) -> VerifyError:
     lines = to_text(program).splitlines()
     at = line_of(program, node)
     shown = [
-        f"{'>' if i == at else ' '} {line}"
-        for i, line in enumerate(lines)
-        if at - 3 <= i <= at + 3
+        f"{'>' if i == at else ' '} {line}" for i, line in enumerate(lines) if at - 3 <= i <= at + 3
     ]
     return VerifyError(f"node {node.name}: {what}\n" + "\n".join(shown))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sparsify.words import nearest
 from sparsify.errors import OptionError
 from sparsify.ir.names import group_mask, lora, weight_mask
 from sparsify.ir.ops import probe as probe_op
 from sparsify.ir.program import Program
+from sparsify.words import nearest
 
 aten = torch.ops.aten
 
@@ -129,7 +129,9 @@ def targeted(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
     every = linears(program)
     for glob in (*targets, *ignore):
         if not any(_matches(view.weight, glob) for view in every):
-            paths = sorted({view.weight for view in every})
+            paths = {view.weight for view in every}
+            if not glob.endswith(".weight"):
+                paths = {path.removesuffix(".weight") for path in paths}
             raise OptionError(f"the target '{glob}' matches no linear{nearest(glob, paths)}")
     heads = {view.weight for view in every if _is_head(program, view)}
     return [
@@ -249,7 +251,9 @@ def _reads(node: object, path: str) -> bool:
 
 
 def _matches(path: str, glob: str) -> bool:
-    return fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(path.removesuffix(".weight"), glob)
+    return fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(
+        path.removesuffix(".weight"), glob
+    )
 
 
 def _is_head(program: Program, view: Linear) -> bool:
@@ -257,5 +261,7 @@ def _is_head(program: Program, view: Linear) -> bool:
     output = next(iter(reversed(program.graph.nodes)))
     if view.node in output.all_input_nodes:
         return True
-    return any(linear_at(program, user) is None and user.target is aten.embedding.default
-               for user in consumers(program, view.weight))
+    return any(
+        linear_at(program, user) is None and user.target is aten.embedding.default
+        for user in consumers(program, view.weight)
+    )

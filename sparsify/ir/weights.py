@@ -42,7 +42,8 @@ def add_branch(
         scaled = writer.call(aten.mul.Tensor, product, scale)
         total = writer.call(aten.add.Tensor, base, scaled)
         others = tuple(
-            user for user in base.users
+            user
+            for user in base.users
             if user is not total and not any(_feeds(user, view) for view in wanted)
         )
         redirect(base, total, but=others)

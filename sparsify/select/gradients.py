@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sparsify.ir.axes.index import reduce
 from sparsify.ir.modes import set_training
 from sparsify.ir.program import Program
 from sparsify.ir.views import effective_weight, linears, out_in
 from sparsify.select.groups import Site, input_index
-from sparsify.ir.axes.index import reduce
 from sparsify.train.data import Data, batches
 from sparsify.train.losses import TaskLoss
 
@@ -65,5 +65,3 @@ def _each(
     finally:
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
-
-

@@ -49,7 +49,9 @@ def sites(analysis: Analysis, masks: list[GroupMask], kind: str) -> list[Site]:
     for mask in masks:
         if mask.kind == kind:
             if mask.linear.weight not in by_weight:
-                raise SparsifyError(f"@{mask.path} masks no prunable axis; remove and insert it again")
+                raise SparsifyError(
+                    f"@{mask.path} masks no prunable axis; remove and insert it again"
+                )
             chosen.append(Site(mask, by_weight[mask.linear.weight]))
     return chosen
 
@@ -81,7 +83,13 @@ def input_index(site: Site) -> Tensor:
 
 
 def keep(
-    scored: list[Tensor], chosen: list[Site], sparsity: float, *, scope: str, rule: Rule, multiple: int
+    scored: list[Tensor],
+    chosen: list[Site],
+    sparsity: float,
+    *,
+    scope: str,
+    rule: Rule,
+    multiple: int,
 ) -> list[Tensor]:
     """Keep-masks `[size]`, one a site: the same fraction everywhere, or ranked over all sites together.
 
@@ -90,16 +98,16 @@ def keep(
     """
     pooled = [_pool(s, site, rule) for s, site in zip(scored, chosen, strict=True)]
     if scope == "global":
-        flat = keep_across([p.mean(1) if rule == "groups" else p.flatten() for p in pooled], sparsity)
+        flat = keep_across(
+            [p.mean(1) if rule == "groups" else p.flatten() for p in pooled], sparsity
+        )
         counts = [max(1, int(mask.sum())) for mask in flat]
         if rule == "inside":
             counts = [max(1, round(c / p.shape[0])) for c, p in zip(counts, pooled, strict=True)]
     else:
         width = 0 if rule == "groups" else 1
         counts = [p.shape[width] - zeros_of(p.shape[width], sparsity) for p in pooled]
-    masks = [
-        _keep_in(p, count, rule, multiple) for p, count in zip(pooled, counts, strict=True)
-    ]
+    masks = [_keep_in(p, count, rule, multiple) for p, count in zip(pooled, counts, strict=True)]
     if all(bool(mask.all()) for mask in masks) and sparsity > 0:
         raise OptionError(
             f"a sparsity of {sparsity} with rule={rule} and multiple={multiple} removes nothing from "
@@ -135,4 +143,3 @@ def _weight_norm(program: Program, of: Group | Heads) -> Tensor:
         if value.is_floating_point() and value.dim() >= 2 and "_probe_" not in path:
             total += group_scores(of, path, dim, value.detach().float().abs())
     return total
-

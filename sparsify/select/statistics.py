@@ -51,7 +51,9 @@ def statistics_of(program: Program, x: fx.Node, where: str) -> Statistics:
     """
     probe = probe_behind(x)
     if probe is None:
-        raise SparsifyError(f"the input of @{where} has no probe; widen the targets of insert-probes")
+        raise SparsifyError(
+            f"the input of @{where} has no probe; widen the targets of insert-probes"
+        )
     values = [program.tensor(path) for path in probe.statistics]
     tokens = int(values[0])
     if tokens == 0:

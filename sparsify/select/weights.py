@@ -31,7 +31,9 @@ class Target:
     def of(cls, sparsity: float | None, pattern: str | None) -> "Target":
         """A target from options; OptionError when they are missing, out of range or in conflict."""
         if (sparsity is None) == (pattern is None):
-            raise OptionError("choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4")
+            raise OptionError(
+                "choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4"
+            )
         if sparsity is not None and not 0 <= sparsity < 1:
             raise OptionError(f"sparsity {sparsity} is not in [0, 1)")
         return cls(sparsity, Pattern.parse(pattern) if pattern is not None else None)
@@ -56,9 +58,7 @@ def score(program: Program, view: Linear, name: str, gradients: Gradients) -> Te
     return scores.taylor(weight, out_in(view, gradients[view.weight]))
 
 
-def masks_by_score(
-    scored: Mapping[str, Tensor], target: Target, scope: Scope
-) -> dict[str, Tensor]:
+def masks_by_score(scored: Mapping[str, Tensor], target: Target, scope: Scope) -> dict[str, Tensor]:
     """Keep-masks `[out, in]` by weight path: N:M in each row, else ranked per row, layer or globally."""
     if target.pattern is not None:
         return {path: keep_nm(value, target.pattern) for path, value in scored.items()}
@@ -78,7 +78,9 @@ def sparsegpt_layer(
     """
     found = statistics_of(program, view.x, view.weight)
     if found.gram is None:
-        raise OptionError(f"sparsegpt needs insert-probes{{gram=true}} at the input of @{view.weight}")
+        raise OptionError(
+            f"sparsegpt needs insert-probes{{gram=true}} at the input of @{view.weight}"
+        )
     weight = out_in(view, effective_weight(program, view))
     new, mask = sparsegpt(
         weight, found.gram, sparsity=target.sparsity, pattern=target.pattern, damping=damping

@@ -106,7 +106,9 @@ class _Run:
         self.accelerator = Accelerator(cpu=device == "cpu")
         trained = [p for p in program.module.parameters() if p.requires_grad]
         if not trained:
-            raise SparsifyError("no parameter is to be trained; choose update=all or insert a branch")
+            raise SparsifyError(
+                "no parameter is to be trained; choose update=all or insert a branch"
+            )
         optimizer = torch.optim.AdamW(
             trained, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
         )
@@ -138,9 +140,7 @@ class _Run:
         return {"step": step + 1, "lr": lr, **figures, "tokens_per_s": tokens}
 
     def _batch(self, step: int) -> dict[str, Tensor]:
-        indices = step_indices(
-            len(self.data), self.settings.seed, step, self.settings.batch
-        )
+        indices = step_indices(len(self.data), self.settings.seed, step, self.settings.batch)
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
         batch = self.data.batch(mine)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}

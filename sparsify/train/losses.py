@@ -30,7 +30,9 @@ class TaskLoss:
         """
         labels = batch.get("labels")
         if labels is None:
-            raise DataError("the data has no labels; train by distillation only (task=0), or add them")
+            raise DataError(
+                "the data has no labels; train by distillation only (task=0), or add them"
+            )
         logits = outputs[0]
         if logits.shape[:-1] != labels.shape:
             raise DataError(

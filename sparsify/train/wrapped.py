@@ -4,7 +4,7 @@ from typing import Any
 
 import transformers
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from sparsify.ir.modes import set_training
 from sparsify.ir.program import Program

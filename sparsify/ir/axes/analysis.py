@@ -1,4 +1,4 @@
-"""What the forward walk knows about a program: the axes of every value, and where axes are contracted."""
+"""What the forward walk knows: the axes of every value, and where axes are contracted."""
 
 import functools
 from dataclasses import dataclass, field
@@ -19,8 +19,9 @@ BATCH_OR_LENGTH = "batch or length, known only at run time"
 class Contraction:
     """An op that sums over an axis of its operand `x`.
 
-    `weight` is the path of the stored matrix it is multiplied with, `dim` the contracted dimension of
-    that matrix; None when the other operand is an activation (attention), and then `dim` means nothing.
+    `weight` is the path of the stored matrix it is multiplied with, `dim` the contracted dimension
+    of that matrix; None when the other operand is an activation (attention), where `dim` means
+    nothing.
     """
 
     node: fx.Node
@@ -34,7 +35,7 @@ class Contraction:
 class Site:
     """An attention: head axes of queries, keys and values, and the two inner axes.
 
-    `made` are the axes that were repeated on the way to the keys and values: query heads per KV group.
+    `made` are the axes repeated on the way to the keys and values: query heads per KV group.
     """
 
     node: fx.Node
@@ -94,7 +95,7 @@ class Analysis:
         return [self.fresh(size, reason) for size in value.shape]
 
     def tie(self, node: fx.Node, one: Axis, other: Axis) -> None:
-        """Unify two axes, or pin both when they cannot be lined up; length 1 broadcasts and is free."""
+        """Unify two axes, or pin both when they cannot be lined up; length 1 broadcasts."""
         if one.root().size == 1 or other.root().size == 1:
             return
         try:

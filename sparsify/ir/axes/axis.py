@@ -1,8 +1,9 @@
 """The structure of one tensor dimension, tied to other dimensions by union-find.
 
-An axis is atomic, a *product* (what a view merges or splits: heads times head size) or a *sum* (what
-cat and slice make: q, k and v side by side). Ties refine structure: tying 8 to 4 * 2 splits the 8.
-A pin is a sentence that says why an axis must keep its size; it lies on the atomic parts, the leaves.
+An axis is atomic, a *product* (what a view merges or splits: heads times head size) or a *sum*
+(what cat and slice make: q, k and v side by side). Ties refine structure: tying 8 to 4 * 2 splits
+the 8. A pin is a sentence that says why an axis must keep its size; it lies on the atomic parts,
+the leaves.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,12 @@ class Axis:
     __slots__ = ("_parent", "dynamic", "kind", "parts", "pins", "size")
 
     def __init__(
-        self, size: int, kind: Kind = "atomic", parts: Iterable["Axis"] = (), *, dynamic: bool = False
+        self,
+        size: int,
+        kind: Kind = "atomic",
+        parts: Iterable["Axis"] = (),
+        *,
+        dynamic: bool = False,
     ) -> None:
         self.size = size
         self.kind: Kind = kind

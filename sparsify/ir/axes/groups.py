@@ -1,4 +1,4 @@
-"""Groups: the leaves of a program's axes, what they are, where they live and where they are consumed."""
+"""Groups: the leaves of a program's axes, what they are, where they live and who consumes them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Consumer:
-    """An op that contracts an axis with a stored matrix; zeros in `x [..., size]` take its part away.
+    """An op that contracts an axis with a stored matrix; zeros in `x [..., size]` remove it.
 
     `weight` is the path of the matrix, `dim` its contracted dimension (1 for `[out, in]`).
     """
@@ -64,8 +64,9 @@ class Group:
 class Heads:
     """The query heads of an attention: head number = KV group * `rep_size` + place in the group.
 
-    `kv` is None when one KV group serves all heads, `rep` when every head has its own. `members` hold
-    whole query heads; the input features of each consumer are KV group, place, index in the head.
+    `kv` is None when one KV group serves all heads, `rep` when every head has its own. `members`
+    hold whole query heads; the input features of each consumer are KV group, place, index in the
+    head, in that order.
     """
 
     kv: Group | None
@@ -101,7 +102,7 @@ class Heads:
 
 
 def groups(analysis: Analysis) -> list[Group]:
-    """Every axis of more than one index that a matrix of parameters has, pinned ones too, in graph order."""
+    """Every axis that a matrix of parameters has, pinned ones too, in graph order."""
     members = _members(analysis)
     consumers = _consumers(analysis)
     known = roles(analysis)
@@ -204,7 +205,7 @@ def _consumer(item: Contraction, weight: str) -> Consumer:
 def _plain_kind(
     known: Roles, leaf: Axis, places: Iterable[Member], consumers: Iterable[Consumer]
 ) -> str:
-    """Channels join the outputs of one matrix to the inputs of another with something nonlinear between."""
+    """Channels join one matrix's outputs to another's inputs with something nonlinear between."""
     eaten = {(c.weight, c.dim) for c in consumers}
     produced = any((m.path, m.dim) not in eaten for m in places)
     return "channels" if eaten and produced and leaf not in known.inner else "other"

@@ -15,8 +15,8 @@ from sparsify.ir.axes.groups import Consumer, Group, Heads
 class Choice:
     """What stays of each leaf.
 
-    `leaves` maps a leaf to its kept indices. `joint` maps the leaf of KV groups to the leaf of query
-    heads per group and a table `[kept groups, kept heads]` of the heads that each kept group keeps.
+    `leaves` maps a leaf to its kept indices. `joint` maps the leaf of KV groups to the leaf of
+    query heads per group and a table `[kept groups, kept heads]` of the heads each group keeps.
     """
 
     leaves: dict[Axis, Tensor] = field(default_factory=dict)
@@ -92,13 +92,13 @@ def place(axis: Axis, leaf: Axis) -> Tensor:
         here = place(factor, leaf)[digits]
         if bool((here >= 0).any()):
             if found:
-                raise OptionError("an axis occurs twice in one product, so its indices have no scores")
+                raise OptionError("an axis is two factors of one product and cannot be scored")
             found, result = True, here
     return result
 
 
 def numbers(axis: Axis, of: Group | Heads) -> Tensor:
-    """For each index of an axis `[size]` its group number, or its query head number; -1 for none."""
+    """For each index of an axis `[size]` its group or query head number; -1 for none."""
     if isinstance(of, Group):
         return place(axis, of.leaf)
     result = torch.zeros(axis.root().size, dtype=torch.long)
@@ -112,7 +112,7 @@ def numbers(axis: Axis, of: Group | Heads) -> Tensor:
 
 
 def expand_index(consumer: Consumer, of: Group | Heads) -> Tensor:
-    """For each input feature `[in]` of a consumer the group or query head it belongs to; -1 for none."""
+    """For each input feature `[in]` of a consumer its group or query head number; -1 for none."""
     return numbers(consumer.axis, of)
 
 
@@ -132,8 +132,8 @@ def spread(index: Tensor, values: Tensor, fill: float | bool) -> Tensor:
 def group_scores(of: Group | Heads, path: str, dim: int, scores: Tensor) -> Tensor:
     """Scores summed over each group or query head, `[size]`.
 
-    `scores` has the shape of the tensor at `path`, or is `[length of dim]`; `dim` is a dimension that
-    the axis lives in. Raises OptionError when it does not live there or the shapes do not agree.
+    `scores` has the shape of the tensor at `path`, or is `[length of dim]`; `dim` is a dimension
+    that the axis lives in. Raises OptionError when it does not live there or shapes disagree.
     """
     member = next((m for m in of.members if (m.path, m.dim) == (path, dim)), None)
     if member is None:

@@ -23,15 +23,15 @@ class Keep:
         return bool(self.leaves or self.joint)
 
     def group(self, group: Group, kept: Iterable[int]) -> None:
-        """Keep these indices of a group; OptionError when it is pinned or nothing or nonsense is kept."""
+        """Keep these indices of a group; OptionError when it is pinned or they make no sense."""
         _refuse_pins(group.kind, group.key, group.pins)
         self.leaves[group.key] = checked(kept, group.size, group.kind, group.key)
 
     def heads(self, heads: Heads, kept: Iterable[int]) -> None:
         """Keep these query heads.
 
-        Raises OptionError when the heads are pinned, nothing is kept, or the kept KV groups do not all
-        keep the same number of heads.
+        Raises OptionError when the heads are pinned, nothing is kept, or the kept KV groups do not
+        all keep the same number of heads.
         """
         _refuse_pins("heads", heads.key[0], heads.pins)
         numbers = checked(kept, heads.size, "heads", heads.key[0])

@@ -24,7 +24,7 @@ def patch(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
 
 
 def _sizes(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
-    """`view`, `reshape`, `expand`: the lengths of the result."""
+    """`view`, `reshape`, `expand`, `zeros`: the lengths of the result."""
     name = "shape" if node.target is aten.reshape.default else "size"
     _set_list(node, name, _resized(arguments(node)[name], analysis.axes[node], choice))
 
@@ -87,8 +87,9 @@ def _attention(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
 
 
 def _cut_axis(analysis: Analysis, given: dict[str, Any]) -> Axis:
-    axes = analysis.axes[given["self"]]
-    return axes[given["dim"] % len(axes)]
+    axes: Axes = analysis.axes[given["self"]]
+    dim: int = given["dim"]
+    return axes[dim % len(axes)]
 
 
 def _resized(sizes: list[Any], axes: Axes, choice: Choice) -> list[Any]:
@@ -118,7 +119,8 @@ PATCHES: dict[object, Patch] = {
     **dict.fromkeys(
         overloads(
             """view.default reshape.default _unsafe_view.default expand.default
-            broadcast_to.default"""
+            broadcast_to.default zeros.default ones.default full.default new_zeros.default
+            new_ones.default new_full.default"""
         ),
         _sizes,
     ),

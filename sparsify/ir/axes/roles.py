@@ -1,4 +1,4 @@
-"""What a leaf is, read off the ops around it: attention heads, head sizes, residual width, vocabulary."""
+"""What a leaf is, read off the ops around it: heads, head sizes, residual width, vocabulary."""
 
 from dataclasses import dataclass
 
@@ -43,22 +43,8 @@ class Roles:
 def roles(analysis: Analysis) -> Roles:
     """The roles of every leaf of an analysis."""
     kinds: dict[Axis, str] = {}
-    pairs = []
-    for site in analysis.sites:
-        kv, rep = _head_leaves(site)
-        for leaf in rep:
-            kinds.setdefault(leaf, "heads")
-        for leaf in kv:
-            kinds.setdefault(leaf, "kv" if rep else "heads")
-        if len(kv) <= 1 and len(rep) <= 1:
-            pairs.append((next(iter(kv), None), next(iter(rep), None)))
-    for site in analysis.sites:
-        for leaf in site.value_size.leaves():
-            kinds.setdefault(leaf, "head_dim")
-        if site.key_size is not None:
-            inner = list(site.key_size.leaves())
-            for leaf in inner:
-                kinds.setdefault(leaf, "rotary" if inner.count(leaf) > 1 else "head_dim")
+    pairs = _name_heads(analysis, kinds)
+    _name_sizes(analysis, kinds)
     for axes, kind in (
         (analysis.vocabularies, "vocabulary"),
         (analysis.widths or analysis.normalised, "residual"),
@@ -69,10 +55,36 @@ def roles(analysis: Analysis) -> Roles:
     return Roles(kinds, pairs, _inner(analysis))
 
 
+def _name_heads(
+    analysis: Analysis, kinds: dict[Axis, str]
+) -> list[tuple[Axis | None, Axis | None]]:
+    """Name the head leaves of every attention; returns those that make one or two clean axes."""
+    pairs = []
+    for site in analysis.sites:
+        kv, rep = _head_leaves(site)
+        for leaf in rep:
+            kinds.setdefault(leaf, "heads")
+        for leaf in kv:
+            kinds.setdefault(leaf, "kv" if rep else "heads")
+        if len(kv) <= 1 and len(rep) <= 1:
+            pairs.append((next(iter(kv), None), next(iter(rep), None)))
+    return pairs
+
+
+def _name_sizes(analysis: Analysis, kinds: dict[Axis, str]) -> None:
+    """Name the inner axes of every attention: rotary where halves of one head share a leaf."""
+    for site in analysis.sites:
+        inner = [] if site.key_size is None else list(site.key_size.leaves())
+        for leaf in inner:
+            kinds.setdefault(leaf, "rotary" if inner.count(leaf) > 1 else "head_dim")
+        for leaf in site.value_size.leaves():
+            kinds.setdefault(leaf, "head_dim")
+
+
 def _head_leaves(site: Site) -> tuple[list[Axis], list[Axis]]:
     """The leaves of KV groups, and those of query heads within a group."""
     made = {leaf for axis in site.made for leaf in axis.leaves()}
-    queries = [leaf for leaf in site.query_heads.leaves() if leaf.size > 1]
+    queries = [leaf for leaf in site.query_heads.leaves() if leaf.size > 1 and not leaf.dynamic]
     keys = {leaf for leaf in site.key_heads.leaves() if leaf.size > 1} - made
     return [q for q in queries if q in keys], [q for q in queries if q not in keys]
 

@@ -1,7 +1,7 @@
 """One rule per op: how the axes of its outputs follow from those of its inputs.
 
-A rule is keyed by the overload, since overloads of one name may mean different things (`max.dim` and
-`max.other`). An op without a rule pins everything it touches.
+A rule is keyed by the overload, since overloads of one name may mean different things (`max.dim`
+and `max.other`). An op without a rule pins everything it touches.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,8 @@ Rule = Callable[[Analysis, fx.Node, dict[str, Any]], Axes | list[Axes]]
 
 _PAIRS = """
 add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor mul.Tensor mul.Scalar div.Tensor
-div.Scalar div.Tensor_mode floor_divide.default floor_divide.Scalar remainder.Scalar remainder.Tensor
+div.Scalar div.Tensor_mode floor_divide.default floor_divide.Scalar remainder.Scalar
+remainder.Tensor
 pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar maximum.default minimum.default max.other min.other
 le.Tensor le.Scalar lt.Tensor lt.Scalar ge.Tensor ge.Scalar gt.Tensor gt.Scalar eq.Tensor eq.Scalar
 ne.Tensor ne.Scalar __and__.Tensor __and__.Scalar __or__.Tensor __xor__.Tensor bitwise_and.Tensor
@@ -30,7 +31,8 @@ lerp.Scalar lerp.Tensor addcmul.default
 """
 _SINGLES = """
 rsqrt.default sqrt.default square.default reciprocal.default neg.default abs.default sign.default
-exp.default log.default log1p.default erf.default cos.default sin.default tanh.default sigmoid.default
+exp.default log.default log1p.default erf.default cos.default sin.default tanh.default
+sigmoid.default
 relu.default relu6.default silu.default gelu.default hardtanh.default hardswish.default
 hardsigmoid.default leaky_relu.default elu.default selu.default softplus.default mish.default
 clamp.default clamp_min.default clamp_max.default round.default floor.default ceil.default
@@ -54,7 +56,7 @@ def overloads(names: str) -> list[torch._ops.OpOverload]:
 
 
 def broadcast(analysis: Analysis, node: fx.Node, operands: list[Axes]) -> Axes:
-    """Axes of operands aligned at their last dimensions; where all have length 1, so has the result."""
+    """Axes of operands aligned at their last dimensions; where all have length 1, a new one."""
     rank = max((len(axes) for axes in operands), default=0)
     result: Axes = []
     for back in range(rank, 0, -1):
@@ -68,7 +70,7 @@ def broadcast(analysis: Analysis, node: fx.Node, operands: list[Axes]) -> Axes:
 
 def pairwise(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """An op on aligned elements of all its operands."""
-    operands = [analysis.axes[x] for x in args.values() if isinstance(x, fx.Node)]
+    operands = [analysis.axes[x] for x in args.values() if isinstance(x, fx.Node) and _sized(x)]
     return broadcast(analysis, node, operands)
 
 
@@ -78,18 +80,19 @@ def single(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     return list(analysis.axes[source])
 
 
-def constant(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
-    """A tensor made from sizes alone."""
-    return analysis.like(node.meta["val"], f"its size is a constant at {node.name}")
+def counted(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """A tensor whose entries depend on their place."""
+    return analysis.like(node.meta["val"], f"{node.name} counts along it")
 
 
-_CONSTANTS = """
-arange.default arange.start arange.start_step zeros.default ones.default full.default empty.memory_format
-new_zeros.default new_ones.default new_full.default new_empty.default scalar_tensor.default
-"""
+def _sized(node: fx.Node) -> bool:
+    return isinstance(node.meta["val"], torch.Tensor)
+
+
+_COUNTED = "arange.default arange.start arange.start_step linspace.default scalar_tensor.default"
 
 ELEMENTWISE: dict[object, Rule] = {
     **dict.fromkeys(overloads(_PAIRS), pairwise),
     **dict.fromkeys(overloads(_SINGLES), single),
-    **dict.fromkeys(overloads(_CONSTANTS), constant),
+    **dict.fromkeys(overloads(_COUNTED), counted),
 }

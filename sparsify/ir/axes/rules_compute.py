@@ -59,7 +59,7 @@ def _with_bias(analysis: Analysis, node: fx.Node, bias: fx.Node, result: Axes) -
 
 
 def attention(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
-    """`y[..., h, n, v] = softmax(q[..., h, n, d] k[..., g, m, d]^T * scale + mask) v[..., g, m, v]`."""
+    """`y[h, n, v] = softmax(q[h, n, d] k[g, m, d]^T * scale + mask) v[g, m, v]`, batch before."""
     query, key, value = (analysis.axes[args[name]] for name in ("query", "key", "value"))
     for one, other in ((key[-2], value[-2]), (query[-1], key[-1])):
         analysis.tie(node, one, other)
@@ -141,18 +141,20 @@ def embedding(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 
 
 def index(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
-    """Entries by number along the leading dimensions."""
+    """Entries by number; what was looked up stands where it was, or first if it stood apart."""
     axes, numbers = analysis.axes[args["self"]], args["indices"]
-    if any(number is None for number in numbers):
-        raise Conflict("an index with gaps")
-    for axis in axes[: len(numbers)]:
-        axis.pin(f"looked up by {opname(node)} at {node.name}")
-    picked = broadcast(analysis, node, [analysis.axes[number] for number in numbers])
-    return [*picked, *axes[len(numbers) :]]
+    looked = [dim for dim, number in enumerate(numbers) if number is not None]
+    for dim in looked:
+        axes[dim].pin(f"looked up by {opname(node)} at {node.name}")
+    picked = broadcast(analysis, node, [analysis.axes[numbers[dim]] for dim in looked])
+    together = looked == list(range(looked[0], looked[-1] + 1))
+    before = axes[: looked[0]] if together else []
+    rest = [axis for dim, axis in enumerate(axes) if dim not in looked]
+    return [*before, *picked, *rest[len(before) :]]
 
 
 def probe(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
-    """The identity on `x`; statistics of `features` or `features x features` belong to its last axis."""
+    """The identity on `x`; statistics `[features]`, `[features, features]` have its last axis."""
     x, *statistics = node.all_input_nodes
     axes = analysis.axes[x]
     for statistic in statistics:
@@ -178,7 +180,7 @@ COMPUTE: dict[object, Rule] = {
     **dict.fromkeys(overloads("matmul.default mm.default bmm.default"), matmul),
     **dict.fromkeys(overloads("scaled_dot_product_attention.default"), attention),
     **dict.fromkeys(overloads("softmax.int _softmax.default log_softmax.int"), softmax),
-    **dict.fromkeys(overloads("cumsum.default cumprod.default flip.default"), along),
+    **dict.fromkeys(overloads("cumsum.default cumprod.default"), along),
     **dict.fromkeys(overloads("layer_norm.default rms_norm.default"), norm),
     **dict.fromkeys(overloads(_REDUCTIONS), reduce),
     **dict.fromkeys(overloads("max.dim min.dim"), reduce_pair),

@@ -11,9 +11,9 @@ from sparsify.ir.axes.rules import ELEMENTWISE, overloads
 
 _MOVES = frozenset(
     overloads(
-        """view.default reshape.default unsqueeze.default expand.default transpose.int permute.default
-        contiguous.default clone.default to.dtype repeat_interleave.self_int slice.Tensor cat.default
-        flatten.using_ints unflatten.int squeeze.dim"""
+        """view.default reshape.default unsqueeze.default expand.default transpose.int
+        permute.default contiguous.default clone.default to.dtype repeat_interleave.self_int
+        slice.Tensor cat.default flatten.using_ints unflatten.int squeeze.dim"""
     )
 )
 _PRODUCTS = frozenset(overloads("matmul.default bmm.default baddbmm.default"))

@@ -8,7 +8,7 @@ from sparsify.ir.axes.groups import Group, groups
 
 @dataclass(frozen=True)
 class Row:
-    """One group: what it is, where, how many indices, the tensors it lives in, and why it is pinned.
+    """One group: what it is, where, its size, the tensors it lives in, and why it is pinned.
 
     `members` are spelt `path[dim]`; `consumers` are paths of the matrices that take the axis in.
     """

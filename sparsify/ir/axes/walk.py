@@ -10,12 +10,13 @@ from sparsify.ir.axes.analysis import Analysis, Axes, arguments, opname
 from sparsify.ir.axes.axis import Axis, Conflict
 from sparsify.ir.axes.rules import ELEMENTWISE
 from sparsify.ir.axes.rules_compute import COMPUTE
+from sparsify.ir.axes.rules_cut import CUT
 from sparsify.ir.axes.rules_shape import SHAPE
 from sparsify.ir.program import Program
 
 __all__ = ["Analysis", "analyse"]
 
-RULES = {**ELEMENTWISE, **SHAPE, **COMPUTE}
+RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE}
 
 
 def analyse(program: Program) -> Analysis:
@@ -51,8 +52,8 @@ def _visit(analysis: Analysis, node: fx.Node) -> None:
     if sources and all(source in analysis.constant for source in sources):
         analysis.constant.add(node)
     value = node.meta["val"]
-    if node.target is operator.getitem and node.args[0] in analysis.parts:
-        analysis.axes[node] = analysis.parts[node.args[0]][_number(node.args[1])]
+    if node.target is operator.getitem and sources and sources[0] in analysis.parts:
+        analysis.axes[node] = analysis.parts[sources[0]][_number(node.args[1])]
         return
     if not _has_tensors(value):
         if node.target is not torch.ops.aten.sym_size.int:
@@ -64,11 +65,11 @@ def _visit(analysis: Analysis, node: fx.Node) -> None:
         if rule is None:
             raise Conflict("no rule")
         _store(analysis, node, rule(analysis, node, _bound(node)))
-    except (Conflict, KeyError, IndexError, TypeError, ValueError) as error:
+    except (Conflict, KeyError, IndexError, TypeError, ValueError):
         # A rule meets a form of its op that it was not written for: as safe as no rule at all.
-        known = f"op {opname(node)} has no axis rule"
-        reason = known if rule is None else f"{opname(node)} at {node.name} takes a form without a rule"
-        _give_up(analysis, node, reason, error)
+        what = "has no axis rule" if rule is None else f"at {node.name} has a form without a rule"
+        reason = f"op {opname(node)} {what}"
+        _give_up(analysis, node, reason)
 
 
 def _bound(node: fx.Node) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _store(analysis: Analysis, node: fx.Node, result: Any) -> None:
         analysis.parts[node] = result
 
 
-def _give_up(analysis: Analysis, node: fx.Node, reason: str, error: Exception) -> None:
+def _give_up(analysis: Analysis, node: fx.Node, reason: str) -> None:
     for source in node.all_input_nodes:
         _pin_all(analysis, source, reason)
     value = node.meta["val"]

@@ -1,0 +1,5 @@
+"""`python -m sparsify`."""
+
+from sparsify.cli import main
+
+main()

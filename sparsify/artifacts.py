@@ -1,0 +1,93 @@
+"""What lies in a folder: our programs, ONNX files, Hugging Face models; and how to run each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import DataError
+from sparsify.ir.pretrained import load_model, load_tokenizer
+from sparsify.ir.program import Program, default_input
+from sparsify.ir.store import is_program, load
+from sparsify.ir.trace import trace
+from sparsify.measure.latency import open_session
+
+Run = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One model on disk: its `kind` (`program`, `onnx`, `huggingface`), how to run it, its tokenizer."""
+
+    name: str
+    kind: str
+    path: Path
+    run: Run
+    tokenizer: Any
+
+
+def open_program(name: str) -> Program:
+    """The program of a run's folder, a saved program, or a Hugging Face folder or id (traced)."""
+    folder = Path(name)
+    for place in (folder, folder / "safetensors"):
+        if is_program(place):
+            return load(place)
+    model, tokenizer = load_model(name)
+    return trace(model, tokenizer=tokenizer)
+
+
+def artifacts(name: str) -> list[Artifact]:
+    """Every model found in a folder and its format folders, or the hub model of that name.
+
+    Raises DataError when there is none.
+    """
+    folder = Path(name)
+    found = []
+    for place in (
+        folder,
+        *(sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ()),
+    ):
+        if is_program(place):
+            found.append(_program(place))
+        elif (place / "model.onnx").is_file():
+            found.append(_onnx(place))
+        elif (place / "config.json").is_file():
+            found.append(_huggingface(str(place)))
+    if folder.is_dir() and not found:
+        raise DataError(f"'{folder}' holds no program, model.onnx or Hugging Face model")
+    return found or [_huggingface(name)]
+
+
+def _program(folder: Path) -> Artifact:
+    program = load(folder)
+    return Artifact(folder.name, "program", folder, program.run, program.tokenizer)
+
+
+def _onnx(folder: Path) -> Artifact:
+    session = open_session(folder / "model.onnx", threads=torch.get_num_threads())
+
+    def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        reference = next(iter(batch.values()))
+        feeds = {}
+        for entry in session.get_inputs():
+            value = batch.get(entry.name)
+            value = default_input(entry.name, reference) if value is None else value
+            feeds[entry.name] = value.numpy()
+        return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
+
+    return Artifact(folder.name, "onnx", folder, run, load_tokenizer(str(folder)))
+
+
+def _huggingface(name: str) -> Artifact:
+    model, tokenizer = load_model(name)
+    accepted = set(model.forward.__code__.co_varnames)
+
+    def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            result = model(**{k: v for k, v in batch.items() if k in accepted})
+        return tuple(value for value in result.to_tuple() if isinstance(value, Tensor))
+
+    return Artifact(Path(name).name, "huggingface", Path(name), run, tokenizer)

@@ -1,0 +1,181 @@
+"""The command line: `sparsify-fx VERB ...`, also `python -m sparsify`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from sparsify.artifacts import open_program
+from sparsify.commands import bench as bench_command
+from sparsify.commands import evaluate as evaluate_command
+from sparsify.commands import run as run_command
+from sparsify.commands import show as show_command
+from sparsify.demo import demo as run_demo
+from sparsify.engine.export import export as export_program
+from sparsify.engine.pipeline import parse
+from sparsify.errors import OptionError, SparsifyError
+from sparsify.files import write_json
+from sparsify.measure.page import write_page
+from sparsify.recipes import recipe as find_recipe
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="A compiler for sparse language models: trace, mask, train, prune, export, measure.",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Model = Annotated[
+    str, typer.Argument(help="A Hugging Face folder or hub id, one of our folders, or 'embedded'.")
+]
+Json = Annotated[Path | None, typer.Option(help="Also write the figures to this file.")]
+Length = Annotated[int, typer.Option(help="Tokens in a sequence: the context length.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where models, table and picture go.")] = Path(
+        "demo-out"
+    ),
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    overwrite: Annotated[bool, typer.Option(help="Replace what stands in --out.")] = False,
+) -> None:
+    """The embedded model through two recipes: table and picture of quality, size and speed."""
+    run_demo(out, threads, overwrite, console)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Option(help="A Hugging Face folder or hub id, or 'embedded'.")],
+    out: Annotated[Path, typer.Option(help="The folder for everything that comes out.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="A text, jsonl or parquet file, a folder, or name[:config][:split]."),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="A named pipeline; see 'recipes'.")] = None,
+    pipeline: Annotated[str | None, typer.Option(help="A pipeline as text; see 'passes'.")] = None,
+    to: Annotated[
+        str, typer.Option(help="Formats to export, separated by commas.")
+    ] = "safetensors",
+    length: Length = 128,
+    kind: Annotated[
+        str, typer.Option(help="'text' in blocks, or one 'sentences' a line.")
+    ] = "text",
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    dump: Annotated[
+        Path | None, typer.Option(help="Write the program after every pass here.")
+    ] = None,
+    json: Json = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what stands in --out.")] = False,
+) -> None:
+    """Run a model through a recipe or a pipeline and export the result."""
+    if (recipe is None) == (pipeline is None):
+        raise OptionError("give either --recipe or --pipeline")
+    text = find_recipe(recipe).text if recipe else str(pipeline)
+    job = run_command.Job(
+        model=model, pipeline=parse(text), out=out, data=data, length=length, kind=kind, seed=seed,
+        device=device, dtype=dtype, dump=dump, resume=resume, overwrite=overwrite, to=words(to),
+    )  # fmt: skip
+    _, report = run_command.run(job, console)
+    console.print(report.table())
+    if json is not None:
+        write_json(json, report.to_json())
+
+
+@app.command()
+def show(
+    model: Model,
+    pipeline: Annotated[str | None, typer.Option(help="Passes without data to run first.")] = None,
+    axes: Annotated[bool, typer.Option(help="Print the coupled axes instead.")] = False,
+) -> None:
+    """Print a model as a program, or its coupled axes with their pins."""
+    show_command.show(model, pipeline, axes, console)
+
+
+@app.command()
+def passes(name: Annotated[str | None, typer.Argument()] = None) -> None:
+    """List the passes, or explain one."""
+    show_command.show_passes(name, console)
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument()] = None) -> None:
+    """List the recipes, or print the text of one."""
+    show_command.show_recipes(name, console)
+
+
+@app.command("eval")
+def evaluate(
+    folder: Model,
+    data: Annotated[str, typer.Option(help="Text to measure on, as for 'run'.")],
+    length: Length = 128,
+    limit: Annotated[int | None, typer.Option(help="At most so many sequences.")] = None,
+    json: Json = None,
+) -> None:
+    """Measure the perplexity of every model in a folder."""
+    evaluate_command.evaluate(folder, data, length, limit, json, console)
+
+
+@app.command()
+def export(
+    folder: Model,
+    to: Annotated[
+        str, typer.Option(help="Formats separated by commas: onnx, safetensors, huggingface.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; beside the program by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what stands there.")] = False,
+) -> None:
+    """Export a program or model to other formats, each read back and compared."""
+    program = open_program(folder)
+    place = out or (Path(folder) if Path(folder).is_dir() else Path(Path(folder).name))
+    for name, path in export_program(program, place, words(to), overwrite=overwrite).items():
+        console.print(f"{name}: {path}")
+
+
+@app.command()
+def bench(
+    folder: Model,
+    against: Annotated[str, typer.Option(help="The dense model.")],
+    tokens: Annotated[str, typer.Option(help="Lengths to time, separated by commas.")] = "1,128",
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; variants take turns in each.")] = 30,
+    json: Json = None,
+) -> None:
+    """Time a model on ONNX Runtime against its dense twin, in one process."""
+    try:
+        lengths = [int(word) for word in words(tokens)]
+    except ValueError as error:
+        raise OptionError(f"--tokens takes whole numbers, not '{tokens}'") from error
+    bench_command.bench(folder, against, lengths, threads, rounds, json, console)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
+    """Write one HTML page about a run, with plots."""
+    console.print(str(write_page(folder)))
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a list separated by commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def main() -> NoReturn:
+    """Run the command line: 0 done, 1 an error in one sentence, 2 wrong usage."""
+    try:
+        app()
+    except SparsifyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,113 @@
+"""`sparsify-fx bench`: ONNX Runtime latency against a dense model."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sparsify.artifacts import open_program
+from sparsify.engine.export import export
+from sparsify.errors import OptionError
+from sparsify.files import write_json
+from sparsify.ir.program import Program
+from sparsify.ir.store import is_program
+from sparsify.measure.count import Counts, count
+from sparsify.measure.inputs import Shape
+from sparsify.measure.latency import Timing, compare, to_json
+from sparsify.measure.machine import machine, machine_line
+
+
+def bench(
+    folder: str,
+    against: str,
+    tokens: Sequence[int],
+    threads: int,
+    rounds: int,
+    json: Path | None,
+    console: Console,
+) -> list[Timing]:
+    """Time two models in one process, in turns, and print medians, ratios and sizes.
+
+    What has no `model.onnx` yet is exported to a temporary folder. Raises OptionError for lengths below 1.
+    """
+    if not tokens or min(tokens) < 1:
+        raise OptionError(f"--tokens must be lengths of at least 1, not {list(tokens)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        paths, counts, vocabulary = {}, {}, 2**31
+        for name, place in (("dense", against), ("sparse", folder)):
+            paths[name], program = _onnx(place, Path(scratch) / name)
+            if program is not None:
+                counts[name] = count(program, 1, max(tokens))
+                vocabulary = min(vocabulary, _vocabulary(program))
+        timings = compare(
+            paths,
+            "dense",
+            [Shape(tokens=n) for n in tokens],
+            vocabulary=vocabulary if vocabulary < 2**31 else 1000,
+            threads=threads,
+            rounds=rounds,
+        )
+        bytes_on_disk = {name: _bytes(path) for name, path in paths.items()}
+    console.print(timing_table(timings, counts, bytes_on_disk))
+    console.print(machine_line(machine()), soft_wrap=True)
+    result = {
+        **to_json(timings),
+        "threads": threads,
+        "bytes": bytes_on_disk,
+        "counts": {name: value.to_json() for name, value in counts.items()},
+    }
+    if json is not None:
+        write_json(json, result)
+    if Path(folder).is_dir():
+        write_json(Path(folder) / "bench.json", result)
+    return timings
+
+
+def timing_table(
+    timings: Sequence[Timing], counts: dict[str, Counts], sizes: dict[str, int]
+) -> Table:
+    """Medians with their spread, the ratio to dense, and what stands in the file."""
+    table = Table("model", "tokens", "ms (10-90 %)", "speed (10-90 %)", "multiply-adds", "file")
+    for row in timings:
+        known = counts.get(row.name)
+        table.add_row(
+            row.name,
+            str(row.tokens),
+            f"{row.median_ms:.2f} ({row.p10_ms:.2f}-{row.p90_ms:.2f})",
+            f"{row.ratio:.2f} ({row.ratio_low:.2f}-{row.ratio_high:.2f})",
+            f"{known.multiply_adds / 1e6:,.1f} M at {known.length}" if known else "",
+            f"{sizes[row.name] / 1e6:.2f} MB",
+        )
+    return table
+
+
+def _onnx(place: str, scratch: Path) -> tuple[Path, Program | None]:
+    """The ONNX file of a model and, when there is one beside it, its program."""
+    path = Path(place)
+    if path.suffix == ".onnx":
+        return path, None
+    holder = path if is_program(path) else path / "safetensors"
+    program = open_program(place) if is_program(holder) or not _find(path) else None
+    return _find(path) or export(program or open_program(place), scratch, ["onnx"])[
+        "onnx"
+    ] / "model.onnx", program
+
+
+def _find(folder: Path) -> Path | None:
+    for place in (folder / "model.onnx", folder / "onnx" / "model.onnx"):
+        if place.is_file():
+            return place
+    return None
+
+
+def _vocabulary(program: Program) -> int:
+    config: dict[str, Any] = dict(program.source.config)
+    return int(config.get("vocab_size") or 1000)
+
+
+def _bytes(path: Path) -> int:
+    """The bytes of an ONNX file and the weights beside it."""
+    return sum(p.stat().st_size for p in path.parent.glob(path.name + "*"))

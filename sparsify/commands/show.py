@@ -1,0 +1,102 @@
+"""`sparsify-fx show`, `passes` and `recipes`: programs, axes and catalogues as text."""
+
+import dataclasses
+import inspect
+from typing import Any, get_type_hints
+
+from rich.console import Console
+from rich.table import Table
+
+from sparsify.artifacts import open_program
+from sparsify.engine.contract import Context
+from sparsify.engine.options import describe
+from sparsify.engine.pipeline import parse
+from sparsify.engine.registry import passes
+from sparsify.errors import PipelineError
+from sparsify.ir.axes.table import rows
+from sparsify.ir.axes.walk import analyse
+from sparsify.ir.text import header, to_text
+from sparsify.recipes import RECIPES, recipe
+from sparsify.words import nearest
+
+
+def show(model: str, pipeline: str | None, axes: bool, console: Console) -> None:
+    """Print a program as text, after a pipeline of passes that need no data, or its coupled axes."""
+    program = open_program(model)
+    if pipeline:
+        program = parse(pipeline).run(program, Context())
+    if axes:
+        console.print(axes_table(program))
+        return
+    console.out(header(program))
+    console.out(to_text(program), end="")
+
+
+def axes_table(program: Any) -> Table:
+    """The groups of coupled axes: sizes, members, consumers and pins."""
+    table = Table("kind", "where", "size", "members", "consumed by", "pinned because")
+    for row in rows(analyse(program)):
+        members = [
+            *row.members[:3],
+            *([f"and {len(row.members) - 3} more"] if row.members[3:] else []),
+        ]
+        pins = [*row.pins[:2], *([f"and {len(row.pins) - 2} more"] if row.pins[2:] else [])]
+        table.add_row(
+            row.kind, row.where, str(row.size), "\n".join(members), "\n".join(row.consumers[:2]),
+            "\n".join(pins) or "free",
+        )  # fmt: skip
+    return table
+
+
+def show_passes(name: str | None, console: Console) -> None:
+    """List the passes, or print one with its rewrite, options and features."""
+    known = passes()
+    if name is None:
+        table = Table("pass", "what it does")
+        for key, kind in known.items():
+            table.add_row(key, summary(kind))
+        console.print(table)
+        return
+    if name not in known:
+        raise PipelineError(f"no pass is called '{name}'{nearest(name, known)}")
+    kind = known[name]
+    console.out(inspect.getdoc(inspect.getmodule(kind)) or "")
+    console.out("")
+    console.out(inspect.getdoc(kind) or "")
+    table = Table("option", "values", "default")
+    for option in options(kind):
+        table.add_row(*option)
+    console.print(table)
+
+
+def options(kind: type) -> list[tuple[str, str, str]]:
+    """Name, values and default of every option of a pass or exporter."""
+    hints = get_type_hints(kind)
+    found = []
+    for field in dataclasses.fields(kind):
+        default = "required" if field.default is dataclasses.MISSING else _spell(field.default)
+        found.append((field.name, describe(hints[field.name]), default))
+    return found
+
+
+def summary(kind: type) -> str:
+    """The first sentence of a pass's module: what it does."""
+    text = (inspect.getdoc(inspect.getmodule(kind)) or "").splitlines()[0]
+    return text.partition(": ")[2]
+
+
+def show_recipes(name: str | None, console: Console) -> None:
+    """List the recipes, or print the text of one."""
+    if name is not None:
+        console.out(recipe(name).text)
+        return
+    table = Table("recipe", "what comes out", "pipeline")
+    for item in RECIPES:
+        table.add_row(item.name, item.about, item.text)
+    console.print(table)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "nothing"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -1,0 +1,143 @@
+"""The demo: the embedded model through two recipes, exported, timed and drawn against its dense twin."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sparsify.engine.contract import Context
+from sparsify.engine.export import export
+from sparsify.engine.pipeline import parse
+from sparsify.engine.report import Report
+from sparsify.files import new_folder, write_json
+from sparsify.ir.pretrained import EMBEDDED, load_model
+from sparsify.ir.program import Program
+from sparsify.ir.trace import trace
+from sparsify.measure.count import count
+from sparsify.measure.figure import bars
+from sparsify.measure.inputs import Shape
+from sparsify.measure.latency import Timing, compare, to_json
+from sparsify.measure.machine import machine, machine_line
+from sparsify.measure.page import write_page
+from sparsify.measure.quality import perplexity
+from sparsify.progress import Bar
+from sparsify.recipes import recipe
+from sparsify.train.data import Data, load_data, split
+
+LENGTH, EVALUATED, TOKENS, ROUNDS = 128, 96, 128, 25
+# The same masks as `structured` chooses at once, folded in place: zeros that nobody removes.
+_ZEROS = (
+    "insert-masks{of=heads,channels} | choose-masks{of=heads score=taylor sparsity=0.5} | "
+    "choose-masks{of=channels score=taylor sparsity=0.5 multiple=8} | fold-masks{of=heads,channels}"
+)
+
+
+def demo(out: Path, threads: int, overwrite: bool, console: Console) -> list[dict[str, Any]]:
+    """Run the demo into a folder; returns the rows of its table.
+
+    The held-out text is split: the first part calibrates and trains, the last measures perplexity.
+    """
+    with new_folder(out, overwrite=overwrite) as folder:
+        rows = _Demo(folder, threads, console).run()
+    console.print(
+        f"models, table and picture: {out}/  (demo.png, report of each run in its folder)"
+    )
+    return rows
+
+
+class _Demo:
+    def __init__(self, folder: Path, threads: int, console: Console) -> None:
+        self.folder, self.threads, self.console = folder, threads, console
+        self.model, self.tokenizer = load_model(EMBEDDED)
+        text = str(resources.files("sparsify") / "embedded" / "heldout.txt")
+        self.training, self.testing = split(load_data(text, self.tokenizer, LENGTH), 0.8)
+
+    def run(self) -> list[dict[str, Any]]:
+        console = self.console
+        programs = {"dense": trace(load_model(EMBEDDED)[0], tokenizer=self.tokenizer)}
+        for name, text in (
+            ("zeros", _ZEROS),
+            ("structured", recipe("structured").text),
+            ("semi-structured", recipe("semi-structured").text),
+        ):
+            programs[name] = self.compile(name, text)
+        console.print("exporting to ONNX, reading back, comparing")
+        paths = {
+            name: export(program, self.folder / name, ["onnx"])["onnx"] / "model.onnx"
+            for name, program in programs.items()
+        }
+        export(programs["structured"], self.folder / "structured", ["safetensors", "huggingface"])
+        console.print(f"timing on ONNX Runtime, {self.threads} thread, {ROUNDS} rounds in turns")
+        vocabulary = len(self.tokenizer)
+        timings = compare(
+            paths, "dense", [Shape(tokens=TOKENS)], vocabulary=vocabulary,
+            threads=self.threads, rounds=ROUNDS,
+        )  # fmt: skip
+        rows = [self.row(timing, programs[timing.name], paths[timing.name]) for timing in timings]
+        self.finish(rows, timings)
+        return rows
+
+    def compile(self, name: str, text: str) -> Program:
+        """One fresh trace of the model through one pipeline."""
+        self.console.rule(name)
+        self.console.print(text, soft_wrap=True, markup=False)
+        report, folder = Report(), self.folder / name
+        folder.mkdir()
+        program = trace(load_model(EMBEDDED)[0], tokenizer=self.tokenizer)
+        with Bar(self.console) as bar:
+            context = Context(data=self.training, progress=bar)
+            program = parse(text).run(program, context, report=report)
+        report.write(folder)
+        for key, figures in context.figures.items():
+            write_json(folder / f"{key}.json", figures)
+        write_page(folder)
+        self.console.print(report.table())
+        return program
+
+    def row(self, timing: Timing, program: Program, path: Path) -> dict[str, Any]:
+        """Quality, size and speed of one variant."""
+        counts = count(program, 1, TOKENS)
+        quality = perplexity(lambda b: program.run(b)[0], self.testing, limit=EVALUATED)
+        return {
+            "name": timing.name,
+            "perplexity": quality.value,
+            "context": quality.context,
+            "parameters": counts.parameters,
+            "sparsity": counts.sparsity,
+            "multiply_adds": counts.multiply_adds,
+            "bytes": path.stat().st_size,
+            "median_ms": timing.median_ms,
+            "ratio": timing.ratio,
+            "ratio_low": timing.ratio_low,
+            "ratio_high": timing.ratio_high,
+        }
+
+    def finish(self, rows: list[dict[str, Any]], timings: list[Timing]) -> None:
+        """The table, `demo.json` and `demo.png`."""
+        table = Table(title="the embedded model on ONNX Runtime CPU")
+        for column in ("model", f"perplexity ({LENGTH} tokens)", "parameters", "zeros", "ONNX bytes",
+                       f"ms for {TOKENS} tokens", "speed (10-90 %)"):  # fmt: skip
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for row in rows:
+            table.add_row(
+                row["name"],
+                f"{row['perplexity']:.2f}",
+                f"{row['parameters']:,}",
+                f"{row['sparsity']:.0%}",
+                f"{row['bytes']:,}",
+                f"{row['median_ms']:.2f}",
+                f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})",
+            )
+        self.console.print(table)
+        self.console.print(machine_line(machine()), soft_wrap=True)
+        write_json(self.folder / "demo.json", {**to_json(timings), "rows": rows})
+        bars(rows, self.folder / "demo.png", "the embedded model, dense and sparse")
+
+
+def sequences() -> Data:
+    """The held-out text as sequences of the demo's length, for examples."""
+    _, tokenizer = load_model(EMBEDDED)
+    text = str(resources.files("sparsify") / "embedded" / "heldout.txt")
+    return load_data(text, tokenizer, LENGTH)

@@ -1,0 +1,69 @@
+"""Load a Hugging Face model, from a folder or a hub id, with its tokenizer."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+
+from sparsify.errors import DataError, OptionError
+from sparsify.words import nearest
+
+EMBEDDED = "embedded"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, Any]:
+    """The model and its tokenizer (None when it has none), in evaluation mode.
+
+    `name` is a folder, a hub id, or `embedded` for the small model that comes with the package.
+    Raises DataError when there is no such model or its files are damaged, OptionError for a dtype.
+    """
+    if dtype not in _DTYPES:
+        raise OptionError(f"no dtype is called '{dtype}'{nearest(dtype, _DTYPES)}")
+    source = str(resources.files("sparsify") / "embedded") if name == EMBEDDED else name
+    if Path(source).is_file():
+        raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(source)
+            kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
+            model: PreTrainedModel = kind.from_pretrained(source, dtype=_DTYPES[dtype])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"no model could be loaded from '{name}': {reason}") from error
+    for path, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise DataError(f"the model '{name}' holds values that are not finite in '{path}'")
+    return model.eval(), load_tokenizer(source)
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a folder or hub id; None when there is none."""
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the model library's warnings and bars off the terminal."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    transformers.utils.logging.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        transformers.utils.logging.enable_progress_bar()

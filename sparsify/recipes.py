@@ -1,0 +1,69 @@
+"""Recipes: named pipelines, as text and nothing else."""
+
+from dataclasses import dataclass
+
+from sparsify.errors import PipelineError
+from sparsify.words import nearest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pipeline with a name and one sentence on what comes out."""
+
+    name: str
+    about: str
+    text: str
+
+
+_RECOVER = "train{steps=200 batch=8 lr=0.002 update=lora distill=kl}"
+
+RECIPES = (
+    Recipe(
+        "structured",
+        "half of the heads and channels removed, recovered by low-rank branches, physically smaller",
+        "insert-masks{of=heads,channels} | choose-masks{of=heads score=taylor sparsity=0.5} | "
+        "choose-masks{of=channels score=taylor sparsity=0.5 multiple=8} | prune-heads | "
+        f"prune-channels | insert-lora{{rank=16 alpha=32.0}} | {_RECOVER} | fold-lora",
+    ),
+    Recipe(
+        "semi-structured",
+        "2:4 by SparseGPT, recovered by low-rank branches under the mask, which fold without loss",
+        "insert-probes{gram=true} | calibrate | insert-masks | "
+        "choose-masks{score=sparsegpt pattern=2:4} | remove-probes | "
+        f"insert-lora{{rank=16 alpha=32.0}} | {_RECOVER} | fold-lora | fold-masks",
+    ),
+    Recipe(
+        "magnitude",
+        "half of the weights by size, one threshold a layer, no data",
+        "insert-masks | choose-masks{score=magnitude sparsity=0.5} | fold-masks",
+    ),
+    Recipe(
+        "wanda",
+        "half of the weights by size times input norm, ranked in each row, no retraining",
+        "insert-probes | calibrate | insert-masks | choose-masks{score=wanda sparsity=0.5} | "
+        "remove-probes | fold-masks",
+    ),
+    Recipe(
+        "sparsegpt",
+        "half of the weights by SparseGPT, no retraining",
+        "insert-probes{gram=true} | calibrate | insert-masks | "
+        "choose-masks{score=sparsegpt sparsity=0.5} | remove-probes | fold-masks",
+    ),
+    Recipe(
+        "encoder",
+        "an encoder with half of its heads and channels, distilled from the dense one on plain sentences",
+        "insert-probes | calibrate | insert-masks{of=heads,channels} | "
+        "choose-masks{of=heads score=wanda sparsity=0.5} | "
+        "choose-masks{of=channels score=wanda sparsity=0.5 multiple=8} | remove-probes | "
+        "prune-heads | prune-channels | "
+        "train{steps=200 batch=16 lr=0.0003 task=0.0 distill=squared}",
+    ),
+)
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a name; PipelineError gives the nearest one."""
+    known = {item.name: item for item in RECIPES}
+    if name not in known:
+        raise PipelineError(f"no recipe is called '{name}'{nearest(name, known)}")
+    return known[name]

@@ -1,0 +1,134 @@
+"""Stock `from_pretrained` loads the folder and gives the program's outputs, or we refuse."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from exporters.huggingface import Huggingface, quiet
+from sparsify.engine.export import relative_difference, write_checked
+from sparsify.errors import ExportError
+from sparsify.ir.trace import trace
+
+
+def stock(program, folder):
+    name = program.source.model_class
+    if name.endswith("ForSequenceClassification"):
+        auto = AutoModelForSequenceClassification
+    else:
+        auto = AutoModel if name == "BertModel" else AutoModelForCausalLM
+    with quiet():
+        return auto.from_pretrained(folder).eval()
+
+
+def check_stock(program, folder):
+    model = stock(program, folder)
+    assert type(model).__name__ == program.source.model_class
+    inputs = program.complete({"input_ids": torch.arange(3, 75).view(4, 18)})
+    with torch.no_grad():
+        result = model(**inputs)
+    for name, wanted in zip(program.source.outputs, program.run(inputs), strict=True):
+        assert relative_difference(wanted, result[name]) <= 1e-6
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_unpruned(family, programs, tmp_path):
+    program = programs(family)
+    folder = write_checked(Huggingface(), program, tmp_path)
+    check_stock(program, folder)
+    config = config_of(folder)
+    assert config["architectures"] == [program.source.model_class]
+    assert config["dtype"] == "float32"
+    if "rope_parameters" in config:
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "sparsify.pipeline": "said{so=true}"}
+        names = set(file.keys())
+    own = {name for name, _ in stock(program, folder).named_parameters()}
+    assert names == own  # tied weights once
+    assert "sparsity_config" not in config
+
+
+@pytest.mark.parametrize(
+    ("family_", "entry", "size"),
+    [
+        ("llama", "intermediate_size", 86),
+        ("gpt2", "n_inner", 128),
+        ("opt", "ffn_dim", 128),
+        ("bert", "intermediate_size", 128),
+        ("bert_classifier", "intermediate_size", 128),
+    ],
+)
+def test_fewer_channels(family_, entry, size, pruned, tmp_path):
+    program = pruned(family_, "channels")
+    folder = write_checked(Huggingface(), program, tmp_path)
+    assert config_of(folder)[entry] == size
+    check_stock(program, folder)
+
+
+@pytest.mark.parametrize(("family_", "size"), [("llama", 8), ("qwen2", 8), ("qwen3", 16)])
+def test_fewer_heads(family_, size, pruned, tmp_path):
+    program = pruned(family_, "heads")
+    folder = write_checked(Huggingface(), program, tmp_path)
+    config = config_of(folder)
+    heads = [config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim")]
+    assert heads == [4, 2, size]
+    check_stock(program, folder)
+
+
+def test_traced_again_is_the_same_program(pruned, tmp_path):
+    program = pruned("llama", "channels")
+    folder = write_checked(Huggingface(), program, tmp_path)
+    again = trace(stock(program, folder))
+    assert all(torch.equal(again.tensor(path), value) for path, value in program.tensors())
+
+
+@pytest.mark.parametrize("family_", ["gpt2", "opt", "bert"])
+def test_heads_that_no_config_can_say(family_, pruned, tmp_path):
+    program = pruned(family_, "heads")
+    with pytest.raises(ExportError) as caught:
+        write_checked(Huggingface(), program, tmp_path)
+    said = str(caught.value)
+    assert said.startswith(f"no config of {program.source.model_class} has the program's shapes: ")
+    assert ".weight is [" in said
+    assert said.endswith("more; export to onnx or safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_uneven_layers(pruned, tmp_path):
+    with pytest.raises(ExportError) as caught:
+        write_checked(Huggingface(), pruned("llama", "channels", "first"), tmp_path)
+    assert "mlp.down_proj.weight is [64, " in str(caught.value)
+    assert str(caught.value).endswith(
+        "prune every layer to the same sizes, or export to onnx or safetensors"
+    )
+
+
+def test_shapes_fit_but_the_function_does_not(programs, tmp_path):
+    program = programs("llama")
+    other = program.source.config | {"rms_norm_eps": 0.5}
+    program.source = type(program.source)(
+        other, program.source.model_class, program.source.output_class, program.source.outputs
+    )
+    with pytest.raises(ExportError, match="has the program's shapes, but its model gives outputs"):
+        write_checked(Huggingface(), program, tmp_path)
+
+
+def test_plain_module(tmp_path):
+    program = trace(torch.nn.Linear(4, 4), {"input": torch.randn(2, 4)})
+    with pytest.raises(ExportError, match="traced from Linear; export to onnx or safetensors"):
+        write_checked(Huggingface(), program, tmp_path)
+
+
+def test_tokenizer_and_generation_config(programs, tokenizer, tmp_path):
+    program = programs("llama")
+    program.tokenizer = tokenizer
+    folder = write_checked(Huggingface(), program, tmp_path)
+    found = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "generation_config.json"} <= found
+    assert {"tokenizer.json", "tokenizer_config.json"} <= found

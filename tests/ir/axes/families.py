@@ -1,0 +1,89 @@
+"""Small random models of the families whose heads and channels must be free."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import transformers
+from torch import nn
+
+from sparsify.ir.program import Program
+from sparsify.ir.trace import trace
+
+WORDS = 60
+_SMALL = {
+    "vocab_size": WORDS,
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_GROUPED = {**_SMALL, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def _gpt2(**more: str) -> transformers.GPT2Config:
+    sizes = {"n_embd": 64, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    return transformers.GPT2Config(
+        vocab_size=WORDS, bos_token_id=1, eos_token_id=2, **sizes, **more
+    )
+
+
+def _opt() -> transformers.OPTConfig:
+    sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 48, "num_hidden_layers": 2}
+    return transformers.OPTConfig(
+        vocab_size=WORDS, num_attention_heads=4, max_position_embeddings=64, **sizes
+    )
+
+
+def _distilbert() -> transformers.DistilBertConfig:
+    sizes = {"dim": 64, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
+    return transformers.DistilBertConfig(vocab_size=WORDS, max_position_embeddings=64, **sizes)
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_GROUPED)),
+    "llama-eager": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(attn_implementation="eager", **_GROUPED)
+    ),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**{k: v for k, v in _GROUPED.items() if k != "head_dim"})
+    ),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_GROUPED)),
+    "mistral": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(sliding_window=8, **_GROUPED)
+    ),
+    "phi3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**_GROUPED, **_IDS)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(_gpt2()),
+    "gpt2-eager": lambda: transformers.GPT2LMHeadModel(_gpt2(attn_implementation="eager")),
+    "opt": lambda: transformers.OPTForCausalLM(_opt()),
+    "bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**_SMALL)),
+    "bert-eager": lambda: transformers.BertForMaskedLM(
+        transformers.BertConfig(attn_implementation="eager", **_SMALL)
+    ),
+    "roberta": lambda: transformers.RobertaForSequenceClassification(
+        transformers.RobertaConfig(**_SMALL)
+    ),
+    "distilbert": lambda: transformers.DistilBertForSequenceClassification(_distilbert()),
+}
+
+
+def traced(family: str) -> Program:
+    """A program of its own for a family; each is traced once."""
+    return _traced(family).clone()
+
+
+@functools.cache
+def _traced(family: str) -> Program:
+    """The program of a model whose weights are large enough for every part to be felt."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = FAMILIES[family]()
+        with torch.no_grad():
+            for value in model.parameters():
+                if value.dim() > 1:
+                    value.normal_(0, 0.12)
+                else:
+                    value.add_(0.2 * torch.randn_like(value))
+    return trace(model.eval())

@@ -1,0 +1,237 @@
+"""What a user may get wrong, and the whole sentence that says so before anything runs."""
+
+import pytest
+import torch
+
+from sparsify.engine.contract import Context
+from sparsify.engine.pipeline import parse
+from sparsify.errors import DataError, OptionError, PipelineError, SparsifyError
+from sparsify.ir.text import to_text
+from sparsify.train.data import TextData
+
+MASKS = "insert-masks | "
+HEADS = "insert-masks{of=heads} | "
+EITHER = "choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4"
+
+# Pipeline, what the sentence says after `pass 2 of 2, '<text of the pass>', `.
+CHOICES = [
+    ("pattern=half", "pattern 'half' is not N:M (N kept of every M), as in 2:4"),
+    ("pattern=2-4", "pattern '2-4' is not N:M (N kept of every M), as in 2:4"),
+    ("pattern=4:4", "pattern 4:4 prunes nothing: N must be below M, as in 2:4"),
+    ("pattern=5:4", "pattern 5:4 prunes nothing: N must be below M, as in 2:4"),
+    ("pattern=0:4", "pattern 0:4 keeps nothing: N must be at least 1, as in 2:4"),
+    (
+        "pattern=2:5",
+        "pattern 2:5 does not fit @up.weight: its axis of 8 is no multiple of 5",
+    ),
+    ("sparsity=1.5", "sparsity 1.5 is not in [0, 1)"),
+    ("sparsity=1.0", "sparsity 1.0 is not in [0, 1)"),
+    ("sparsity=-0.1", "sparsity -0.1 is not in [0, 1)"),
+    ("sparsity=nan", "sparsity nan is not in [0, 1)"),
+    ("sparsity=0.5 pattern=2:4", EITHER),
+    ("score=magnitude", EITHER),
+    (
+        "sparsity=0.5 targets=dwn",
+        "the target 'dwn' matches no linear; did you mean 'down.weight'?",
+    ),
+    (
+        "sparsity=0.5 ignore=nothing.*",
+        "the target 'nothing.*' matches no linear; there are: down.weight, head.weight, up.weight",
+    ),
+    (
+        "sparsity=0.5 score=activation",
+        "score=activation is for channels and heads; use wanda for weights",
+    ),
+    ("sparsity=0.5 multiple=0", "multiple=0 must be at least 1"),
+]
+
+
+def refusal(kind, pipeline, program, data=None):
+    """The sentence; the program must be as it was."""
+    before = to_text(program)
+    with pytest.raises(kind) as caught:
+        parse(pipeline).run(program, Context(data=data))
+    assert to_text(program) == before
+    assert program.log == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("options", "sentence"), CHOICES)
+def test_choices_that_cannot_be_meant(options, sentence, traced):
+    text = f"choose-masks{{{options}}}"
+    if "activation" in options:
+        text = f"insert-probes | insert-masks | calibrate | {text}"
+        where, data = "pass 4 of 4", TextData(torch.arange(24), 12)
+    else:
+        text, where, data = MASKS + text, "pass 2 of 2", None
+    found = refusal(OptionError, text, traced("mlp"), data)
+    assert found.startswith(f"{where}, 'choose-masks")
+    assert found.endswith(f"', {sentence}")
+
+
+@pytest.mark.parametrize(("options", "kind"), [("pattern=2:4", "heads"), ("pattern=2:4", "channels")])
+def test_patterns_are_for_weights(options, kind, traced):
+    text = f"insert-masks{{of={kind}}} | choose-masks{{of={kind} {options}}}"
+    name = "block" if kind == "heads" else "mlp"
+    found = refusal(OptionError, text, traced(name))
+    assert found.endswith(f"a pattern or score=sparsegpt is for weights, not for {kind}")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sentence"),
+    [
+        (
+            "insert-masks{of=channels}",
+            "pass 1 of 1, 'insert-masks{of=channels}', the program has no prunable channels; "
+            "`sparsify-fx show MODEL --axes` says why",
+        ),
+        (
+            "insert-lora{rank=8}",
+            "pass 1 of 1, 'insert-lora', rank=8 does not fit @query.weight; it must be 1 to 7",
+        ),
+        (
+            "insert-lora{rank=0}",
+            "pass 1 of 1, 'insert-lora{rank=0}', rank=0 does not fit @query.weight; it must be 1 to 7",
+        ),
+        (
+            "insert-masks | fold-masks{of=weigths}",
+            "pass 2 of 2, 'fold-masks{of=weigths}', there are no masks of 'weigths'; "
+            "there are: channels, heads, weights",
+        ),
+        (
+            "insert-masks{targets=qery}",
+            "pass 1 of 1, 'insert-masks{targets=qery}', the target 'qery' matches no linear; "
+            "did you mean 'query.weight'?",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_the_program(pipeline, sentence, traced):
+    assert refusal(SparsifyError, pipeline, traced("block")) == sentence
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sentence"),
+    [
+        ("calibrate{samples=0}", "samples=0 and batch=8 must be at least 1"),
+        ("train{steps=0}", "steps, batch, save_every and lr must be positive"),
+        ("train{steps=1 lr=-1.0}", "steps, batch, save_every and lr must be positive"),
+        ("train{steps=1 warmup=3.0}", "warmup=3.0 is a fraction of the steps, from 0 to 1"),
+        ("train{steps=1 task=0}", "task=0 without distill leaves no loss"),
+    ],
+)
+def test_numbers_out_of_range(pipeline, sentence, traced, tokens):
+    found = refusal(OptionError, f"insert-probes | {pipeline}", traced("block"), tokens)
+    assert found.startswith("pass 2 of 2, '")
+    assert found.endswith(f"', {sentence}")
+
+
+@pytest.mark.parametrize("step", ["calibrate", "train{steps=1}"])
+def test_missing_data_is_found_before_the_first_pass(step, traced):
+    assert refusal(PipelineError, f"insert-probes | {step}", traced("block")) == (
+        f"pass 2 of 2, '{step}', needs data; give --data, or Context(data=...)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sentence"),
+    [
+        ("choose-masks{sparsity=0.1}", "needs ['mask.weights'], but at that point the program has []"),
+        ("insert-lora | insert-lora", "would add ['lora'], which the program already has"),
+        (
+            "insert-masks | choose-masks{score=wanda sparsity=0.5}",
+            "needs ['stats'], but at that point the program has ['mask.weights']",
+        ),
+        (
+            "insert-masks | fold-masks | choose-masks{sparsity=0.5}",
+            "needs ['mask.weights'], but at that point the program has []",
+        ),
+    ],
+)
+def test_passes_that_do_not_fit_each_other(pipeline, sentence, traced):
+    count = pipeline.count("|") + 1
+    last = str(parse(pipeline).passes[-1])
+    assert refusal(PipelineError, pipeline, traced("mlp")) == (
+        f"pass {count} of {count}, '{last}', {sentence}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sentence"),
+    [
+        ("insert-maks", "no pass is called 'insert-maks'; did you mean 'insert-masks'?"),
+        ("insert-lora{rnk=4}", "'insert-lora' has no option 'rnk'; did you mean 'rank'?"),
+        ("insert-lora{rank=four}", "insert-lora{rank} cannot be 'four'; it takes int"),
+        ("insert-lora{rank=4,5}", "insert-lora{rank} takes one value, not 2"),
+        ("train", "'train' needs the option 'steps'"),
+        (
+            "choose-masks{score=hessian}",
+            "choose-masks{score} cannot be 'hessian'; "
+            "it takes magnitude|wanda|sparsegpt|activation|taylor",
+        ),
+        (
+            "train{steps=1 distill=kl{temprature=2.0}}",
+            "'kl' has no option 'temprature'; did you mean 'temperature'?",
+        ),
+        (
+            "train{steps=1 distill=mse}",
+            "train{distill} cannot be 'mse'; it takes kl{}|squared{}|none",
+        ),
+    ],
+)
+def test_words_that_nobody_knows(pipeline, sentence):
+    with pytest.raises(SparsifyError) as caught:
+        parse(pipeline)
+    assert str(caught.value) == sentence
+
+
+def test_a_ratio_that_removes_nothing(traced):
+    with pytest.raises(OptionError) as caught:
+        parse(HEADS + "choose-masks{of=heads sparsity=0.2}").run(traced("block"))
+    assert str(caught.value) == (
+        "pass 2 of 2, 'choose-masks{of=heads sparsity=0.2}': a sparsity of 0.2 with rule=groups and "
+        "multiple=1 removes nothing from sizes [4]; raise it or change the rule"
+    )
+
+
+def test_a_ratio_that_would_leave_nothing_leaves_one_head(traced):
+    program = parse(HEADS + "choose-masks{of=heads sparsity=0.99} | prune-heads").run(traced("block"))
+    assert program.tensor("query.weight").shape == (4, 8)
+
+
+def test_statistics_that_were_never_taken(traced, tokens):
+    with pytest.raises(SparsifyError) as caught:
+        parse(
+            "insert-probes{targets=out} | calibrate | insert-masks | "
+            "choose-masks{score=wanda sparsity=0.5}"
+        ).run(traced("block"), Context(data=tokens))
+    assert str(caught.value).endswith(
+        "the input of @query.weight has no probe; widen the targets of insert-probes"
+    )
+
+
+def test_sparsegpt_without_gram(traced, tokens):
+    with pytest.raises(OptionError, match="sparsegpt needs insert-probes{gram=true} at the input of"):
+        parse(
+            "insert-probes | calibrate | insert-masks | choose-masks{score=sparsegpt pattern=2:4}"
+        ).run(traced("block"), Context(data=tokens))
+
+
+def test_a_branch_over_a_mask_must_be_folded_first(traced):
+    with pytest.raises(SparsifyError, match="has a branch under its mask; put fold-lora first"):
+        parse("insert-masks | insert-lora{rank=2} | fold-masks").run(traced("mlp"))
+
+
+def test_data_without_labels(traced):
+    from sparsify.train.data import TensorData
+
+    data = TensorData({"input_ids": torch.zeros(4, 6, dtype=torch.long)})
+    with pytest.raises(DataError, match="the data has no labels; train by distillation only"):
+        parse("train{steps=1}").run(traced("block"), Context(data=data))
+
+
+def test_nothing_to_train(traced, tokens):
+    with pytest.raises(PipelineError) as caught:
+        parse("train{steps=1 update=lora}").run(traced("block"), Context(data=tokens))
+    assert str(caught.value) == (
+        "pass 1 of 1, 'train{steps=1 update=lora}', needs ['lora'], but at that point the program has []"
+    )
