@@ -1,9 +1,9 @@
 """Search for the Hugging Face config whose model has exactly the tensor shapes of a program.
 
 Nothing is known of architectures: a config entry is a candidate when scaling it as a changed
-dimension was scaled (`heads * new / old`), or giving an unset entry the new size, moves a tensor that
-does not fit yet and leaves those that fit. Combinations of a few such changes are tried on the meta
-device.
+dimension was scaled (`heads * new / old`), or giving an unset entry the new size, moves a tensor
+that does not fit yet and leaves those that fit. Combinations of a few such changes are tried on the
+meta device.
 """
 
 import copy

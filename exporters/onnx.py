@@ -1,7 +1,8 @@
 """onnx: one `model.onnx` for any runtime that speaks the operator set, through `torch.onnx`.
 
 The program is lowered first (`sparsify.ir.lower`), so that every parameter stands in the file under
-its own name and grouped attention is one node. Inputs, outputs and varying dimensions keep their names.
+its own name and grouped attention is one node. Inputs, outputs and varying dimensions keep their
+names.
 """
 
 import contextlib
@@ -70,18 +71,7 @@ class Onnx(Exporter):
         """Write the model and the tokenizer's files."""
         path = folder / FILE
         with _quiet():
-            exported = torch.onnx.export(
-                lowered(program),
-                (),
-                kwargs=dict(program.sample),
-                dynamic_shapes={name: program.dynamic.get(name, {}) for name in program.sample},
-                input_names=list(program.sample),
-                output_names=list(program.source.outputs),
-                opset_version=self.opset,
-                dynamo=True,
-                verbose=False,
-            )
-            assert exported is not None
+            exported = _export(program, self.opset)
             _describe(exported.model, program)
             heavy = sum(t.nbytes for _, t in program.tensors()) > _EXTERNAL_BYTES
             exported.save(path, external_data=heavy)
@@ -103,6 +93,33 @@ class Onnx(Exporter):
             return tuple(torch.from_numpy(array) for array in session.run(outputs, arrays))
 
         return run
+
+
+def _export(program: Program, opset: int) -> torch.onnx.ONNXProgram:
+    """The program in the ONNX intermediate form; ExportError gives the first cause of a failure."""
+    try:
+        exported = torch.onnx.export(
+            lowered(program),
+            (),
+            kwargs=dict(program.sample),
+            dynamic_shapes={name: program.dynamic.get(name, {}) for name in program.sample},
+            input_names=list(program.sample),
+            output_names=list(program.source.outputs),
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().splitlines()
+        raise ExportError(
+            f"torch.onnx could not write the program at opset {opset}: "
+            f"{reason[0] if reason else type(cause).__name__}; export to safetensors"
+        ) from error
+    assert exported is not None
+    return exported
 
 
 def _describe(model: Any, program: Program) -> None:

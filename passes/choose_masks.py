@@ -88,6 +88,8 @@ class ChooseMasks(Pass):
 
     def _weights(self, program: Program, context: Context, chosen: set[str]) -> int:
         views = {v.weight: v for v in linears(program) if v.mask is not None and v.weight in chosen}
+        if not views:
+            raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
         target = Target.of(self.sparsity, self.pattern)
         if self.score == "sparsegpt":
             masks = self._sparsegpt(program, context, views, target)
@@ -119,6 +121,8 @@ class ChooseMasks(Pass):
             for s in groups.sites(analyse(program), group_masks(program), self.of)
             if s.mask.linear.weight in chosen
         ]
+        if not found:
+            raise OptionError(f"no target has a mask of {self.of}; name the linears that take them in")
         derivatives: Mapping[str, Tensor] = {}
         if self.score == "taylor":
             assert context.data is not None

@@ -16,7 +16,7 @@ from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError
 from sparsify.ir.groupmask import drop_group_mask, expand_group_mask
 from sparsify.ir.program import Program
-from sparsify.ir.views import effective_weight, group_masks, linears, out_in
+from sparsify.ir.views import Linear, effective_weight, group_masks, linears, out_in
 from sparsify.ir.weights import drop_composition
 
 
@@ -33,14 +33,6 @@ class FoldMasks(Pass):
         features = [f"mask.{kind}" for kind in self.of]
         return effect(needs=features, drops=features)
 
-    def check(self, program: Program) -> None:
-        """Known kinds only."""
-        for kind in self.of:
-            if kind not in ("weights", "channels", "heads"):
-                raise OptionError(
-                    f"there are no masks of '{kind}'; there are: channels, heads, weights"
-                )
-
     def rewrite(self, program: Program, context: Context) -> int:
         """Fold every mask; returns how many."""
         return sum(
@@ -53,8 +45,7 @@ def _fold_weights(program: Program) -> int:
     folded = set()
     for view in [v for v in linears(program) if v.mask is not None]:
         assert view.mask is not None
-        if view.branch is not None:
-            raise OptionError(f"@{view.weight} has a branch under its mask; put fold-lora first")
+        _refuse_branch(view)
         if view.weight not in folded:
             weight, mask = program.tensor(view.weight), program.tensor(view.mask)
             with torch.no_grad():
@@ -64,10 +55,16 @@ def _fold_weights(program: Program) -> int:
     return len(folded)
 
 
+def _refuse_branch(view: Linear) -> None:
+    if view.branch is not None:
+        raise OptionError(f"@{view.weight} has a branch under its mask; put fold-lora first")
+
+
 def _fold_groups(program: Program, kind: str) -> int:
     found = [mask for mask in group_masks(program) if mask.kind == kind]
     for mask in found:
         view = mask.linear
+        _refuse_branch(view)
         stored = program.tensor(view.weight)
         weight = out_in(view, effective_weight(program, view))
         kept = expand_group_mask(program, mask, weight.shape[1])

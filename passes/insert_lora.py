@@ -16,7 +16,7 @@ from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effe
 from sparsify.errors import OptionError
 from sparsify.ir.names import lora
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, out_in, targeted
+from sparsify.ir.views import Linear, out_in, refuse_shared, targeted
 from sparsify.ir.weights import add_branch
 from sparsify.tensors.lowrank import initial
 
@@ -37,8 +37,10 @@ class InsertLora(Pass):
         return effect(adds=["lora"])
 
     def check(self, program: Program) -> None:
-        """The rank must be smaller than every targeted weight."""
-        for view in targeted(program, self.targets, self.ignore):
+        """The rank must be smaller than every targeted weight, and linears alone may read it."""
+        views = targeted(program, self.targets, self.ignore)
+        refuse_shared(program, views)
+        for view in views:
             smallest = min(program.tensor(view.weight).shape)
             if not 1 <= self.rank < smallest:
                 raise OptionError(

@@ -18,7 +18,7 @@ from sparsify.ir.axes.index import expand_index
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.groupmask import add_group_mask
 from sparsify.ir.program import Program
-from sparsify.ir.views import linear_at, targeted
+from sparsify.ir.views import linear_at, refuse_shared, targeted
 from sparsify.ir.weights import add_mask
 from sparsify.select.groups import prunable
 
@@ -40,13 +40,15 @@ class InsertMasks(Pass):
         return effect(adds=[f"mask.{kind}" for kind in self.of])
 
     def check(self, program: Program) -> None:
-        """Globs must match, and something must be prunable."""
-        targeted(program, self.targets, self.ignore)
+        """Globs must match, something must be prunable, and linears alone may read a masked weight."""
+        views = targeted(program, self.targets, self.ignore)
+        if len(set(self.of)) < len(self.of):
+            raise OptionError(f"of={','.join(self.of)} names one kind twice")
         for kind in self.of:
-            if kind != "weights" and not prunable(analyse(program), kind):
-                raise OptionError(
-                    f"the program has no prunable {kind}; `sparsify-fx show MODEL --axes` says why"
-                )
+            if kind == "weights":
+                refuse_shared(program, views)
+            else:
+                _check_groups(program, kind, {view.weight for view in views})
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Insert every mask; returns how many."""
@@ -73,3 +75,14 @@ class InsertMasks(Pass):
                     add_group_mask(program, view, kind, found.size, index)
                     places += 1
         return places
+
+
+def _check_groups(program: Program, kind: str, chosen: set[str]) -> None:
+    found = prunable(analyse(program), kind)
+    if not found:
+        raise OptionError(
+            f"the program has no prunable {kind}; `sparsify-fx show MODEL --axes` says why"
+        )
+    readers = [consumer.weight for group in found for consumer in group.consumers]
+    if chosen.isdisjoint(readers):
+        raise OptionError(f"no target takes prunable {kind} in, as @{readers[0]} does")

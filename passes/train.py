@@ -87,6 +87,8 @@ class Train(Pass):
             raise OptionError(f"warmup={self.warmup} is a fraction of the steps, from 0 to 1")
         if self.task == 0 and self.distill is None:
             raise OptionError("task=0 without distill leaves no loss")
+        if isinstance(self.distill, Kl) and self.distill.temperature <= 0:
+            raise OptionError(f"temperature={self.distill.temperature} must be positive")
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Train in place; returns the number of tensors that learnt."""

@@ -77,7 +77,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Token ids `[batch, length]` -> logits `[batch, length, 11]`: attention, four heads, tied head."""
+    """Token ids `[batch, length]` -> logits `[batch, length, 11]`: four heads, 12 channels, tied head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +86,8 @@ class Block(nn.Module):
         self.key = nn.Linear(8, 16)
         self.value = nn.Linear(8, 16)
         self.out = nn.Linear(16, 8)
+        self.up = nn.Linear(8, 12)
+        self.down = nn.Linear(12, 8)
         self.head = nn.Linear(8, 11, bias=False)
         self.head.weight = self.embed.weight
 
@@ -96,7 +98,8 @@ class Block(nn.Module):
             f(x).view(batch, length, 4, 4).transpose(1, 2) for f in (self.query, self.key, self.value)
         )
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.head(x + self.out(y.transpose(1, 2).reshape(batch, length, 16)))
+        x = x + self.out(y.transpose(1, 2).reshape(batch, length, 16))
+        return self.head(x + self.down(functional.gelu(self.up(x))))
 
 
 def _roughen(model: nn.Module) -> nn.Module:
@@ -106,7 +109,7 @@ def _roughen(model: nn.Module) -> nn.Module:
         for value in model.parameters():
             noise = torch.randn(value.shape, generator=generator)
             if value.dim() > 1:
-                value.copy_(0.12 * noise)
+                value.copy_(max(0.12, value.shape[1] ** -0.5) * noise)
             elif bool((value == 1).all()):
                 value.copy_(1 + 0.2 * noise)
             else:

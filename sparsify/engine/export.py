@@ -31,7 +31,8 @@ def export(
     """Export a program to several formats, each into `folder/<format>`; the paths by format.
 
     `to` holds words like `onnx` or calls like `onnx{opset=20}`. All formats are checked before the
-    first is written. Raises ExportError, PipelineError for an unknown format, OptionError for its options.
+    first is written. Raises ExportError, PipelineError for an unknown format, OptionError for its
+    options.
     """
     chosen = [parse_exporter(text) for text in to]
     for exporter in chosen:

@@ -155,7 +155,8 @@ def _order_sample(program: Program) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copied: products of matrices that lie unaligned in a mapped file round differently.
+            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise DataError(f"'{path.parent}' has no {path.name}") from error
     except (SafetensorError, OSError) as error:

@@ -58,7 +58,7 @@ def trace(
         source=Source(config, type(model).__name__, output_class, outputs),
         tokenizer=tokenizer,
     )
-    program.aliases = _aliases(model, program)
+    program.aliases = _aliases(model, program.module)
     set_training(program.module, False)
     propagate(program)
     return program
@@ -190,11 +190,11 @@ def _shapes(sample: Mapping[str, Tensor], dims: Dynamic, longest: int) -> dict[s
     return {key: {dim: symbols[name] for dim, name in dims.get(key, {}).items()} for key in sample}
 
 
-def _aliases(model: nn.Module, program: Program) -> dict[str, str]:
-    """Second names of tied parameters -> the name under which the graph reads the tensor."""
-    read = {id(parameter): name for name, parameter in program.module.named_parameters()}
+def _aliases(model: nn.Module, module: torch.fx.GraphModule) -> dict[str, str]:
+    """Other names of tied parameters -> the name under which the graph reads the tensor."""
+    holders = {id(parameter): path for path, parameter in module.named_parameters()}
     return {
-        name: read[id(parameter)]
+        name: holders[id(parameter)]
         for name, parameter in model.named_parameters(remove_duplicate=False)
-        if id(parameter) in read and read[id(parameter)] != name
+        if holders.get(id(parameter), name) != name
     }

@@ -142,6 +142,33 @@ def targeted(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
     ]
 
 
+def refuse_shared(program: Program, views: Sequence[Linear]) -> None:
+    """Raise OptionError for a weight that another kind of op reads as well, a tied embedding say.
+
+    A mask or a branch on it could never be folded: the other reader would change.
+    """
+    for view in views:
+        if any(linear_at(program, user) is None for user in _readers(program, view.weight)):
+            raise OptionError(
+                f"@{view.weight} is no weight of linears alone (a tied embedding?), so that a mask or branch "
+                "on it could not be folded; leave it out of targets"
+            )
+
+
+def _readers(program: Program, path: str) -> list[fx.Node]:
+    """The nodes that read a tensor, those that compose a weight passed over."""
+    composing = (aten.mul.Tensor, aten.add.Tensor)
+    found = []
+    queue = consumers(program, path)
+    while queue:
+        node = queue.pop()
+        if node.op == "call_function" and node.target in composing and weight_of(node) == path:
+            queue += node.users
+        else:
+            found.append(node)
+    return found
+
+
 @dataclass(frozen=True)
 class Probe:
     """A probe on an activation `x [..., features]`; `statistics` are the paths of its buffers."""

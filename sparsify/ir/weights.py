@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.names import weight_mask
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, linears
+from sparsify.ir.views import Linear, linear_at, linears
 
 aten = torch.ops.aten
 
@@ -51,7 +51,10 @@ def add_branch(
 
 def drop_composition(program: Program, linear: Linear, *, mask: bool, branch: bool) -> None:
     """Take the mask, the branch, or both out of the weight of a linear."""
-    node = linear.operand
+    # Read afresh: a shared weight may have lost its composition with another of its linears.
+    view = linear_at(program, linear.node)
+    assert view is not None
+    node = view.operand
     while node.op == "call_function":
         inner = node.args[0]
         assert isinstance(inner, fx.Node)

@@ -37,14 +37,16 @@ def mask_derivatives(
     """
     views = {view.weight: view for view in linears(program)}
     total: dict[str, Tensor] = {}
+    count = 0
     for gradients in _each(program, data, indices, batch):
+        count += 1
         for site in chosen:
             view = views[site.mask.linear.weight]
             product = effective_weight(program, view) * gradients[view.weight]
             columns = out_in(view, product).float().sum(0)
             value = reduce(input_index(site), columns, site.of.size).abs()
             total[site.mask.path] = total.get(site.mask.path, torch.zeros_like(value)) + value
-    return total
+    return {path: value / count for path, value in total.items()}
 
 
 def _each(

@@ -135,8 +135,7 @@ def _factor_of_inverse(hessian: Tensor) -> Tensor | None:
     if int(info):
         return None
     identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    factor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    return factor if bool(factor.isfinite().all()) else None
+    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
 
 
 def _choose_block(rows: Tensor, factor: Tensor, part: slice, sparsity: float) -> Tensor:

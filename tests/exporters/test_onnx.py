@@ -80,21 +80,29 @@ def test_attention_is_one_node(exported):
         assert kinds.count("RMSNormalization") == 5
 
 
-def test_pruned(pruned, tmp_path, tokenizer):
+def test_pruned_with_heavy_weights_beside_the_graph(pruned, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("exporters.onnx._EXTERNAL_BYTES", 1000)
     program = pruned("llama", "heads")
     program.tokenizer = tokenizer
     folder = write_checked(Onnx(), program, tmp_path)
+    assert (folder / "model.onnx.data").stat().st_size > 200_000
+    assert (folder / FILE).stat().st_size < 100_000
     shapes = {i.name: list(i.dims) for i in onnx.load(folder / FILE).graph.initializer}
     assert shapes["model.layers.0.self_attn.q_proj.weight"] == [64, 32]
     assert (folder / "tokenizer.json").is_file()
 
 
-def test_heavy_weights_stand_beside_the_graph(programs, tmp_path, monkeypatch):
-    monkeypatch.setattr("exporters.onnx._EXTERNAL_BYTES", 1000)
-    program = programs("bert_classifier")
-    folder = write_checked(Onnx(), program, tmp_path)
-    assert (folder / "model.onnx.data").stat().st_size > 400_000
-    assert (folder / FILE).stat().st_size < 100_000
+def test_a_failure_of_the_writer_is_one_sentence(programs, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.onnx.OnnxExporterError("step 3/3") from KeyError("no such op")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ExportError) as caught:
+        write_checked(Onnx(), programs("bert_classifier"), tmp_path)
+    assert str(caught.value) == (
+        "torch.onnx could not write the program at opset 23: 'no such op'; export to safetensors"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals(programs, tmp_path):

@@ -1,6 +1,7 @@
 """Lowering changes how a program is written, not what it computes nor the one it was given."""
 
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sparsify.ir.text import to_text
 from sparsify.ir.trace import trace
 
 
+@cache
 def llama(heads=8, groups=4) -> Program:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -28,6 +30,7 @@ def llama(heads=8, groups=4) -> Program:
     return trace(transformers.LlamaForCausalLM(config))
 
 
+@cache
 def gpt2() -> Program:
     torch.manual_seed(0)
     config = transformers.GPT2Config(

@@ -132,14 +132,16 @@ def test_the_scale_of_the_statistics_does_not_matter(layer: Draw, scale: float) 
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01])
-def test_dead_inputs_do_not_enter_the_damping(layer: Draw, damping: float) -> None:
-    """An input that is always zero must move nothing: not its neighbours, not the damping."""
+@pytest.mark.parametrize("rest", [0.0, 1e-3])
+def test_a_dead_input_moves_nothing(layer: Draw, damping: float, rest: float) -> None:
+    """Neither its neighbours nor the damping, even where only its square was lost to rounding."""
     small = layer(2, outputs=8, inputs=16, tokens=60)
     mask = torch.rand(8, 16, generator=torch.Generator().manual_seed(0)) > 0.5
     alone, _ = sparsegpt(small.weight, small.gram, mask=mask, damping=damping)
     place = [*range(6), 16, *range(6, 16)]
     gram = torch.zeros(17, 17, dtype=torch.float64)
     gram[:16, :16] = small.gram
+    gram[16, :16] = gram[:16, 16] = rest
     weight = torch.cat([small.weight, torch.full((8, 1), 7.0)], 1)[:, place]
     wider = torch.cat([mask, torch.ones(8, 1, dtype=torch.bool)], 1)[:, place]
     ours, _ = sparsegpt(weight, gram[place][:, place], mask=wider, damping=damping)

@@ -208,4 +208,7 @@ def _plain_kind(
     """Channels join one matrix's outputs to another's inputs with something nonlinear between."""
     eaten = {(c.weight, c.dim) for c in consumers}
     produced = any((m.path, m.dim) not in eaten for m in places)
-    return "channels" if eaten and produced and leaf not in known.inner else "other"
+    # A factor of a wider input is a head or the like of an attention that was not recognised.
+    alone = all(leaf in c.axis.addends() for c in consumers)
+    channels = eaten and produced and alone and leaf not in known.inner
+    return "channels" if channels else "other"

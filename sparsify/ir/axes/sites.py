@@ -16,6 +16,7 @@ _MOVES = frozenset(
         slice.Tensor cat.default flatten.using_ints unflatten.int squeeze.dim"""
     )
 )
+_SLICE = frozenset(overloads("slice.Tensor"))
 _PRODUCTS = frozenset(overloads("matmul.default bmm.default baddbmm.default"))
 
 
@@ -48,9 +49,11 @@ def softmax_site(analysis: Analysis, node: fx.Node, weights: fx.Node, values: fx
 
 
 def _through_elementwise(node: fx.Node, wanted: set[fx.Node]) -> fx.Node | None:
-    """The nearest wanted node upstream, elementwise ops on first operands passed over."""
+    """The nearest wanted node upstream, elementwise ops and slices on first operands passed over."""
     while node not in wanted:
-        if node.target not in ELEMENTWISE or not node.all_input_nodes:
+        if (
+            node.target not in ELEMENTWISE and node.target not in _SLICE
+        ) or not node.all_input_nodes:
             return None
         node = node.all_input_nodes[0]
     return node

@@ -20,14 +20,13 @@ _SMALL = {
     "max_position_embeddings": 64,
 }
 _GROUPED = {**_SMALL, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+_ONE = {"num_hidden_layers": 1}
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def _gpt2(**more: str) -> transformers.GPT2Config:
+def _gpt2() -> transformers.GPT2Config:
     sizes = {"n_embd": 64, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
-    return transformers.GPT2Config(
-        vocab_size=WORDS, bos_token_id=1, eos_token_id=2, **sizes, **more
-    )
+    return transformers.GPT2Config(vocab_size=WORDS, bos_token_id=1, eos_token_id=2, **sizes)
 
 
 def _opt() -> transformers.OPTConfig:
@@ -38,32 +37,31 @@ def _opt() -> transformers.OPTConfig:
 
 
 def _distilbert() -> transformers.DistilBertConfig:
-    sizes = {"dim": 64, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
+    sizes = {"dim": 64, "hidden_dim": 48, "n_layers": 1, "n_heads": 4}
     return transformers.DistilBertConfig(vocab_size=WORDS, max_position_embeddings=64, **sizes)
 
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_GROUPED)),
     "llama-eager": lambda: transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(attn_implementation="eager", **_GROUPED)
+        transformers.LlamaConfig(attn_implementation="eager", **{**_GROUPED, **_ONE})
     ),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**{k: v for k, v in _GROUPED.items() if k != "head_dim"})
+        transformers.Qwen2Config(**{**_GROUPED, **_ONE})
     ),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_GROUPED)),
     "mistral": lambda: transformers.MistralForCausalLM(
-        transformers.MistralConfig(sliding_window=8, **_GROUPED)
+        transformers.MistralConfig(sliding_window=8, **{**_GROUPED, **_ONE})
     ),
     "phi3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**_GROUPED, **_IDS)),
     "gpt2": lambda: transformers.GPT2LMHeadModel(_gpt2()),
-    "gpt2-eager": lambda: transformers.GPT2LMHeadModel(_gpt2(attn_implementation="eager")),
     "opt": lambda: transformers.OPTForCausalLM(_opt()),
     "bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**_SMALL)),
     "bert-eager": lambda: transformers.BertForMaskedLM(
         transformers.BertConfig(attn_implementation="eager", **_SMALL)
     ),
     "roberta": lambda: transformers.RobertaForSequenceClassification(
-        transformers.RobertaConfig(**_SMALL)
+        transformers.RobertaConfig(**{**_SMALL, **_ONE})
     ),
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(_distilbert()),
 }
