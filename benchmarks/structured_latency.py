@@ -62,7 +62,9 @@ def main() -> None:
             program = trace(model())
             if text:
                 program = parse(text).run(program)
-            paths[name] = export(program, Path(scratch) / str(number), ["onnx"])["onnx"] / "model.onnx"
+            paths[name] = (
+                export(program, Path(scratch) / str(number), ["onnx"])["onnx"] / "model.onnx"
+            )
             counts[name] = count(program, 1, lengths[0])
         timings = compare(
             paths,

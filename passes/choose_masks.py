@@ -122,7 +122,9 @@ class ChooseMasks(Pass):
             if s.mask.linear.weight in chosen
         ]
         if not found:
-            raise OptionError(f"no target has a mask of {self.of}; name the linears that take them in")
+            raise OptionError(
+                f"no target has a mask of {self.of}; name the linears that take them in"
+            )
         derivatives: Mapping[str, Tensor] = {}
         if self.score == "taylor":
             assert context.data is not None

@@ -1,5 +1,6 @@
 """What lies in a folder: our programs, ONNX files, Hugging Face models; and how to run each."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def _onnx(folder: Path) -> Artifact:
 
 def _huggingface(name: str) -> Artifact:
     model, tokenizer = load_model(name)
-    accepted = set(model.forward.__code__.co_varnames)
+    accepted = set(inspect.signature(model.forward).parameters)
 
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad():

@@ -52,7 +52,9 @@ def _gpt2() -> transformers.GPT2Config:
 _MODELS: dict[str, Callable[[], nn.Module]] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_DECODER)),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_DECODER)),
-    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(head_dim=16, **_DECODER)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(head_dim=16, **_DECODER)
+    ),
     "gpt2": lambda: transformers.GPT2LMHeadModel(_gpt2()),
     "opt": lambda: transformers.OPTForCausalLM(_opt()),
     "bert": lambda: transformers.BertForSequenceClassification(
@@ -95,7 +97,8 @@ class Block(nn.Module):
         x = self.embed(input_ids)
         batch, length = input_ids.shape
         q, k, v = (
-            f(x).view(batch, length, 4, 4).transpose(1, 2) for f in (self.query, self.key, self.value)
+            f(x).view(batch, length, 4, 4).transpose(1, 2)
+            for f in (self.query, self.key, self.value)
         )
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(batch, length, 16))

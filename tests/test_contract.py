@@ -42,6 +42,7 @@ ROUND_TRIPS = [
     "insert-probes | insert-masks{of=heads} | remove-probes | fold-masks{of=heads}",
 ]
 LEARNING = ("calibrate", "allocate", "choose", "train")
+VERBS = {"insert", "remove", "fold", "prune", "pack", *LEARNING}
 NAMES = [item.name for item in passes.ALL]
 
 
@@ -119,10 +120,10 @@ def test_laws_one_two_and_four(name, prepare, context):
         assert moved(outputs, program.run()) <= item.moves.tolerance
         assert to_text(program) != text
     if effect.adds:
-        with pytest.raises(PipelineError, match="would add .*, which the program already has"):
+        with pytest.raises(PipelineError, match=r"would add .*, which the program already has"):
             step.check(program, context)
     if effect.drops:
-        with pytest.raises(PipelineError, match="needs .*, but at that point the program has"):
+        with pytest.raises(PipelineError, match=r"needs .*, but at that point the program has"):
             step.check(program, context)
 
 
@@ -183,7 +184,7 @@ def test_law_three_a_pipeline_that_cannot_end_does_not_begin(name, traced, conte
 @pytest.mark.parametrize("item", passes.ALL, ids=lambda item: item.name)
 def test_verbs_say_what_moves(item):
     verb = item.name.split("-")[0]
-    assert verb in set(["insert", "remove", "calibrate", "allocate", "choose", "train", "fold", "prune", "pack"])
+    assert verb in VERBS
     assert item.moves.graph == (verb not in LEARNING)
     assert item.moves.tolerance <= 1e-5
     assert (item.moves.graph and item.moves.tolerance == 0) == (verb in {"insert", "remove"})

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparsify.engine.contract import Context
-from sparsify.engine.export import export
+from sparsify.engine.export import check_exports, export
 from sparsify.engine.pipeline import Pipeline
 from sparsify.engine.report import Report
 from sparsify.errors import DataError, PipelineError
@@ -53,9 +53,11 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
     program = trace(model, tokenizer=tokenizer)
     move(program, job.device)
     report, state = Report(), job.out / STATE
-    write_json(_made(state) / "job.json", describe(job))
     with Bar(console) as bar:
         context = Context(data=data, seed=job.seed, device=job.device, progress=bar)
+        job.pipeline.check(program, context)
+        check_exports(program, job.to, job.pipeline.features_after(program.features))
+        write_json(_made(state) / "job.json", describe(job))
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
     export(program, job.out, job.to, overwrite=job.overwrite or job.resume)

@@ -34,14 +34,23 @@ def export(
     first is written. Raises ExportError, PipelineError for an unknown format, OptionError for its
     options.
     """
-    chosen = [parse_exporter(text) for text in to]
-    for exporter in chosen:
-        refuse_features(exporter, program)
-        exporter.check(program)
+    chosen = check_exports(program, to, program.features)
     return {
         exporter.name: write_checked(exporter, program, Path(folder), overwrite)
         for exporter in chosen
     }
+
+
+def check_exports(program: Program, to: Sequence[str], features: frozenset[str]) -> list[Exporter]:
+    """The exporters of some formats, if they can hold the program once it has `features`.
+
+    Asked before a long run as well as before writing; errors as in `export`.
+    """
+    chosen = [parse_exporter(text) for text in to]
+    for exporter in chosen:
+        refuse_features(exporter, features)
+        exporter.check(program)
+    return chosen
 
 
 def write_checked(
@@ -54,7 +63,7 @@ def write_checked(
     what stood there before, when a feature does not fit the format, the place is taken, or outputs
     differ by more than `tolerance * max |output|` (scaled by the precision of the outputs).
     """
-    refuse_features(exporter, program)
+    refuse_features(exporter, program.features)
     exporter.check(program)
     target = folder / exporter.name
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -69,11 +78,11 @@ def write_checked(
     return target
 
 
-def refuse_features(exporter: Exporter, program: Program) -> None:
+def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:
     """Raise ExportError, naming the passes to add, for features that the format does not hold."""
     if exporter.accepts == EVERY_FEATURE:
         return
-    unfit = sorted(program.features - exporter.accepts - {"stats"})
+    unfit = sorted(features - exporter.accepts - {"stats"})
     if unfit:
         passes = list(dict.fromkeys(_REMEDIES[f] for f in unfit if f in _REMEDIES))
         advice = f"add {' | '.join(passes)} to the pipeline, or " if passes else ""

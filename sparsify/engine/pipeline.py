@@ -32,6 +32,12 @@ class Pipeline:
         """The pipeline as one line of text."""
         return " | ".join(str(item) for item in self.passes)
 
+    def features_after(self, features: frozenset[str]) -> frozenset[str]:
+        """The features a program has after all passes, given those before."""
+        for item in self.passes:
+            features = item.effect().after(features)
+        return features
+
     def check(self, program: Program, context: Context) -> None:
         """Follow features through the whole pipeline before anything runs (law 3).
 

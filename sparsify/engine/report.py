@@ -44,7 +44,7 @@ class Report:
         )
         for row in self.rows:
             table.add_row(
-                row.text,
+                row.name,
                 str(row.places),
                 str(row.nodes),
                 f"{row.parameters:,}",

@@ -130,7 +130,9 @@ def _build(about: dict[str, Any], folder: Path) -> Program:
         propagate(program)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"'{folder}' is damaged: its graph does not fit its tensors: {reason}") from error
+        raise DataError(
+            f"'{folder}' is damaged: its graph does not fit its tensors: {reason}"
+        ) from error
     verify(program)
     return program
 

@@ -135,7 +135,8 @@ def _factor_of_inverse(hessian: Tensor) -> Tensor | None:
     if int(info):
         return None
     identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    return factor
 
 
 def _choose_block(rows: Tensor, factor: Tensor, part: slice, sparsity: float) -> Tensor:

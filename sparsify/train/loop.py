@@ -104,7 +104,10 @@ class _Run:
         # Asked before the model is wrapped: finding out runs the program in evaluation mode.
         self.task_loss = TaskLoss(program) if settings.task else None
         self.accelerator = Accelerator(cpu=device == "cpu")
-        trained = [p for p in program.module.parameters() if p.requires_grad]
+        # By name: a program loaded from disk may hold its parameters in another order, and the
+        # optimiser's state is kept by number.
+        named = sorted(program.module.named_parameters(), key=lambda item: item[0])
+        trained = [parameter for _, parameter in named if parameter.requires_grad]
         if not trained:
             raise SparsifyError(
                 "no parameter is to be trained; choose update=all or insert a branch"

@@ -123,7 +123,9 @@ def test_dropout_survives_the_disk(family, traced, tmp_path):
     assert not torch.equal(results[0], program.run()[0])
 
 
-@pytest.mark.parametrize("name", ["os:system", "posix:system", "torch:load", "torch.load", "math:eval"])
+@pytest.mark.parametrize(
+    "name", ["os:system", "posix:system", "torch:load", "torch.load", "math:eval"]
+)
 def test_a_function_that_is_no_op_is_refused(name, saved):
     def change(about):
         node = next(n for n in about["graph"] if n["target"] == "aten.gelu.default")
@@ -165,7 +167,9 @@ def test_foreign_and_newer_files(saved):
     assert sentence(saved) == f"'{saved / 'program.json'}' was not written by sparsify"
 
 
-@pytest.mark.parametrize("key", ["graph", "features", "plan", "source", "bits", "parameters", "dynamic"])
+@pytest.mark.parametrize(
+    "key", ["graph", "features", "plan", "source", "bits", "parameters", "dynamic"]
+)
 def test_a_missing_entry(key, saved):
     edit(saved, lambda about: about.pop(key))
     assert sentence(saved) == f"'{saved / 'program.json'}' is damaged: KeyError('{key}')"
@@ -187,9 +191,7 @@ def test_a_missing_and_a_superfluous_tensor(saved):
     save_file(tensors | {"extra": torch.ones(2)}, path)
     assert sentence(saved) == f"'{path}' holds the tensor 'extra', which the graph does not read"
     save_file(tensors | {"up.weight": torch.ones(5, 5)}, path)
-    assert sentence(saved).startswith(
-        f"'{saved}' is damaged: its graph does not fit its tensors: "
-    )
+    assert sentence(saved).startswith(f"'{saved}' is damaged: its graph does not fit its tensors: ")
 
 
 def test_an_interrupted_save_leaves_the_old_folder(traced, tmp_path, monkeypatch):

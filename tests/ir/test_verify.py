@@ -101,7 +101,9 @@ def test_a_feature_that_the_graph_does_not_show(traced):
 def test_a_feature_that_is_not_claimed(traced):
     program = parse("insert-masks").run(traced("mlp"))
     program.features = frozenset()
-    assert message(program) == "the program claims the features [], its graph shows ['mask.weights']"
+    assert (
+        message(program) == "the program claims the features [], its graph shows ['mask.weights']"
+    )
 
 
 def test_a_feature_that_nobody_knows(traced):

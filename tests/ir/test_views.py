@@ -60,7 +60,9 @@ def test_masks_and_branches_are_seen_and_composed(traced):
     assert torch.allclose(effective_weight(program, view), wanted, atol=1e-6)
     x = torch.randn(1, 2, 8, generator=generator)
     hidden = torch.nn.functional.gelu(
-        torch.nn.functional.layer_norm(x, [8], program.tensor("norm.weight"), program.tensor("norm.bias"))
+        torch.nn.functional.layer_norm(
+            x, [8], program.tensor("norm.weight"), program.tensor("norm.bias")
+        )
         @ effective_weight(program, by_path(program)["up.weight"]).t()
         + program.tensor("up.bias")
     )

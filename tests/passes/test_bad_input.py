@@ -7,7 +7,7 @@ from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError, PipelineError, SparsifyError
 from sparsify.ir.text import to_text
-from sparsify.train.data import TextData
+from sparsify.train.data import TensorData, TextData
 
 MASKS = "insert-masks | "
 HEADS = "insert-masks{of=heads} | "
@@ -69,7 +69,9 @@ def test_choices_that_cannot_be_meant(options, sentence, traced):
     assert found.endswith(f"', {sentence}")
 
 
-@pytest.mark.parametrize(("options", "kind"), [("pattern=2:4", "heads"), ("pattern=2:4", "channels")])
+@pytest.mark.parametrize(
+    ("options", "kind"), [("pattern=2:4", "heads"), ("pattern=2:4", "channels")]
+)
 def test_patterns_are_for_weights(options, kind, traced):
     text = f"insert-masks{{of={kind}}} | choose-masks{{of={kind} {options}}}"
     name = "block" if kind == "heads" else "mlp"
@@ -107,6 +109,7 @@ def test_options_that_do_not_fit_the_program(pipeline, sentence, traced):
         ("train{steps=1 lr=-1.0}", "steps, batch, save_every and lr must be positive"),
         ("train{steps=1 warmup=3.0}", "warmup=3.0 is a fraction of the steps, from 0 to 1"),
         ("train{steps=1 task=0}", "task=0 without distill leaves no loss"),
+        ("train{steps=1 distill=kl{temperature=0.0}}", "temperature=0.0 must be positive"),
     ],
 )
 def test_numbers_out_of_range(pipeline, sentence, traced, tokens):
@@ -132,8 +135,14 @@ def test_missing_data_is_found_before_the_first_pass(step, traced):
 @pytest.mark.parametrize(
     ("pipeline", "sentence"),
     [
-        ("choose-masks{sparsity=0.1}", "needs ['mask.weights'], but at that point the program has []"),
-        ("insert-lora{rank=2} | insert-lora{rank=2}", "would add ['lora'], which the program already has"),
+        (
+            "choose-masks{sparsity=0.1}",
+            "needs ['mask.weights'], but at that point the program has []",
+        ),
+        (
+            "insert-lora{rank=2} | insert-lora{rank=2}",
+            "would add ['lora'], which the program already has",
+        ),
         (
             "insert-masks | choose-masks{score=wanda sparsity=0.5}",
             "needs ['stats'], but at that point the program has ['mask.weights']",
@@ -157,7 +166,10 @@ def test_passes_that_do_not_fit_each_other(pipeline, sentence, traced):
     [
         ("insert-maks", "no pass is called 'insert-maks'; did you mean 'insert-masks'?"),
         ("insert-lora{rnk=4}", "'insert-lora' has no option 'rnk'; did you mean 'rank'?"),
-        ("fold-masks{of=weigths}", "fold-masks{of} cannot be 'weigths'; it takes weights|channels|heads"),
+        (
+            "fold-masks{of=weigths}",
+            "fold-masks{of} cannot be 'weigths'; it takes weights|channels|heads",
+        ),
         ("insert-lora{rank=four}", "insert-lora{rank} cannot be 'four'; it takes int"),
         ("insert-lora{rank=4,5}", "insert-lora{rank} takes one value, not 2"),
         ("train", "'train' needs the option 'steps'"),
@@ -192,8 +204,27 @@ def test_a_ratio_that_removes_nothing(traced):
 
 
 def test_a_ratio_that_would_leave_nothing_leaves_one_head(traced):
-    program = parse(HEADS + "choose-masks{of=heads sparsity=0.99} | prune-heads").run(traced("block"))
+    program = parse(HEADS + "choose-masks{of=heads sparsity=0.99} | prune-heads").run(
+        traced("block")
+    )
     assert program.tensor("query.weight").shape == (4, 8)
+
+
+@pytest.mark.parametrize(
+    "pipeline", ["insert-masks{of=heads,heads}", "insert-masks{of=weights,weights}"]
+)
+def test_a_kind_of_mask_named_twice(pipeline, traced):
+    found = refusal(OptionError, pipeline, traced("block"))
+    assert found == f"pass 1 of 1, '{pipeline}', {pipeline[13:-1]} names one kind twice"
+
+
+def test_group_masks_under_a_branch_are_not_folded(traced):
+    with pytest.raises(
+        OptionError, match="@down.weight has a branch under its mask; put fold-lora first"
+    ):
+        parse("insert-masks{of=channels} | insert-lora{rank=2} | fold-masks{of=channels}").run(
+            traced("mlp")
+        )
 
 
 def test_statistics_that_were_never_taken(traced, tokens):
@@ -208,7 +239,9 @@ def test_statistics_that_were_never_taken(traced, tokens):
 
 
 def test_sparsegpt_without_gram(traced, tokens):
-    with pytest.raises(OptionError, match="sparsegpt needs insert-probes{gram=true} at the input of"):
+    with pytest.raises(
+        OptionError, match=r"sparsegpt needs insert-probes\{gram=true\} at the input of"
+    ):
         parse(
             "insert-probes | calibrate | insert-masks | choose-masks{score=sparsegpt pattern=2:4}"
         ).run(traced("block"), Context(data=tokens))
@@ -220,8 +253,6 @@ def test_a_branch_over_a_mask_must_be_folded_first(traced):
 
 
 def test_data_without_labels(traced):
-    from sparsify.train.data import TensorData
-
     data = TensorData({"input_ids": torch.zeros(4, 6, dtype=torch.long)})
     with pytest.raises(DataError, match="the data has no labels; train by distillation only"):
         parse("train{steps=1}").run(traced("block"), Context(data=data))

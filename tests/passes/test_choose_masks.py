@@ -153,7 +153,11 @@ def heads_of(traced, options):
     for layer in (0, 1):
         path = f"model.layers.{layer}.self_attn."
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            fill(program, f"{path}{name}.weight", torch.full_like(program.tensor(f"{path}{name}.weight"), 0.1))
+            fill(
+                program,
+                f"{path}{name}.weight",
+                torch.full_like(program.tensor(f"{path}{name}.weight"), 0.1),
+            )
         for head, factor in ((1, 5.0), (2, 3.0 + layer)):
             with torch.no_grad():
                 program.tensor(f"{path}q_proj.weight")[16 * head : 16 * head + 16] *= factor
@@ -190,7 +194,9 @@ def test_global_scope_may_give_every_layer_another_number(traced):
         for path, value in program.tensors():
             if ".layers.0." in path and value.dim() == 2:
                 value *= 20
-    choose(program, "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.4 scope=global}")
+    choose(
+        program, "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.4 scope=global}"
+    )
     kept = [int(program.tensor(m.path).sum()) for m in group_masks(program)]
     assert kept == [96, 192 - 76 - 96]
 

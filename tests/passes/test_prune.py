@@ -79,7 +79,9 @@ def test_pruned_equals_masked_under_both_rules(choice, family, traced):
 
 
 def test_kept_rows_are_the_old_ones_in_order(traced):
-    program = run(traced("llama"), "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5}")
+    program = run(
+        traced("llama"), "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5}"
+    )
     path = "model.layers.1.mlp."
     kept = program.tensor(f"{path}down_proj.weight_channels_mask").nonzero().flatten()
     dense = traced("llama")
@@ -114,7 +116,9 @@ def test_heads_that_break_the_ratio_of_kv_groups_are_refused(traced):
     program = run(traced("llama"), "insert-masks{of=heads}")
     with torch.no_grad():
         program.tensor("model.layers.0.self_attn.o_proj.weight_heads_mask")[0] = False
-    with pytest.raises(OptionError, match=r"would keep \[1, 2\] query heads; every kept group must"):
+    with pytest.raises(
+        OptionError, match=r"would keep \[1, 2\] query heads; every kept group must"
+    ):
         run(program, "prune-heads")
 
 
@@ -126,7 +130,9 @@ def test_masks_that_leave_nothing_are_refused(traced):
 
 
 def test_folding_channel_masks_leaves_zero_columns(traced):
-    program = run(traced("mlp"), "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5}")
+    program = run(
+        traced("mlp"), "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5}"
+    )
     mask = program.tensor("down.weight_channels_mask").clone()
     before = program.run()[0]
     run(program, "fold-masks{of=channels}")

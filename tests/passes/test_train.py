@@ -83,7 +83,7 @@ def test_the_dense_twin_is_the_program_before_the_first_pass(traced, text):
         "insert-masks | choose-masks{sparsity=0.7} | "
         "train{steps=25 batch=8 lr=0.01 task=0.0 distill=kl{weight=3.0}}"
     )
-    program, rows = run(traced("llama"), pipeline, text)
+    _, rows = run(traced("llama"), pipeline, text)
     assert rows[0]["distill"] > 0.05
     assert rows[-1]["distill"] < 0.6 * rows[0]["distill"]
 
@@ -154,7 +154,10 @@ from sparsify.engine.pipeline import parse
 from sparsify.ir.trace import trace
 from sparsify.train.data import TextData
 
-TEXT = "insert-masks | choose-masks{pattern=2:4} | train{steps=24 batch=4 save_every=3 distill=kl} | fold-masks"
+TEXT = (
+    "insert-masks | choose-masks{pattern=2:4} | train{steps=24 batch=4 save_every=3 distill=kl} | "
+    "fold-masks"
+)
 
 class Net(nn.Module):
     def __init__(self):

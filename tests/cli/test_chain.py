@@ -1,0 +1,108 @@
+"""The verbs one after the other on a small model: run, eval, bench, export, report, show."""
+
+import json
+
+import pytest
+
+PIPELINE = (
+    "insert-probes | calibrate{samples=8} | insert-masks{of=heads,channels} | "
+    "choose-masks{of=heads score=activation sparsity=0.5} | "
+    "choose-masks{of=channels score=wanda sparsity=0.5} | remove-probes | prune-heads | "
+    "prune-channels | insert-lora{rank=2} | "
+    "train{steps=4 batch=2 update=lora distill=kl save_every=2} | fold-lora"
+)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, model, text):
+    """One finished run; every test below reads it."""
+    import sys
+
+    from sparsify.cli import main
+
+    folder = tmp_path_factory.mktemp("chain") / "out"
+    words = ["run", "--model", model, "--data", text, "--pipeline", PIPELINE, "--out", folder]
+    words += ["--length", 32, "--to", "safetensors,onnx,huggingface"]
+    words += ["--dump", folder.parent / "dump"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sparsify-fx", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    return folder
+
+
+def test_a_run_leaves_formats_and_reports_and_no_state(out):
+    names = {path.name for path in out.iterdir()}
+    assert {"safetensors", "onnx", "huggingface", "report.json", "run.json", "train.json"} <= names
+    assert ".resume" not in names
+    rows = json.loads((out / "report.json").read_text())
+    assert [row["name"] for row in rows][-2:] == ["train", "fold-lora"]
+    assert len(json.loads((out / "train.json").read_text())) == 4
+    config = json.loads((out / "huggingface" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (2, 1)
+    assert config["intermediate_size"] == 48
+
+
+def test_a_dump_has_a_text_and_a_difference_for_every_pass(out):
+    names = sorted(path.name for path in (out.parent / "dump").iterdir())
+    assert names[0] == "00-trace.txt"
+    assert "07-prune-heads.diff" in names
+    assert len(names) == 1 + 2 * len(PIPELINE.split("|"))
+
+
+def test_every_format_has_the_same_perplexity(out, text, cli):
+    code, _, _ = cli("eval", out, "--data", text, "--length", 32, "--json", out / "e.json")
+    assert code == 0
+    rows = json.loads((out / "e.json").read_text())
+    assert {row["kind"] for row in rows} == {"program", "onnx", "huggingface"}
+    values = [row["perplexity"] for row in rows]
+    assert max(values) / min(values) - 1 < 1e-4
+    assert {row["context"] for row in rows} == {32}
+
+
+def test_bench_times_it_against_the_dense_model(out, model, cli):
+    words = ["bench", out, "--against", model, "--tokens", "1,16", "--rounds", 3]
+    code, printed, _ = cli(*words, "--json", out / "b.json")
+    assert code == 0
+    result = json.loads((out / "b.json").read_text())
+    assert [(row["name"], row["tokens"]) for row in result["timings"]] == [
+        ("dense", 1),
+        ("sparse", 1),
+        ("dense", 16),
+        ("sparse", 16),
+    ]
+    assert result["bytes"]["sparse"] < result["bytes"]["dense"]
+    assert result["counts"]["sparse"]["multiply_adds"] < result["counts"]["dense"]["multiply_adds"]
+    assert "onnxruntime" in printed
+
+
+def test_report_is_one_page(out, cli):
+    assert cli("report", out)[0] == 0
+    page = (out / "report.html").read_text()
+    assert "prune-channels" in page
+    assert "data:image/png;base64" in page
+
+
+def test_export_again_needs_overwrite(out, cli):
+    code, _, error = cli("export", out, "--to", "onnx")
+    assert code == 1
+    assert "give --overwrite" in error
+    assert cli("export", out, "--to", "onnx", "--overwrite")[0] == 0
+
+
+def test_show_prints_the_program_and_its_axes(out, model, cli):
+    code, printed, _ = cli("show", model, "--pipeline", "insert-masks")
+    assert code == 0
+    assert printed.startswith("program LlamaForCausalLM features {mask.weights}")
+    code, printed, _ = cli("show", out, "--axes")
+    assert code == 0
+    assert "channels" in printed
+    assert "free" in printed
+
+
+def test_catalogues(cli):
+    assert "insert-lora" in cli("passes")[1]
+    assert "W + c B A" in cli("passes", "insert-lora")[1]
+    assert "structured" in cli("recipes")[1]
+    assert cli("recipes", "wanda")[1].startswith("insert-probes | calibrate")

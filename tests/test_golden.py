@@ -1,0 +1,89 @@
+"""Before and after texts of small programs: a reviewer reads the difference of `tests/golden`.
+
+`GOLDEN=write` writes the files anew and fails once, so that a rewrite is always seen.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import passes
+from sparsify.engine.contract import Context
+from sparsify.engine.pipeline import parse
+from sparsify.ir.text import header, to_text
+
+FOLDER = Path(__file__).parent / "golden"
+# File -> the program, what runs before the first text, and the run that the file shows.
+CASES = {
+    "insert-probes": ("mlp", "", "insert-probes{gram=true}"),
+    "remove-probes": ("mlp", "insert-probes", "remove-probes"),
+    "insert-masks": ("mlp", "", "insert-masks"),
+    "insert-masks-groups": ("block", "", "insert-masks{of=channels,heads}"),
+    "fold-masks": ("mlp", "insert-masks | choose-masks{pattern=2:4}", "fold-masks"),
+    "insert-lora": ("mlp", "insert-masks", "insert-lora{rank=2}"),
+    "insert-lora-transposed": ("conv", "", "insert-lora{rank=2} | insert-masks"),
+    "fold-lora": ("mlp", "insert-masks | insert-lora{rank=2}", "fold-lora"),
+    "prune-heads": (
+        "block",
+        "insert-masks{of=heads} | choose-masks{of=heads sparsity=0.5}",
+        "prune-heads",
+    ),
+    "prune-channels": (
+        "mlp",
+        "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5}",
+        "prune-channels",
+    ),
+}
+
+
+def show(program):
+    sizes = "\n".join(
+        f"  @{path} : {list(value.shape)}" for path, value in sorted(program.tensors())
+    )
+    return f"{header(program)}\n{to_text(program)}{sizes}\n"
+
+
+@pytest.fixture
+def start(traced):
+    def make(name):
+        if name != "conv":
+            return traced(name)
+        from sparsify.ir.trace import trace
+
+        class Conv(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.linspace(-1, 1, 32).reshape(4, 8))
+                self.bias = torch.nn.Parameter(torch.ones(8))
+
+            def forward(self, x):
+                return torch.addmm(self.bias, x, self.weight).tanh()
+
+        return trace(Conv(), {"x": torch.ones(2, 4)}, {"x": {0: "batch"}})
+
+    return make
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case, start):
+    name, before, pipeline = CASES[case]
+    program = parse(before).run(start(name)) if before else start(name)
+    found = [f"# run: {pipeline}", "", show(program)]
+    parse(pipeline).run(program, Context())
+    text = "\n".join([*found, show(program)])
+    path = FOLDER / f"{case}.txt"
+    if os.environ.get("GOLDEN") == "write":
+        changed = not path.exists() or path.read_text(encoding="utf-8") != text
+        FOLDER.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        assert not changed, f"{path.name} was written; look at it and run again"
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_every_structural_pass_has_a_golden_and_every_golden_a_case():
+    structural = {item.name for item in passes.ALL if item.moves.graph}
+    run = {str(p.name) for _, _, pipeline in CASES.values() for p in parse(pipeline).passes}
+    assert structural <= run
+    assert {path.stem for path in FOLDER.glob("*.txt")} == set(CASES)
