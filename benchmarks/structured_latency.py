@@ -1,7 +1,8 @@
 """How fast a model with half of its heads and channels removed runs on ONNX Runtime against its dense twin.
 
-A decoder of hidden 512, 8 layers, 8 query heads on 4 KV heads, random weights (speed does not depend on
-their values). Variants: dense; the same masks folded in place, so zeros that nobody removes; physically pruned.
+A decoder of hidden 512, 8 layers, 8 query heads on 4 KV heads, random weights (speed does not depend
+on their values). Variants: dense; the same masks folded in place, so zeros that nobody removes;
+physically pruned.
 
     python benchmarks/structured_latency.py [--tokens 128] [--threads 1] [--rounds 40] [--json FILE]
 """

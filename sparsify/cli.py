@@ -116,10 +116,13 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Text to measure on, as for 'run'.")],
     length: Length = 128,
     limit: Annotated[int | None, typer.Option(help="At most so many sequences.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="For encoders: compare embeddings with this model's.")
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Measure the perplexity of every model in a folder."""
-    evaluate_command.evaluate(folder, data, length, limit, json, console)
+    """Measure every model in a folder: perplexity, or similarity to another encoder."""
+    evaluate_command.evaluate(folder, data, length, limit, against, json, console)
 
 
 @app.command()

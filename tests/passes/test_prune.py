@@ -10,7 +10,7 @@ from sparsify.ir.views import group_masks
 
 INSERT = "insert-masks{of=heads,channels}"
 UNIFORM = "choose-masks{of=heads sparsity=0.5} | choose-masks{of=channels sparsity=0.5}"
-INSIDE = "choose-masks{of=heads sparsity=0.5 rule=inside} | choose-masks{of=channels sparsity=0.25 multiple=8}"
+INSIDE = "choose-masks{of=heads sparsity=0.5 rule=inside} | choose-masks{of=channels sparsity=0.25 multiple=8}"  # noqa: E501
 UNEVEN = (
     "choose-masks{of=heads sparsity=0.4 scope=global} | "
     "choose-masks{of=channels sparsity=0.5 scope=global}"
@@ -125,7 +125,7 @@ def test_heads_that_break_the_ratio_of_kv_groups_are_refused(traced):
 def test_masks_that_leave_nothing_are_refused(traced):
     program = run(traced("block"), "insert-masks{of=channels}")
     program.tensor("down.weight_channels_mask").zero_()
-    with pytest.raises(SparsifyError, match="all 12 channels at .* would go; keep at least one"):
+    with pytest.raises(SparsifyError, match=r"all 12 channels at .* would go; keep at least one"):
         run(program, "prune-channels")
 
 
