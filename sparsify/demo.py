@@ -116,22 +116,35 @@ class _Demo:
 
     def finish(self, rows: list[dict[str, Any]], timings: list[Timing]) -> None:
         """The table, `demo.json` and `demo.png`."""
-        table = Table(title="the embedded model on ONNX Runtime CPU")
-        for column in ("model", f"perplexity ({LENGTH} tokens)", "parameters", "zeros", "ONNX bytes",
-                       f"ms for {TOKENS} tokens", "speed (10-90 %)"):  # fmt: skip
-            table.add_column(column, justify="left" if column == "model" else "right")
+        table = Table(title=f"the embedded model on ONNX Runtime CPU, {TOKENS} tokens")
+        for column in (
+            "model",
+            "perplexity",
+            "parameters",
+            "zeros",
+            "MB",
+            "ms",
+            "speed",
+            "10-90 %",
+        ):
+            table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
         for row in rows:
             table.add_row(
                 row["name"],
                 f"{row['perplexity']:.2f}",
                 f"{row['parameters']:,}",
                 f"{row['sparsity']:.0%}",
-                f"{row['bytes']:,}",
+                f"{row['bytes'] / 1e6:.2f}",
                 f"{row['median_ms']:.2f}",
-                f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})",
+                f"{row['ratio']:.2f}",
+                f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
             )
         self.console.print(table)
-        self.console.print(machine_line(machine()), soft_wrap=True)
+        self.console.print(
+            f"perplexity: held-out text, context {LENGTH}; zeros: of the linears' weights; speed: "
+            f"against dense, {self.threads} thread; {machine_line(machine())}",
+            soft_wrap=True,
+        )
         write_json(self.folder / "demo.json", {**to_json(timings), "rows": rows})
         bars(rows, self.folder / "demo.png", "the embedded model, dense and sparse")
 

@@ -59,7 +59,7 @@ def train(
     """Optimise the parameters that require gradients, in place; returns one row of figures a step.
 
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
-    Raises SparsifyError when the loss is no longer finite; the last good checkpoint then stays.
+    Raises SparsifyError when the loss is no longer finite; checkpoints from before then stay.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -131,7 +131,7 @@ class _Run:
         if not math.isfinite(float(loss.detach())):
             raise SparsifyError(
                 f"the loss became {float(loss.detach())} at step {step + 1} of {settings.steps}; lower lr "
-                f"(now {settings.lr:g}); the last checkpoint before it is kept"
+                f"(now {settings.lr:g}); checkpoints from before stay"
             )
         self.accelerator.backward(loss)
         if settings.clip:

@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(traced, tokens):
         run(traced("block"), "train{steps=9 lr=1e30 clip=0.0}", tokens)
     assert str(caught.value) == (
         "pass 1 of 1, 'train{steps=9 lr=1e+30 clip=0.0}': the loss became nan at step 2 of 9; lower lr "
-        "(now 1e+30); the last checkpoint before it is kept"
+        "(now 1e+30); checkpoints from before stay"
     )
 
 
