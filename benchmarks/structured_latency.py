@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -76,7 +77,9 @@ def main() -> None:
             rounds=options.rounds,
         )
         sizes = {name: path.stat().st_size for name, path in paths.items()}
-    table = Table("variant", "tokens", "ms (10-90 %)", "speed (10-90 %)", "multiply-adds", "MB")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("variant", "tokens", "ms (10-90 %)", "speed (10-90 %)", "multiply-adds", "MB"):
+        table.add_column(column, no_wrap=True)
     for row in timings:
         table.add_row(
             row.name,

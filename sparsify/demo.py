@@ -4,6 +4,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -116,7 +117,8 @@ class _Demo:
 
     def finish(self, rows: list[dict[str, Any]], timings: list[Timing]) -> None:
         """The table, `demo.json` and `demo.png`."""
-        table = Table(title=f"the embedded model on ONNX Runtime CPU, {TOKENS} tokens")
+        title = f"the embedded model on ONNX Runtime CPU, {TOKENS} tokens"
+        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for column in (
             "model",
             "perplexity",
@@ -132,7 +134,7 @@ class _Demo:
             table.add_row(
                 row["name"],
                 f"{row['perplexity']:.2f}",
-                f"{row['parameters']:,}",
+                f"{row['parameters'] / 1e6:.2f}",
                 f"{row['sparsity']:.0%}",
                 f"{row['bytes'] / 1e6:.2f}",
                 f"{row['median_ms']:.2f}",

@@ -15,22 +15,23 @@ class Recipe:
     text: str
 
 
-_RECOVER = "train{steps=200 batch=8 lr=0.002 update=lora distill=kl}"
-
+# Steps and rates suit models of a few million parameters; for billions take lr=0.0002 and more steps.
 RECIPES = (
     Recipe(
         "structured",
         "half of the heads and channels removed, recovered by low-rank branches, physically smaller",
         "insert-masks{of=heads,channels} | choose-masks{of=heads score=taylor sparsity=0.5} | "
         "choose-masks{of=channels score=taylor sparsity=0.5 multiple=8} | prune-heads | "
-        f"prune-channels | insert-lora{{rank=16 alpha=32.0}} | {_RECOVER} | fold-lora",
+        "prune-channels | insert-lora{rank=32 alpha=32.0} | "
+        "train{steps=150 batch=8 lr=0.006 update=lora task=0.0 distill=kl} | fold-lora",
     ),
     Recipe(
         "semi-structured",
         "2:4 by SparseGPT, recovered by low-rank branches under the mask, which fold without loss",
         "insert-probes{gram=true} | calibrate | insert-masks | "
         "choose-masks{score=sparsegpt pattern=2:4} | remove-probes | "
-        f"insert-lora{{rank=16 alpha=32.0}} | {_RECOVER} | fold-lora | fold-masks",
+        "insert-lora{rank=16 alpha=32.0} | "
+        "train{steps=80 batch=8 lr=0.002 update=lora task=0.0 distill=kl} | fold-lora | fold-masks",
     ),
     Recipe(
         "magnitude",

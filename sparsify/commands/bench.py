@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -70,7 +71,9 @@ def timing_table(
     timings: Sequence[Timing], counts: dict[str, Counts], sizes: dict[str, int]
 ) -> Table:
     """Medians with their spread, the ratio to dense, and what stands in the file."""
-    table = Table("model", "tokens", "ms (10-90 %)", "speed (10-90 %)", "multiply-adds", "file")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("model", "tokens", "ms (10-90 %)", "speed (10-90 %)", "multiply-adds", "file"):
+        table.add_column(column, no_wrap=True)
     for row in timings:
         known = counts.get(row.name)
         table.add_row(

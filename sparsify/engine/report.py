@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sparsify.files import write_json
@@ -39,9 +40,9 @@ class Report:
 
     def table(self) -> Table:
         """The rows as a table for the terminal."""
-        table = Table(
-            "pass", "places", "nodes", "parameters", "zeros", "seconds", "checks", "moved"
-        )
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in ("pass", "places", "nodes", "parameters", "zeros", "s", "checks", "moved"):
+            table.add_column(column, justify="left" if column == "pass" else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(
                 row.name,

