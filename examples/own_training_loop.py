@@ -36,10 +36,12 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
             if step % 5 == 0:
-                print(f"step {step}: loss {float(loss):.3f}")
+                print(f"step {step}: loss {loss.item():.3f}")
 
     program = parse("fold-lora | fold-masks").run(program)
-    print(f"zeros among the weights of the linears: {count(program).sparsity:.1%}")
+    print(
+        f"zeros among the weights of all linears, the dense head included: {count(program).sparsity:.1%}"
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.console import Console
 from sparsify.engine.contract import Context
 from sparsify.engine.export import check_exports, export
 from sparsify.engine.pipeline import Pipeline
+from sparsify.engine.registry import exporters, parse_exporter
 from sparsify.engine.report import Report
 from sparsify.errors import DataError, PipelineError
 from sparsify.files import read_json, require_free, write_json
@@ -60,6 +61,7 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
         write_json(_made(state) / "job.json", describe(job))
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
+    _forget_earlier(job)
     export(program, job.out, job.to, overwrite=job.overwrite or job.resume)
     report.write(job.out)
     write_json(job.out / "run.json", {**describe(job), "machine": machine()})
@@ -99,6 +101,8 @@ def check_out(job: Job) -> None:
             _same_job(job, from_disk)
         return
     require_free(job.out, overwrite=job.overwrite)
+    if job.dump is not None:
+        require_free(job.dump, overwrite=job.overwrite)
     shutil.rmtree(state, ignore_errors=True)
 
 
@@ -110,6 +114,13 @@ def _same_job(job: Job, path: Path) -> None:
                 f"'{job.out}' holds an interrupted run with {key}={earlier.get(key)!r}, not {value!r}; "
                 "give the same options, or another --out"
             )
+
+
+def _forget_earlier(job: Job) -> None:
+    """Remove formats that an overwritten run left and this one does not write: they would mislead."""
+    written = {parse_exporter(text).name for text in job.to}
+    for name in set(exporters()) - written:
+        shutil.rmtree(job.out / name, ignore_errors=True)
 
 
 def open_data(job: Job, tokenizer: object) -> Data | None:

@@ -10,9 +10,12 @@ from sparsify.ir.text import diff, header, to_text
 class Dump:
     """Writes `00-trace.txt`, `01-insert-masks.txt`, `01-insert-masks.diff`, ... as passes finish."""
 
-    def __init__(self, folder: Path, program: Program, done: int) -> None:
-        """Start a dump; `done` passes were finished by an earlier run, whose files stay."""
-        require_free(folder, overwrite=done > 0)
+    def __init__(self, folder: Path, program: Program, done: int, *, resumes: bool) -> None:
+        """Start a dump; `done` passes were finished by an earlier run, whose files stay.
+
+        Raises DataError when the folder holds something, unless the run `resumes`.
+        """
+        require_free(folder, overwrite=resumes)
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._text = to_text(program)

@@ -89,7 +89,7 @@ class Pipeline:
         done = 0
         if checkpoints is not None:
             program, done = checkpoints.restore(program, report, context.figures)
-        dumper = Dump(dump, program, done) if dump else None
+        dumper = Dump(dump, program, done, resumes=resume is not None) if dump else None
         outputs = program.run()
         for number, item in enumerate(self.passes[done:], done + 1):
             scratch = checkpoints.scratch(number) if checkpoints else None
