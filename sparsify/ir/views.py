@@ -27,7 +27,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Linear:
-    """One use of a weight as a linear map `y = x W^T + bias`.
+    """One use of a weight as a linear map `y = x W^T` (plus a bias, if any).
 
     `weight` is its path, stored `[out, in]`, or `[in, out]` when `transposed`. `operand` is the node
     that enters the op as weight: the weight itself, or its masked and branched composition.
@@ -40,12 +40,6 @@ class Linear:
     transposed: bool
     mask: str | None = None
     branch: Branch | None = None
-    bias: str | None = None
-
-    @property
-    def module(self) -> str:
-        """The path of the module that owns the weight."""
-        return self.weight.rpartition(".")[0]
 
 
 def linears(program: Program) -> list[Linear]:
@@ -59,9 +53,8 @@ def linear_at(program: Program, node: fx.Node) -> Linear | None:
         return None
     if node.target is aten.linear.default:
         x, operand, transposed = node.args[0], node.args[1], False
-        bias = node.args[2] if len(node.args) > 2 else None
     elif node.target is aten.addmm.default:
-        bias, x, operand, transposed = node.args[0], node.args[1], node.args[2], True
+        x, operand, transposed = node.args[1], node.args[2], True
     else:
         return None
     if not isinstance(x, fx.Node) or not isinstance(operand, fx.Node):
@@ -78,19 +71,26 @@ def linear_at(program: Program, node: fx.Node) -> Linear | None:
         transposed=transposed,
         mask=mask if _reads(operand, mask) else None,
         branch=_branch(operand, base),
-        bias=str(bias.target) if isinstance(bias, fx.Node) and bias.op == "get_attr" else None,
     )
 
 
 def weight_of(operand: fx.Node) -> str | None:
-    """The path of the weight under a composition `mask * (W + c * B A)`; None when there is none."""
-    node = operand
+    """The path of the weight under a composition `mask * (W + c * B A)`; None when there is none.
+
+    A product or sum that the model itself makes of a weight is not ours to fold: None as well.
+    """
+    node, added = operand, list[object]()
     while node.op == "call_function" and node.target in (aten.mul.Tensor, aten.add.Tensor):
-        first = node.args[0]
+        first, second = node.args[:2]
         if not isinstance(first, fx.Node):
             return None
         node = first
-    return str(node.target) if node.op == "get_attr" else None
+        added.append(second)
+    if node.op != "get_attr":
+        return None
+    path = str(node.target)
+    ours = (weight_mask(path), lora(path)[0])
+    return path if all(any(_reads(part, own) for own in ours) for part in added) else None
 
 
 def effective_weight(program: Program, linear: Linear) -> Tensor:
@@ -268,13 +268,13 @@ def _branch(operand: fx.Node, base: str) -> Branch | None:
     return None
 
 
-def _reads(node: object, path: str) -> bool:
-    """Whether a small constant sub-graph reads a tensor."""
+def _reads(node: object, path: str, depth: int = 4) -> bool:
+    """Whether a small constant sub-graph reads a tensor; `c * (B A)^T` is the deepest we build."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "get_attr":
         return node.target == path
-    return node.op == "call_function" and any(_reads(a, path) for a in node.all_input_nodes)
+    return depth > 0 and any(_reads(a, path, depth - 1) for a in node.all_input_nodes)
 
 
 def _matches(path: str, glob: str) -> bool:
@@ -285,7 +285,7 @@ def _matches(path: str, glob: str) -> bool:
 
 def _is_head(program: Program, view: Linear) -> bool:
     """Whether a linear produces the program's output or shares its weight with another kind of op."""
-    output = next(iter(reversed(program.graph.nodes)))
+    (output,) = program.graph.find_nodes(op="output")
     if view.node in output.all_input_nodes:
         return True
     return any(

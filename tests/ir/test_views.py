@@ -3,6 +3,7 @@ import torch
 
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
+from sparsify.ir.trace import trace
 from sparsify.ir.views import (
     consumers,
     effective_weight,
@@ -24,10 +25,8 @@ def test_plain_linears(traced):
     views = by_path(traced("mlp"))
     assert list(views) == ["up.weight", "down.weight", "head.weight"]
     up, head = views["up.weight"], views["head.weight"]
-    assert (up.module, up.bias, up.mask, up.branch, up.transposed) == (
-        "up", "up.bias", None, None, False,
-    )  # fmt: skip
-    assert head.bias is None
+    assert (up.mask, up.branch, up.transposed) == (None, None, False)
+    assert (feature_size(head.x), feature_size(head.node)) == (8, 5)
     assert feature_size(up.x) == 8
     assert feature_size(up.node) == 12
 
@@ -116,3 +115,17 @@ def test_a_glob_that_matches_nothing_names_the_nearest(traced):
         assert str(caught.value) == (
             "the target 'dwn.weight' matches no linear; did you mean 'down.weight'?"
         )
+
+
+def test_a_weight_that_the_model_itself_scales_is_no_named_weight():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(6, 4))
+            self.gain = torch.nn.Parameter(torch.randn(6, 1))
+
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.weight * self.gain)
+
+    program = trace(Scaled(), {"x": torch.randn(2, 4)})
+    assert linears(program) == []
