@@ -122,7 +122,7 @@ class _Demo:
         for column in (
             "model",
             "perplexity",
-            "parameters",
+            "M params",
             "zeros",
             "MB",
             "ms",
