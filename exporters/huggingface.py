@@ -1,8 +1,6 @@
 """huggingface: a folder that stock `from_pretrained` loads, when a config can say all shapes."""
 
-import contextlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from exporters.config_search import Misfit, Search, class_of, config_of, empty_model, holder
 from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.engine.export import relative_difference
 from sparsify.errors import ExportError
 from sparsify.files import write_json
+from sparsify.ir.pretrained import quiet
 from sparsify.ir.program import Program
 
 _SHOWN = 3
@@ -164,18 +162,3 @@ def _show(misfit: Misfit) -> str:
     if misfit.there is None:
         return f"{misfit.name} {list(misfit.here)} has no place"
     return f"{misfit.name} is {list(misfit.here)} where the nearest says {list(misfit.there)}"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from showing bars and advice while models are built for a look at them."""
-    logs: Any = transformers_logging
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()

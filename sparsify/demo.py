@@ -1,6 +1,5 @@
 """The demo: the embedded model through two recipes, exported, timed and drawn against its dense twin."""
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.engine.report import Report
 from sparsify.files import new_folder, write_json
-from sparsify.ir.pretrained import EMBEDDED, load_model
+from sparsify.ir.pretrained import EMBEDDED, load_model, load_tokenizer, source_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace import trace
 from sparsify.measure.count import count
@@ -51,9 +50,8 @@ def demo(out: Path, threads: int, overwrite: bool, console: Console) -> list[dic
 class _Demo:
     def __init__(self, folder: Path, threads: int, console: Console) -> None:
         self.folder, self.threads, self.console = folder, threads, console
-        self.model, self.tokenizer = load_model(EMBEDDED)
-        text = str(resources.files("sparsify") / "embedded" / "heldout.txt")
-        self.training, self.testing = split(load_data(text, self.tokenizer, LENGTH), 0.8)
+        self.tokenizer = load_tokenizer(source_of(EMBEDDED))
+        self.training, self.testing = split(sequences(), 0.8)
 
     def run(self) -> list[dict[str, Any]]:
         console = self.console
@@ -153,6 +151,5 @@ class _Demo:
 
 def sequences() -> Data:
     """The held-out text as sequences of the demo's length, for examples."""
-    _, tokenizer = load_model(EMBEDDED)
-    text = str(resources.files("sparsify") / "embedded" / "heldout.txt")
-    return load_data(text, tokenizer, LENGTH)
+    source = source_of(EMBEDDED)
+    return load_data(str(Path(source) / "heldout.txt"), load_tokenizer(source), LENGTH)

@@ -34,7 +34,7 @@ class Row:
 
 @dataclass
 class Report:
-    """The rows of a run, in order; `training` holds the figures of each train pass by its number."""
+    """The rows of a run, in order."""
 
     rows: list[Row] = field(default_factory=list)
 

@@ -1,7 +1,6 @@
 """Load a Hugging Face model, from a folder or a hub id, with its tokenizer."""
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 from importlib import resources
@@ -27,11 +26,11 @@ def load_model(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, Any]
     """
     if dtype not in _DTYPES:
         raise OptionError(f"no dtype is called '{dtype}'{nearest(dtype, _DTYPES)}")
-    source = str(resources.files("sparsify") / "embedded") if name == EMBEDDED else name
+    source = source_of(name)
     if Path(source).is_file():
         raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings(action="ignore"):
             config = AutoConfig.from_pretrained(source)
             kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
             model: PreTrainedModel = kind.from_pretrained(source, dtype=_DTYPES[dtype])
@@ -44,10 +43,15 @@ def load_model(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, Any]
     return model.eval(), load_tokenizer(source)
 
 
+def source_of(name: str) -> str:
+    """The folder or hub id of a model's name: `embedded` lies inside the package."""
+    return str(resources.files("sparsify") / "embedded") if name == EMBEDDED else name
+
+
 def load_tokenizer(source: str) -> Any:
     """The tokenizer of a folder or hub id; None when there is none."""
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings(action="ignore"):
             return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -55,15 +59,14 @@ def load_tokenizer(source: str) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the model library's warnings and bars off the terminal."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    transformers.utils.logging.disable_progress_bar()
-    logger.setLevel(logging.ERROR)
+    """Keep the model library's bars and advice off the terminal, and leave its settings as they were."""
+    logs: Any = transformers.utils.logging
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logger.setLevel(level)
-        transformers.utils.logging.enable_progress_bar()
+        logs.set_verbosity(level)
+        if bars:
+            logs.enable_progress_bar()

@@ -104,7 +104,7 @@ def _build(about: dict[str, Any], folder: Path) -> Program:
     source = about["source"]
     program = Program(
         module=fx.GraphModule(root, fx.Graph()),
-        sample={key: sample[key] for key in dynamic if key in sample} | sample,
+        sample=sample,
         dynamic=dynamic,
         source=Source(
             source["config"],

@@ -36,15 +36,18 @@ def mask_derivatives(
     and the inputs j of group g: the weight's own gradient is enough.
     """
     views = {view.weight: view for view in linears(program)}
+    found = [views[site.mask.linear.weight] for site in chosen]
+    fixed = [
+        (site, view, effective_weight(program, view), input_index(site))
+        for site, view in zip(chosen, found, strict=True)
+    ]
     total: dict[str, Tensor] = {}
     count = 0
     for gradients in _each(program, data, indices, batch):
         count += 1
-        for site in chosen:
-            view = views[site.mask.linear.weight]
-            product = effective_weight(program, view) * gradients[view.weight]
-            columns = out_in(view, product).float().sum(0)
-            value = reduce(input_index(site), columns, site.of.size).abs()
+        for site, view, weight, index in fixed:
+            columns = out_in(view, weight * gradients[view.weight]).float().sum(0)
+            value = reduce(index, columns, site.of.size).abs()
             total[site.mask.path] = total.get(site.mask.path, torch.zeros_like(value)) + value
     return {path: value / count for path, value in total.items()}
 

@@ -7,9 +7,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from exporters.huggingface import Huggingface, quiet
+from exporters.huggingface import Huggingface
 from sparsify.engine.export import relative_difference, write_checked
 from sparsify.errors import ExportError
+from sparsify.ir.pretrained import quiet
 from sparsify.ir.trace import trace
 
 
