@@ -2,14 +2,18 @@
 
 from passes.calibrate import Calibrate
 from passes.choose_masks import ChooseMasks
+from passes.choose_scales import ChooseScales
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
 from passes.insert_probes import InsertProbes
+from passes.insert_quantizers import InsertQuantizers
+from passes.pack_nm import PackNm
 from passes.prune_channels import PruneChannels
 from passes.prune_heads import PruneHeads
 from passes.remove_probes import RemoveProbes
+from passes.remove_quantizers import RemoveQuantizers
 from passes.train import Train
 
 ALL = (
@@ -19,9 +23,13 @@ ALL = (
     ChooseMasks,
     RemoveProbes,
     InsertLora,
+    InsertQuantizers,
+    ChooseScales,
     Train,
     FoldLora,
     FoldMasks,
     PruneHeads,
     PruneChannels,
+    RemoveQuantizers,
+    PackNm,
 )

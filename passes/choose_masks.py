@@ -18,8 +18,9 @@ from torch import Tensor
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.groupmask import group_masks
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, group_masks, linears, targeted
+from sparsify.ir.views import Linear, linears, targeted
 from sparsify.select import groups, weights
 from sparsify.select.gradients import mask_derivatives, weight_gradients
 from sparsify.select.weights import Target

@@ -3,18 +3,20 @@
     mask * (W + c B A), W   ->   mask * W', W' = W + c B A
 
 `W [out, in], A [rank, in], B [out, rank]`; the product is taken in float64 and rounded once, so outputs stay
-up to rounding. A branch under a mask leaves every masked entry masked.
+up to rounding. Under a quantizer it is taken as the graph takes it, bit for bit: another last digit could
+move a code. A branch under a mask leaves every masked entry masked.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
-from sparsify.ir.views import linears, out_in
+from sparsify.ir.views import Linear, branched_weight, linears, out_in
 from sparsify.ir.weights import drop_composition
 from sparsify.tensors.lowrank import delta
 
@@ -36,16 +38,24 @@ class FoldLora(Pass):
         for view in [v for v in linears(program) if v.branch is not None]:
             assert view.branch is not None
             if view.weight not in merged:
-                weight = program.tensor(view.weight)
-                a, b = program.tensor(view.branch.a), program.tensor(view.branch.b)
-                change = delta(a, b, view.branch.scale, torch.float64)
-                new = (out_in(view, weight.detach()).double() + change).to(weight.dtype)
+                weight, new = program.tensor(view.weight), _merged(program, view)
                 if not bool(torch.isfinite(new).all()):
                     raise SparsifyError(
                         f"the branch of @{view.weight} holds values that are not finite"
                     )
                 with torch.no_grad():
-                    weight.copy_(out_in(view, new))
+                    weight.copy_(new)
                 merged.add(view.weight)
             drop_composition(program, view, mask=False, branch=True)
         return len(merged)
+
+
+def _merged(program: Program, view: Linear) -> Tensor:
+    """`W + c B A` in the layout the weight is stored in."""
+    if view.quantizer is not None:
+        return branched_weight(program, view)
+    assert view.branch is not None
+    weight = program.tensor(view.weight).detach()
+    a, b = program.tensor(view.branch.a), program.tensor(view.branch.b)
+    change = delta(a, b, view.branch.scale, torch.float64)
+    return out_in(view, out_in(view, weight).double() + change).to(weight.dtype)

@@ -14,9 +14,9 @@ import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.groupmask import drop_group_mask, expand_group_mask
+from sparsify.ir.groupmask import drop_group_mask, expand_group_mask, group_masks
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, effective_weight, group_masks, linears, out_in
+from sparsify.ir.views import Linear, effective_weight, linears, out_in
 from sparsify.ir.weights import drop_composition
 
 

@@ -15,6 +15,15 @@ class Recipe:
     text: str
 
 
+_PRUNED = (
+    "insert-probes{gram=true} | calibrate | insert-masks | "
+    "choose-masks{score=sparsegpt pattern=2:4} | remove-probes | insert-lora{rank=16 alpha=32.0}"
+)
+_RECOVERED = (
+    "train{steps=80 batch=8 lr=0.002 update=lora task=0.0 distill=kl} | fold-lora | fold-masks"
+)
+_SEMI_STRUCTURED = f"{_PRUNED} | {_RECOVERED}"
+
 # Steps and rates suit models of a few million parameters; for billions take lr=0.0002 and more steps.
 RECIPES = (
     Recipe(
@@ -28,10 +37,23 @@ RECIPES = (
     Recipe(
         "semi-structured",
         "2:4 by SparseGPT, recovered by low-rank branches under the mask, which fold without loss",
-        "insert-probes{gram=true} | calibrate | insert-masks | "
-        "choose-masks{score=sparsegpt pattern=2:4} | remove-probes | "
-        "insert-lora{rank=16 alpha=32.0} | "
-        "train{steps=80 batch=8 lr=0.002 update=lora task=0.0 distill=kl} | fold-lora | fold-masks",
+        _SEMI_STRUCTURED,
+    ),
+    Recipe(
+        "packed",
+        "semi-structured, then stored without its zeros for the N:M kernels, in float32",
+        f"{_SEMI_STRUCTURED} | pack-nm",
+    ),
+    Recipe(
+        "packed-int8",
+        "semi-structured, then rounded to int8 and stored without its zeros for the N:M kernels",
+        f"{_SEMI_STRUCTURED} | insert-quantizers{{values=int8}} | choose-scales | pack-nm{{values=int8}}",
+    ),
+    Recipe(
+        "packed-int4",
+        "2:4 in int4 for the N:M kernels: the branches are trained on the rounded program",
+        f"{_PRUNED} | insert-quantizers{{values=int4 group=64}} | choose-scales{{by=mse}} | "
+        f"{_RECOVERED} | pack-nm{{values=int4}}",
     ),
     Recipe(
         "magnitude",

@@ -22,6 +22,13 @@ SETTINGS = {
     "remove-probes": ("insert-probes | calibrate{samples=6}", "remove-probes"),
     "insert-lora": ("insert-masks | choose-masks{pattern=2:4}", "insert-lora{rank=2}"),
     "train": ("insert-lora{rank=2}", "train{steps=2 batch=2 update=lora TRAIN}"),
+    "insert-quantizers": ("insert-masks | insert-lora{rank=2}", "insert-quantizers{values=int4}"),
+    "choose-scales": ("insert-quantizers", "choose-scales{by=mse}"),
+    "remove-quantizers": ("insert-quantizers", "remove-quantizers"),
+    "pack-nm": (
+        "insert-masks | choose-masks{pattern=2:4} | fold-masks | insert-quantizers | choose-scales",
+        "pack-nm{values=int8}",
+    ),
     "fold-lora": ("insert-lora{rank=2} | train{steps=2 batch=2 TRAIN}", "fold-lora"),
     "fold-masks": ("insert-masks | choose-masks{sparsity=0.5}", "fold-masks"),
     "prune-heads": ("insert-masks{of=heads} | choose-masks{of=heads sparsity=0.5}", "prune-heads"),
@@ -40,6 +47,10 @@ ROUND_TRIPS = [
     "insert-masks | insert-lora{rank=2} | fold-lora | fold-masks",
     "insert-lora{rank=2} | insert-masks | fold-lora | fold-masks",
     "insert-probes | insert-masks{of=heads} | remove-probes | fold-masks{of=heads}",
+    "insert-quantizers | remove-quantizers",
+    "insert-lora{rank=2} | insert-quantizers | insert-masks | fold-lora | remove-quantizers | fold-masks",
+    "insert-quantizers | insert-masks | insert-lora{rank=2} | fold-lora | fold-masks | remove-quantizers",
+    "insert-probes | insert-quantizers | remove-probes | insert-probes | remove-quantizers | remove-probes",
 ]
 LEARNING = ("calibrate", "allocate", "choose", "train")
 VERBS = {"insert", "remove", "fold", "prune", "pack", *LEARNING}
@@ -117,11 +128,12 @@ def test_laws_one_two_and_four(name, prepare, context):
         assert not same(weights(program), tensors)
     else:
         assert item.moves.graph
-        assert moved(outputs, program.run()) <= item.moves.tolerance
+        assert moved(outputs, program.run()) <= item.limits().tolerance
         assert to_text(program) != text
     if effect.adds:
         with pytest.raises(PipelineError, match=r"would add .*, which the program already has"):
             step.check(program, context)
+    assert not effect.bars & features
     if effect.drops:
         with pytest.raises(PipelineError, match=r"needs .*, but at that point the program has"):
             step.check(program, context)
@@ -186,5 +198,6 @@ def test_verbs_say_what_moves(item):
     verb = item.name.split("-")[0]
     assert verb in VERBS
     assert item.moves.graph == (verb not in LEARNING)
-    assert item.moves.tolerance <= 1e-5
+    assert item.moves.tolerance <= (0.05 if verb == "pack" else 1e-5)
+    assert item.moves.graph or item.moves.tolerance == 0
     assert (item.moves.graph and item.moves.tolerance == 0) == (verb in {"insert", "remove"})

@@ -24,6 +24,23 @@ CASES = {
     "fold-masks": ("mlp", "insert-masks | choose-masks{pattern=2:4}", "fold-masks"),
     "insert-lora": ("mlp", "insert-masks", "insert-lora{rank=2}"),
     "insert-lora-transposed": ("conv", "", "insert-lora{rank=2} | insert-masks"),
+    "insert-quantizers": (
+        "mlp",
+        "insert-masks{targets=down}",
+        "insert-quantizers{values=int4 group=32 targets=down}",
+    ),
+    "insert-quantizers-transposed": (
+        "conv",
+        "",
+        "insert-quantizers | insert-masks | insert-lora{rank=2}",
+    ),
+    "remove-quantizers": ("mlp", "insert-quantizers", "remove-quantizers"),
+    "pack-nm": ("mlp", "insert-masks | choose-masks{pattern=2:4} | fold-masks", "pack-nm"),
+    "pack-nm-int8-transposed": (
+        "conv",
+        "insert-masks | choose-masks{pattern=2:4} | fold-masks | insert-quantizers | choose-scales",
+        "pack-nm{values=int8}",
+    ),
     "fold-lora": ("mlp", "insert-masks | insert-lora{rank=2}", "fold-lora"),
     "prune-heads": (
         "block",

@@ -38,8 +38,8 @@ FUNCTION = Moves(graph=False)
 class Effect:
     """The features a pass needs, adds, sets and drops, and what it wants from the context.
 
-    What it `adds` must be absent before; what it `sets` may be there already. `wants` may hold `data`
-    (sequences to calibrate or train on) and `dense` (the dense twin).
+    What it `adds` must be absent before; what it `sets` may be there already; what it `bars` must be
+    gone. `wants` may hold `data` (sequences to calibrate or train on) and `dense` (the dense twin).
     """
 
     needs: frozenset[str] = frozenset()
@@ -47,6 +47,7 @@ class Effect:
     sets: frozenset[str] = frozenset()
     drops: frozenset[str] = frozenset()
     wants: frozenset[str] = frozenset()
+    bars: frozenset[str] = frozenset()
 
     def after(self, features: frozenset[str]) -> frozenset[str]:
         """The features of a program after the pass."""
@@ -60,9 +61,10 @@ def effect(
     sets: Iterable[str] = (),
     drops: Iterable[str] = (),
     wants: Iterable[str] = (),
+    bars: Iterable[str] = (),
 ) -> Effect:
     """An `Effect` from any iterables of words."""
-    return Effect(*(frozenset(words) for words in (needs, adds, sets, drops, wants)))
+    return Effect(*(frozenset(words) for words in (needs, adds, sets, drops, wants, bars)))
 
 
 class Progress(Protocol):
@@ -90,7 +92,8 @@ class Context:
     """What passes get besides the program.
 
     `scratch` is a folder where a long pass may keep its own resume state; None means it keeps none.
-    `figures` collects rows of numbers that passes report (loss by step), by the name of the pass.
+    `figures` collects rows of numbers that passes report (loss by step), by the name of the pass;
+    `notes` sentences of the pass at work for its row of the report.
     """
 
     data: Data | None = None
@@ -100,6 +103,7 @@ class Context:
     scratch: Path | None = None
     progress: Progress = field(default_factory=Silent)
     figures: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def generator(self) -> torch.Generator:
         """A fresh CPU generator from the seed: each pass draws from its own."""
@@ -111,6 +115,10 @@ class Pass(Options, ABC):
 
     name: ClassVar[str]
     moves: ClassVar[Moves]
+
+    def limits(self) -> Moves:
+        """`moves`, narrowed where an option says that less moves."""
+        return self.moves
 
     @abstractmethod
     def effect(self) -> Effect:
@@ -135,6 +143,10 @@ class Exporter(Options, ABC):
     def check(self, program: Program) -> None:
         """Refuse a program that the format cannot hold; ExportError says what to do instead."""
         return None
+
+    def limit(self, program: Program) -> float:
+        """`tolerance`, or more for a program whose own rounding makes steps of last digits."""
+        return self.tolerance
 
     @abstractmethod
     def write(self, program: Program, folder: Path) -> None:

@@ -9,20 +9,14 @@ from torch import Tensor
 
 from sparsify.engine.contract import Exporter, Moves
 from sparsify.engine.registry import parse_exporter
+from sparsify.engine.remedies import remedies
 from sparsify.errors import DataError, ExportError, SparsifyError
 from sparsify.files import new_folder
+from sparsify.ir.names import OF_VALUES, PACKED
 from sparsify.ir.program import Program, default_input
 
 # As an exporter's `accepts`: the format holds whatever a pass may put into a program.
 EVERY_FEATURE = frozenset({"*"})
-# Feature -> the passes that take it out of a program.
-_REMEDIES = {
-    "probe": "remove-probes",
-    "mask.weights": "fold-masks",
-    "mask.channels": "prune-channels",
-    "mask.heads": "prune-heads",
-    "lora": "fold-lora",
-}
 
 
 def export(
@@ -61,7 +55,7 @@ def write_checked(
     The files are written next to it, read back, and run on the sample inputs and on a second batch
     of another size and length; only then do they take their place. Raises ExportError, and leaves
     what stood there before, when a feature does not fit the format, the place is taken, or outputs
-    differ by more than `tolerance * max |output|` (scaled by the precision of the outputs).
+    differ by more than `limit * max |output|` (scaled by the precision of the outputs).
     """
     refuse_features(exporter, program.features)
     exporter.check(program)
@@ -82,10 +76,12 @@ def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:
     """Raise ExportError, naming the passes to add, for features that the format does not hold."""
     if exporter.accepts == EVERY_FEATURE:
         return
-    unfit = sorted(features - exporter.accepts - {"stats"})
+    unfit = sorted(features - exporter.accepts - OF_VALUES)
     if unfit:
-        passes = list(dict.fromkeys(_REMEDIES[f] for f in unfit if f in _REMEDIES))
+        passes = remedies(unfit)
         advice = f"add {' | '.join(passes)} to the pipeline, or " if passes else ""
+        if PACKED in unfit:
+            advice = "leave pack-nm out of the pipeline, or "
         raise ExportError(
             f"{exporter.name} cannot hold {', '.join(unfit)}; {advice}export to safetensors"
         )
@@ -123,7 +119,7 @@ def _sensible(name: str, value: Tensor) -> Tensor:
 
 
 def _compare(exporter: Exporter, program: Program, folder: Path) -> None:
-    reader = exporter.read_back(program, folder)
+    reader, limit = exporter.read_back(program, folder), exporter.limit(program)
     for what, inputs in (("the sample", program.sample), ("a second", second_batch(program))):
         wanted = program.run(inputs)
         try:
@@ -136,15 +132,17 @@ def _compare(exporter: Exporter, program: Program, folder: Path) -> None:
                 f"{exporter.name} was written but does not run on {what} batch: {reason}"
             ) from error
         for name, a, b in zip(program.source.outputs, wanted, found, strict=True):
-            _refuse_difference(exporter, f"{name} of {what} batch", a, b)
+            _refuse_difference(exporter.name, limit, f"{name} of {what} batch", a, b)
 
 
-def _refuse_difference(exporter: Exporter, where: str, wanted: Tensor, found: Tensor) -> None:
-    allowed = Moves(graph=True, tolerance=exporter.tolerance).allowed(wanted.dtype)
+def _refuse_difference(
+    format_: str, limit: float, where: str, wanted: Tensor, found: Tensor
+) -> None:
+    allowed = Moves(graph=True, tolerance=limit).allowed(wanted.dtype)
     difference = relative_difference(wanted, found)
     if not difference <= allowed:
         raise ExportError(
-            f"{exporter.name} was written, but read back it gives another {where}: "
+            f"{format_} was written, but read back it gives another {where}: "
             f"the difference is {difference:.2g} of the largest value, allowed is {allowed:.2g}"
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsify.engine.contract import Context, Pass
 from sparsify.engine.dump import Dump
 from sparsify.engine.registry import parse_passes
+from sparsify.engine.remedies import remedy
 from sparsify.engine.report import Report, Row, count_parameters, count_zeros
 from sparsify.engine.resume import Checkpoints
 from sparsify.errors import LawError, PipelineError, SparsifyError
@@ -56,6 +57,11 @@ class Pipeline:
             twice = sorted(effect.adds & features)
             if twice:
                 raise PipelineError(f"{where} would add {twice}, which the program already has")
+            barred = effect.bars & features
+            if barred:
+                raise PipelineError(
+                    f"{where} cannot run while the program has {sorted(barred)}; {remedy(barred)}"
+                )
             if "data" in effect.wants and context.data is None:
                 raise PipelineError(f"{where} needs data; give --data, or Context(data=...)")
             try:
@@ -121,8 +127,9 @@ class _Step:
     def run(self, before: Sequence[Tensor], compare: bool) -> tuple[Row, tuple[Tensor, ...]]:
         text, versions = to_text(self.program), _versions(self.program)
         started = time.perf_counter()
+        context = replace(self.context, notes=[])
         try:
-            places = self.item.rewrite(self.program, self.context)
+            places = self.item.rewrite(self.program, context)
         except SparsifyError as error:
             raise type(error)(f"{self.where}: {error}") from error
         seconds = time.perf_counter() - started
@@ -144,6 +151,7 @@ class _Step:
             seconds=seconds,
             checking=time.perf_counter() - started,
             move=move,
+            note="; ".join(context.notes),
         )
         return row, after
 
@@ -151,7 +159,7 @@ class _Step:
         self, text: str, versions: object, places: int, move: float, outputs: Sequence[Tensor]
     ) -> None:
         same_text = to_text(self.program) == text
-        moves = self.item.moves
+        moves = self.item.limits()
         if moves.graph:
             allowed = moves.allowed(outputs[0].dtype)
             if move > allowed:

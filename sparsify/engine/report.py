@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sparsify.files import write_json
+from sparsify.ir.packed import packed_linears, unpacked_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views import effective_weight, linears
 
@@ -18,7 +19,8 @@ class Row:
 
     `zeros` counts zeros among the effective weights of the linears; `move` is the largest change of an
     output on the sample inputs, relative to the largest output; `seconds` is the pass itself,
-    `checking` what verifying and comparing took.
+    `checking` what verifying and comparing took; `note` is what the pass itself has to say. A packed
+    weight counts as the dense one it stands for.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Row:
     seconds: float
     checking: float
     move: float
+    note: str = ""
 
 
 @dataclass
@@ -40,7 +43,9 @@ class Report:
 
     def table(self) -> Table:
         """The rows as a table for the terminal."""
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        notes = "\n".join(f"{row.name}: {row.note}" for row in self.rows if row.note)
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=notes or None)
+        table.caption_justify = "left"
         for column in ("pass", "places", "nodes", "parameters", "zeros", "s", "checks", "moved"):
             table.add_column(column, justify="left" if column == "pass" else "right", no_wrap=True)
         for row in self.rows:
@@ -66,11 +71,15 @@ class Report:
 
 
 def count_parameters(program: Program) -> int:
-    """Entries of all parameters; a tied parameter counts once, buffers do not."""
-    return sum(parameter.numel() for parameter in program.module.parameters())
+    """Entries of all parameters and of packed weights; a tied one counts once, buffers do not."""
+    packed = {view.weight: view.layout for view in packed_linears(program)}
+    stored = sum(parameter.numel() for parameter in program.module.parameters())
+    return stored + sum(layout.out_features * layout.in_features for layout in packed.values())
 
 
 def count_zeros(program: Program) -> int:
-    """Zeros among the effective weights of the linears, each weight once."""
+    """Zeros among the effective weights of the linears, packed ones too, each weight once."""
     views = {view.weight: view for view in linears(program)}
-    return sum(int((effective_weight(program, view) == 0).sum()) for view in views.values())
+    packed = {view.weight: view for view in packed_linears(program)}
+    dense = sum(int((effective_weight(program, view) == 0).sum()) for view in views.values())
+    return dense + sum(int((unpacked_weight(program, view) == 0).sum()) for view in packed.values())

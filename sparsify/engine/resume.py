@@ -38,8 +38,10 @@ class Checkpoints:
                 f"'{self._folder}' keeps the state of another run (seed {state['seed']}, "
                 f"'{state['pipeline']}'); remove it or choose another --out"
             )
-        names = [field.name for field in fields(Row)]
-        report.rows[:] = [Row(**{name: row[name] for name in names}) for row in state["rows"]]
+        names = {field.name for field in fields(Row)}
+        report.rows[:] = [
+            Row(**{k: v for k, v in row.items() if k in names}) for row in state["rows"]
+        ]
         figures.update(state["figures"])
         return load(self._folder / state["program"]), int(state["done"])
 

@@ -1,15 +1,55 @@
 """Channel and head masks in the graph: a boolean `[size]` spread over the inputs of a linear."""
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsify.errors import SparsifyError
+from sparsify.ir.composition import reads
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.names import group_mask
+from sparsify.ir.ops import probe, quantize_activations
 from sparsify.ir.program import Program
-from sparsify.ir.views import GroupMask, Linear
+from sparsify.ir.views import Linear, linears
 
 aten = torch.ops.aten
+# What may stand between a group mask and the linear it masks.
+_PASSED = (
+    probe,
+    quantize_activations,
+    aten.view.default,
+    aten.reshape.default,
+    aten.mul.Tensor,
+)
+
+
+@dataclass(frozen=True)
+class GroupMask:
+    """A channel or head mask on the input of a linear: `y = (x * expand(mask)) W^T`.
+
+    `path` is the boolean mask `[size]`, `product` the masked activation, `x` the one before it.
+    """
+
+    linear: Linear
+    kind: str
+    path: str
+    product: fx.Node
+    x: fx.Node
+
+
+def group_masks(program: Program) -> list[GroupMask]:
+    """Every channel and head mask of the program, in graph order."""
+    found = []
+    for linear in linears(program):
+        for kind in ("channels", "heads"):
+            path = group_mask(linear.weight, kind)
+            product = _masked_input(linear.x, path) if program.has(path) else None
+            if product is not None:
+                x = product.args[0]
+                assert isinstance(x, fx.Node)
+                found.append(GroupMask(linear, kind, path, product, x))
+    return found
 
 
 def add_group_mask(program: Program, linear: Linear, kind: str, size: int, index: Tensor) -> None:
@@ -41,3 +81,20 @@ def drop_group_mask(program: Program, mask: GroupMask) -> None:
     """Let the linear read the unmasked input."""
     redirect(mask.product, mask.x)
     sweep(program)
+
+
+def _masked_input(x: fx.Node, path: str) -> fx.Node | None:
+    """The product with a mask that feeds a linear's input, probes and reshapes in between passed over."""
+    node = x
+    for _ in range(6):
+        if node.op != "call_function":
+            return None
+        if node.target is aten.mul.Tensor and reads(node.args[1], path):
+            return node
+        if node.target not in _PASSED:
+            return None
+        first = node.args[0]
+        if not isinstance(first, fx.Node):
+            return None
+        node = first
+    return None

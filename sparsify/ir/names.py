@@ -10,7 +10,13 @@ SUFFIXES = {
     "_lora_a": "lora",
     "_lora_b": "lora",
     "_probe_count": "probe",
+    "_quantizer_scales": "quantizers",
+    "_quantizer_on": "quantizers",
 }
+# Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
+PACKED = "packed"
+# Features that live in values, not in the graph: what probes know, and that scales are chosen.
+OF_VALUES = frozenset({"stats", "quantized"})
 
 
 def weight_mask(path: str) -> str:
@@ -31,6 +37,21 @@ def lora(path: str) -> tuple[str, str]:
 def probe(path: str, statistic: str) -> str:
     """The path of one statistic of the input of the linear that owns a weight."""
     return f"{path}_probe_{statistic}"
+
+
+def scales_of(path: str) -> str:
+    """The path of the scales `[out, groups]` that a weight is rounded by, zero where it is not."""
+    return f"{path}_quantizer_scales"
+
+
+def switch_of(path: str) -> str:
+    """The path of the switch `[]` of the rounding of a linear's input, by the linear's weight."""
+    return f"{path}_quantizer_on"
+
+
+def packed(path: str) -> str:
+    """The path of a packed weight, uint8 `[bytes]`, by that of the weight it stands for."""
+    return f"{path}_packed"
 
 
 def feature_of(path: str, known: Container[str]) -> str | None:

@@ -2,11 +2,16 @@
 
 from torch import Tensor
 
+from sparsify.ir.nm_linear import nm_linear as nm_linear
+from sparsify.ir.rounding import quantize_activations as quantize_activations
+from sparsify.ir.rounding import quantize_weight as quantize_weight
+
 
 def probe(x: Tensor, *statistics: Tensor) -> Tensor:
     """The identity on `x [..., features]`; `calibrate` fills the statistics while it interprets."""
     return x
 
 
-# Name in text and on disk -> the function; the loader accepts no other callable.
+# Name in text and on disk -> the function; the loader accepts no other callable. Ops that torch knows
+# by their name, `sparsify.nm_linear` and the two roundings, need no entry.
 OPS = {"sparsify.probe": probe}

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.errors import VerifyError
-from sparsify.ir.names import SUFFIXES, feature_of
+from sparsify.ir.names import OF_VALUES, PACKED, SUFFIXES, feature_of
 from sparsify.ir.ops import OPS
+from sparsify.ir.packed import packed_linears
 from sparsify.ir.program import Program
 from sparsify.ir.text import line_of, to_text
 from sparsify.ir.types import infer
 
 _KINDS = {"placeholder", "get_attr", "call_function", "output"}
 _NAMESPACES = {"aten", "sparsify", "transformers", "prims"}
-# Features that live in values, not in the graph, are not checked against it.
-_VALUE_FEATURES = {"stats"}
+# Features that the graph shows.
+_SHOWN = {*SUFFIXES.values(), PACKED}
 
 
 def verify(program: Program) -> None:
@@ -77,13 +78,14 @@ def _check_tensors(program: Program) -> None:
 
 def _check_features(program: Program) -> None:
     read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
-    shown = {feature_of(path, read) for path in read} - {None}
-    checked = program.features & set(SUFFIXES.values())
+    shown = {str(feature_of(path, read)) for path in read} - {"None"}
+    shown |= {PACKED for _ in packed_linears(program)}
+    checked = program.features & _SHOWN
     if shown != checked:
         raise VerifyError(
-            f"the program claims the features {sorted(checked)}, its graph shows {sorted(map(str, shown))}"
+            f"the program claims the features {sorted(checked)}, its graph shows {sorted(shown)}"
         )
-    unknown = program.features - set(SUFFIXES.values()) - _VALUE_FEATURES
+    unknown = program.features - _SHOWN - OF_VALUES
     if unknown:
         raise VerifyError(f"no rule knows the features {sorted(unknown)}")
 

@@ -8,8 +8,14 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.errors import OptionError
-from sparsify.ir.names import group_mask, lora, weight_mask
+from sparsify.ir.composition import (
+    Branch,
+    WeightQuantizer,
+    composition_at,
+    is_composing,
+)
 from sparsify.ir.ops import probe as probe_op
+from sparsify.ir.ops import quantize_activations, quantize_weight
 from sparsify.ir.program import Program
 from sparsify.words import nearest
 
@@ -17,12 +23,12 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A low-rank branch `W + scale * B A`: paths of `A [rank, in]` and `B [out, rank]`."""
+class InputQuantizer:
+    """The rounding of the input of a linear, `group` features to a step; `on` is the path of its switch."""
 
-    a: str
-    b: str
-    scale: float
+    node: fx.Node
+    on: str
+    group: int
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Linear:
     """One use of a weight as a linear map `y = x W^T` (plus a bias, if any).
 
     `weight` is its path, stored `[out, in]`, or `[in, out]` when `transposed`. `operand` is the node
-    that enters the op as weight: the weight itself, or its masked and branched composition.
+    that enters the op as weight: the weight itself, or its composition `Q(mask * (W + c * B A))`.
+    `x` is the node that enters as input, the rounded one where there is an input quantizer.
     """
 
     node: fx.Node
@@ -40,6 +47,8 @@ class Linear:
     transposed: bool
     mask: str | None = None
     branch: Branch | None = None
+    quantizer: WeightQuantizer | None = None
+    input_quantizer: InputQuantizer | None = None
 
 
 def linears(program: Program) -> list[Linear]:
@@ -59,49 +68,48 @@ def linear_at(program: Program, node: fx.Node) -> Linear | None:
         return None
     if not isinstance(x, fx.Node) or not isinstance(operand, fx.Node):
         return None
-    base = weight_of(operand)
-    if base is None or program.tensor(base).dim() != 2:
+    found = composition_at(operand)
+    if found is None or program.tensor(found.weight).dim() != 2:
         return None
-    mask = weight_mask(base)
     return Linear(
         node=node,
         x=x,
-        weight=base,
+        weight=found.weight,
         operand=operand,
         transposed=transposed,
-        mask=mask if _reads(operand, mask) else None,
-        branch=_branch(operand, base),
+        mask=found.mask,
+        branch=found.branch,
+        quantizer=found.quantizer,
+        input_quantizer=_input_quantizer(x),
     )
 
 
-def weight_of(operand: fx.Node) -> str | None:
-    """The path of the weight under a composition `mask * (W + c * B A)`; None when there is none.
+def branched_weight(program: Program, linear: Linear) -> Tensor:
+    """`W + c * B A` as the graph computes it, in the layout the weight is stored in."""
+    weight = program.tensor(linear.weight).detach()
+    if linear.branch is None:
+        return weight
+    a, b = program.tensor(linear.branch.a).detach(), program.tensor(linear.branch.b).detach()
+    delta = b @ a
+    return weight + (delta.t() if linear.transposed else delta) * linear.branch.scale
 
-    A product or sum that the model itself makes of a weight is not ours to fold: None as well.
-    """
-    node, added = operand, list[object]()
-    while node.op == "call_function" and node.target in (aten.mul.Tensor, aten.add.Tensor):
-        first, second = node.args[:2]
-        if not isinstance(first, fx.Node):
-            return None
-        node = first
-        added.append(second)
-    if node.op != "get_attr":
-        return None
-    path = str(node.target)
-    ours = (weight_mask(path), lora(path)[0])
-    return path if all(any(_reads(part, own) for own in ours) for part in added) else None
+
+def composed_weight(program: Program, linear: Linear) -> Tensor:
+    """`mask * (W + c * B A)`, before any rounding, in the layout the weight is stored in."""
+    weight = branched_weight(program, linear)
+    return weight if linear.mask is None else weight * program.tensor(linear.mask)
 
 
 def effective_weight(program: Program, linear: Linear) -> Tensor:
-    """`mask * (W + c * B A)` as the graph computes it, in the layout the weight is stored in."""
-    weight = program.tensor(linear.weight).detach()
-    if linear.branch is not None:
-        a = program.tensor(linear.branch.a).detach()
-        b = program.tensor(linear.branch.b).detach()
-        delta = b @ a
-        weight = weight + linear.branch.scale * (delta.t() if linear.transposed else delta)
-    return weight if linear.mask is None else weight * program.tensor(linear.mask)
+    """`Q(mask * (W + c * B A))` as the graph computes it, in the layout the weight is stored in."""
+    weight = composed_weight(program, linear)
+    if linear.quantizer is None:
+        return weight
+    scales, quantizer = program.tensor(linear.quantizer.scales), linear.quantizer
+    rounded: Tensor = quantize_weight(
+        weight, scales, quantizer.values, quantizer.group, linear.transposed
+    )
+    return rounded
 
 
 def out_in(linear: Linear, stored: Tensor) -> Tensor:
@@ -142,7 +150,11 @@ def targeted(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
     ]
 
 
-def refuse_shared(program: Program, views: Sequence[Linear]) -> None:
+def refuse_shared(
+    program: Program,
+    views: Sequence[Linear],
+    why: str = "a mask or branch on it could not be folded",
+) -> None:
     """Raise OptionError for a weight that another kind of op reads as well, a tied embedding say.
 
     A mask or a branch on it could never be folded: the other reader would change.
@@ -150,19 +162,18 @@ def refuse_shared(program: Program, views: Sequence[Linear]) -> None:
     for view in views:
         if any(linear_at(program, user) is None for user in _readers(program, view.weight)):
             raise OptionError(
-                f"@{view.weight} is no weight of linears alone (a tied embedding?), so that a mask or branch "
-                "on it could not be folded; leave it out of targets"
+                f"@{view.weight} is no weight of linears alone (a tied embedding?), so that {why}; "
+                "leave it out of targets"
             )
 
 
 def _readers(program: Program, path: str) -> list[fx.Node]:
     """The nodes that read a tensor, those that compose a weight passed over."""
-    composing = (aten.mul.Tensor, aten.add.Tensor)
     found = []
     queue = consumers(program, path)
     while queue:
         node = queue.pop()
-        if node.op == "call_function" and node.target in composing and weight_of(node) == path:
+        if is_composing(node, path):
             queue += node.users
         else:
             found.append(node)
@@ -195,40 +206,11 @@ def probe_at(node: fx.Node) -> Probe | None:
 
 
 def probe_behind(x: fx.Node) -> Probe | None:
-    """The probe that watches an activation, a group mask inserted after it passed over."""
-    probe = probe_at(x)
-    if probe is None and x.op == "call_function" and x.target is aten.mul.Tensor:
-        first = x.args[0]
-        return probe_at(first) if isinstance(first, fx.Node) else None
-    return probe
-
-
-@dataclass(frozen=True)
-class GroupMask:
-    """A channel or head mask on the input of a linear: `y = (x * expand(mask)) W^T`.
-
-    `path` is the boolean mask `[size]`, `product` the masked activation, `x` the one before it.
-    """
-
-    linear: Linear
-    kind: str
-    path: str
-    product: fx.Node
-    x: fx.Node
-
-
-def group_masks(program: Program) -> list[GroupMask]:
-    """Every channel and head mask of the program, in graph order."""
-    found = []
-    for linear in linears(program):
-        for kind in ("channels", "heads"):
-            path = group_mask(linear.weight, kind)
-            product = _masked_input(linear.x, path) if program.has(path) else None
-            if product is not None:
-                x = product.args[0]
-                assert isinstance(x, fx.Node)
-                found.append(GroupMask(linear, kind, path, product, x))
-    return found
+    """The probe that watches an activation; a quantizer or group mask inserted after it is passed over."""
+    for target in (quantize_activations, aten.mul.Tensor):
+        first = x.args[0] if x.op == "call_function" and x.target is target else None
+        x = first if isinstance(first, fx.Node) else x
+    return probe_at(x)
 
 
 def feature_size(node: fx.Node) -> int:
@@ -236,45 +218,16 @@ def feature_size(node: fx.Node) -> int:
     return int(node.meta["val"].shape[-1])
 
 
-def _masked_input(x: fx.Node, path: str) -> fx.Node | None:
-    """The product with a mask that feeds a linear's input, probes and reshapes in between passed over."""
-    node = x
-    for _ in range(6):
-        if node.op != "call_function":
-            return None
-        if node.target is aten.mul.Tensor and _reads(node.args[1], path):
-            return node
-        if node.target not in (probe_op, aten.view.default, aten.reshape.default, aten.mul.Tensor):
-            return None
-        first = node.args[0]
-        if not isinstance(first, fx.Node):
-            return None
-        node = first
-    return None
-
-
-def _branch(operand: fx.Node, base: str) -> Branch | None:
-    a, b = lora(base)
-    node = operand
-    while node.op == "call_function" and node.target in (aten.mul.Tensor, aten.add.Tensor):
-        second = node.args[1]
-        if node.target is aten.add.Tensor and isinstance(second, fx.Node) and _reads(second, a):
-            scale = second.args[1] if second.target is aten.mul.Tensor else 1.0
-            assert isinstance(scale, int | float)
-            return Branch(a, b, float(scale))
-        first = node.args[0]
-        assert isinstance(first, fx.Node)
-        node = first
-    return None
-
-
-def _reads(node: object, path: str, depth: int = 4) -> bool:
-    """Whether a small constant sub-graph reads a tensor; `c * (B A)^T` is the deepest we build."""
-    if not isinstance(node, fx.Node):
-        return False
-    if node.op == "get_attr":
-        return node.target == path
-    return depth > 0 and any(_reads(a, path, depth - 1) for a in node.all_input_nodes)
+def _input_quantizer(x: fx.Node) -> InputQuantizer | None:
+    """The quantizer that an input has come through, a probe inserted after it passed over."""
+    probe = probe_at(x)
+    node = x if probe is None else probe.x
+    if node.op != "call_function" or node.target is not quantize_activations:
+        return None
+    switch, group = node.args[1:3]
+    assert isinstance(switch, fx.Node)
+    assert isinstance(group, int)
+    return InputQuantizer(node, str(switch.target), group)
 
 
 def _matches(path: str, glob: str) -> bool:

@@ -1,26 +1,60 @@
-"""Composition on the weight side: `W_eff = mask * (W + c * B A)`, its insertion and removal."""
+"""Composition on the weight side: `W_eff = Q(mask * (W + c * B A))`, its insertion and removal."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
 
+from sparsify.ir.composition import chain
 from sparsify.ir.graph import Writer, redirect, sweep
-from sparsify.ir.names import weight_mask
+from sparsify.ir.names import scales_of, switch_of, weight_mask
+from sparsify.ir.ops import quantize_activations, quantize_weight
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, linear_at, linears
+from sparsify.ir.views import Linear, linear_at, linears, out_in
 
 aten = torch.ops.aten
 
 
 def add_mask(program: Program, path: str, mask: Tensor, linear: Linear) -> None:
-    """Multiply the weight that enters a linear by a boolean mask in its stored layout."""
+    """Multiply the weight that enters a linear, or its quantizer, by a boolean mask in its stored layout."""
     name = weight_mask(path)
     if not program.has(name):
         program.put(name, mask)
+    reader, operand = linear.node, linear.operand
+    if linear.quantizer is not None:
+        reader, operand = linear.quantizer.node, chain(linear.operand)[1]
+    writer = Writer(program, before=reader)
+    masked = writer.call(aten.mul.Tensor, operand, writer.read(name))
+    reader.replace_input_with(operand, masked)
+
+
+def add_quantizers(program: Program, linear: Linear, values: str, group: int, *, x: bool) -> None:
+    """Round the composed weight of a linear to `values`, a scale for `group` inputs; with `x`, its input too.
+
+    The scales `[out, groups]` are zero and the switch of the input is off: both are identities yet.
+    """
+    weight = program.tensor(linear.weight)
+    outputs, inputs = out_in(linear, weight).shape
     writer = Writer(program, before=linear.node)
-    masked = writer.call(aten.mul.Tensor, linear.operand, writer.read(name))
-    linear.node.replace_input_with(linear.operand, masked)
+    scales = _buffer(
+        writer, scales_of(linear.weight), (outputs, -(-inputs // group)), torch.float16
+    )
+    layout = {"transposed": True} if linear.transposed else {}
+    rounded = writer.call(quantize_weight, linear.operand, scales, values, group, **layout)
+    linear.node.replace_input_with(linear.operand, rounded)
+    if x:
+        switch = _buffer(writer, switch_of(linear.weight), (), torch.bool)
+        entering = writer.call(quantize_activations, linear.x, switch, group)
+        linear.node.replace_input_with(linear.x, entering)
+
+
+def drop_quantizers(program: Program, linear: Linear) -> None:
+    """Let a linear read its composed weight and its input as they are; `sweep` then forgets the scales."""
+    for quantizer in (linear.quantizer, linear.input_quantizer):
+        if quantizer is not None:
+            inner = quantizer.node.args[0]
+            assert isinstance(inner, fx.Node)
+            redirect(quantizer.node, inner)
 
 
 def add_branch(
@@ -54,26 +88,29 @@ def drop_composition(program: Program, linear: Linear, *, mask: bool, branch: bo
     # Read afresh: a shared weight may have lost its composition with another of its linears.
     view = linear_at(program, linear.node)
     assert view is not None
-    node = view.operand
-    while node.op == "call_function":
-        inner = node.args[0]
-        assert isinstance(inner, fx.Node)
-        is_branch = node.target is aten.add.Tensor
-        if (branch and is_branch) or (mask and not is_branch):
+    for node in chain(view.operand)[:-1]:
+        is_branch, is_mask = node.target is aten.add.Tensor, node.target is aten.mul.Tensor
+        if (branch and is_branch) or (mask and is_mask):
+            inner = node.args[0]
+            assert isinstance(inner, fx.Node)
             redirect(node, inner)
-        node = inner
     sweep(program)
 
 
 def _base(operand: fx.Node) -> fx.Node:
     """The node that reads the stored weight under a composition."""
-    while operand.op == "call_function":
-        inner = operand.args[0]
-        assert isinstance(inner, fx.Node)
-        operand = inner
-    return operand
+    return chain(operand)[-1]
 
 
 def _feeds(user: fx.Node, view: Linear) -> bool:
-    """Whether a user of the stored weight is the linear, or the mask on its way into it."""
-    return user in (view.node, view.operand)
+    """Whether a user of the stored weight is the linear, or a part of the composition on its way into it."""
+    return user is view.node or user in chain(view.operand)
+
+
+def _buffer(writer: Writer, path: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
+    """Read a buffer, made of zeros the first time: a shared weight has one for all its linears."""
+    if writer.program.has(path):
+        return writer.read(path)
+    program = writer.program
+    device = next(program.module.parameters()).device
+    return writer.buffer(path, torch.zeros(shape, dtype=dtype, device=device))

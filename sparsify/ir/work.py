@@ -10,6 +10,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from sparsify.ir.ops import nm_linear
 from sparsify.ir.program import Program
 
 aten = torch.ops.aten
@@ -18,11 +19,12 @@ aten = torch.ops.aten
 Rule = Callable[[Sequence[Any], Tensor], int]
 
 
-def multiply_adds(program: Program, batch: int, length: int) -> int:
-    """Multiply-adds of one forward at `[batch, length]`, zeros in weights counted like any number.
+def multiply_adds(program: Program, batch: int, length: int, *, packed_whole: bool = False) -> int:
+    """Multiply-adds of one forward at `[batch, length]`, zeros in dense weights counted like any number.
 
     Counted are linear maps, matrix products, attention (keys that a mask hides included),
-    convolutions and grouped products; elementwise work and softmax are not.
+    convolutions and grouped products; elementwise work and softmax are not. A packed linear counts
+    the N of every M that it multiplies by, or all with `packed_whole`.
     The dimension called `batch` takes `batch`, every other varying dimension takes `length`.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -35,7 +37,9 @@ def multiply_adds(program: Program, batch: int, length: int) -> int:
                 args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
                 assert callable(node.target)
                 values[node] = node.target(*args, **kwargs)
-                total += _work(node.target, args, values[node])
+                whole = packed_whole and node.target is nm_linear
+                rule = _product(0) if whole else _rule(node.target)
+                total += rule(args, values[node])
             elif node.op == "placeholder":
                 values[node] = inputs[str(node.target)]
             elif node.op == "get_attr":
@@ -59,16 +63,20 @@ def _inputs(program: Program, batch: int, length: int, mode: FakeTensorMode) -> 
     return inputs
 
 
-def _work(target: Any, args: Sequence[Any], result: Any) -> int:
-    rule = _RULES.get(target)
-    if rule is None:
-        rule = _NAMED.get(str(target).removesuffix(".default"))
-    return 0 if rule is None else int(rule(args, result))
+def _rule(target: Any) -> Rule:
+    named = _NAMED.get(str(target).removesuffix(".default"))
+    return _RULES.get(target) or named or (lambda args, result: 0)
 
 
 def _product(left: int) -> Rule:
     """Result elements times the last axis of the left operand, whatever the leading axes are."""
     return lambda args, result: result.numel() * args[left].shape[-1]
+
+
+def _stored(args: Sequence[Any], result: Tensor) -> int:
+    """A packed linear: result elements times the N of every M inputs that are stored."""
+    n, m = args[3:5]
+    return int(result.numel() * args[0].shape[-1] * n // m)
 
 
 def _attention(args: Sequence[Any], result: Tensor) -> int:
@@ -114,6 +122,7 @@ _RULES: Mapping[Any, Rule] = {
     aten.addmm.default: _product(1),
     aten.baddbmm.default: _product(1),
     aten.einsum.default: _einsum,
+    nm_linear: _stored,
     aten.scaled_dot_product_attention.default: _attention,
     aten.conv1d.default: _convolution,
     aten.conv2d.default: _convolution,

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from sparsify.ir.packed import packed_linears, unpacked_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views import effective_weight, linears
 from sparsify.ir.work import multiply_adds
@@ -13,11 +14,12 @@ from sparsify.ir.work import multiply_adds
 class Counts:
     """The size of a program.
 
-    `parameters` counts every parameter once, tied ones too; `zeros` of them are zero. A masked
-    weight is counted as the graph computes it, `mask * (W + c * B A)`. `linear_parameters` and
-    `linear_zeros` are the same for the weights of the linears alone, the head of a language model
-    among them. `bytes` is all that is stored, buffers and masks included. `multiply_adds` is one
-    forward at `[batch, length]` tokens, zeros counted like any number.
+    `parameters` counts every parameter once, tied ones too; `zeros` of them are zero. A weight is
+    counted as the graph computes it, `Q(mask * (W + c * B A))`, a packed one as the dense one it stands
+    for. `linear_parameters` and `linear_zeros` are the same for the weights of the linears alone, the
+    head of a language model among them. `bytes` is all that is stored, buffers and masks included.
+    `multiply_adds` is one forward at `[batch, length]` tokens: zeros of a dense weight counted like
+    any number, of a packed one only what it stores; `dense_multiply_adds` counts packed ones whole.
     """
 
     parameters: int
@@ -26,6 +28,7 @@ class Counts:
     linear_zeros: int
     bytes: int
     multiply_adds: int
+    dense_multiply_adds: int
     batch: int
     length: int
 
@@ -44,20 +47,27 @@ def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
     """The counts of a program, its multiply-adds at `[batch, length]` tokens."""
     views = {view.weight: view for view in linears(program)}
     linear_zeros = {path: _zeros(effective_weight(program, view)) for path, view in views.items()}
-    other_zeros = linear_parameters = parameters = 0
+    packed = {view.weight: unpacked_weight(program, view) for view in packed_linears(program)}
+    linear_zeros |= {path: _zeros(weight) for path, weight in packed.items()}
+    linear_parameters = parameters = sum(weight.numel() for weight in packed.values())
+    other_zeros = 0
     for path, parameter in program.module.named_parameters():
         parameters += parameter.numel()
         if path in views:
             linear_parameters += parameter.numel()
         else:
             other_zeros += _zeros(parameter)
+    done = multiply_adds(program, batch, length)
     return Counts(
         parameters=parameters,
         zeros=other_zeros + sum(linear_zeros.values()),
         linear_parameters=linear_parameters,
         linear_zeros=sum(linear_zeros.values()),
         bytes=sum(tensor.numel() * tensor.element_size() for _, tensor in program.tensors()),
-        multiply_adds=multiply_adds(program, batch, length),
+        multiply_adds=done,
+        dense_multiply_adds=multiply_adds(program, batch, length, packed_whole=True)
+        if packed
+        else done,
         batch=batch,
         length=length,
     )

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from sparsify.errors import DataError, OptionError
+from sparsify.errors import OptionError
 from sparsify.measure.inputs import Shape, model_inputs
 from sparsify.measure.machine import machine
+from sparsify.session import onnxruntime_session
 from sparsify.words import nearest
 
 Session = Any
@@ -85,27 +85,13 @@ def to_json(timings: Sequence[Timing]) -> dict[str, Any]:
 
 
 def open_session(path: Path, *, threads: int = 1, libraries: Sequence[Path] = ()) -> Session:
-    """An ONNX Runtime session on the processor: all graph optimisations, `threads` within an op.
+    """An ONNX Runtime session on the processor, with `threads` within an op, made for comparisons.
 
     Threads of a session stop spinning when its run ends, so that they cannot slow down another's.
     Raises DataError when the file is missing or no model.
     """
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    for library in libraries:
-        options.register_custom_ops_library(str(library))
-    if not path.is_file():
-        raise DataError(f"the ONNX file '{path}' does not exist; export the model first")
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises a class of its own for every status
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"ONNX Runtime cannot open '{path}': {reason}") from error
+    settings = {"session.force_spinning_stop": "1"}
+    return onnxruntime_session(path, threads=threads, libraries=libraries, settings=settings)
 
 
 def ratios(times: NDArray[np.float64], baseline: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -66,8 +66,11 @@ def _passes(passes: Sequence[Row]) -> str:
         )
         for row in passes
     ]
+    notes = "".join(
+        f"<p>{escape(row['name'])}: {escape(row['note'])}</p>" for row in passes if row.get("note")
+    )
     picture = _picture(png(passes_plot(passes)), "parameters after each pass")
-    return _heading("Passes") + _table(header, cells) + picture
+    return _heading("Passes") + _table(header, cells) + notes + picture
 
 
 def _training(folder: Path) -> list[str]:

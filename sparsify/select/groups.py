@@ -11,8 +11,9 @@ from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.axes.groups import Group, Heads, groups, heads
 from sparsify.ir.axes.index import expand_index, group_scores, reduce
 from sparsify.ir.axes.walk import Analysis
+from sparsify.ir.groupmask import GroupMask
 from sparsify.ir.program import Program
-from sparsify.ir.views import GroupMask, effective_weight, out_in
+from sparsify.ir.views import effective_weight, out_in
 from sparsify.select.statistics import statistics_of
 from sparsify.tensors.masks import keep_across, keep_top, zeros_of
 

@@ -7,9 +7,8 @@ from sparsify.ir.axes.groups import Heads
 from sparsify.ir.axes.keep import Keep
 from sparsify.ir.axes.shrink import shrink
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.groupmask import drop_group_mask
+from sparsify.ir.groupmask import drop_group_mask, group_masks
 from sparsify.ir.program import Program
-from sparsify.ir.views import group_masks
 from sparsify.select.groups import sites
 
 

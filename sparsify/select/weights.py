@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, effective_weight, out_in
+from sparsify.ir.views import Linear, composed_weight, out_in
 from sparsify.select.statistics import statistics_of
 from sparsify.tensors import scores
 from sparsify.tensors.masks import keep_across, keep_global, keep_nm, keep_rows
@@ -48,8 +48,8 @@ class Target:
 
 
 def score(program: Program, view: Linear, name: str, gradients: Gradients) -> Tensor:
-    """Scores `[out, in]` of a linear's effective weight: `magnitude`, `wanda` or `taylor`."""
-    weight = out_in(view, effective_weight(program, view))
+    """Scores `[out, in]` of a linear's weight, masked and branched: `magnitude`, `wanda` or `taylor`."""
+    weight = out_in(view, composed_weight(program, view))
     if name == "magnitude":
         return scores.magnitude(weight)
     if name == "wanda":
@@ -81,7 +81,7 @@ def sparsegpt_layer(
         raise OptionError(
             f"sparsegpt needs insert-probes{{gram=true}} at the input of @{view.weight}"
         )
-    weight = out_in(view, effective_weight(program, view))
+    weight = out_in(view, composed_weight(program, view))
     new, mask = sparsegpt(
         weight, found.gram, sparsity=target.sparsity, pattern=target.pattern, damping=damping
     )

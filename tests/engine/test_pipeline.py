@@ -156,6 +156,15 @@ def test_the_report_has_a_true_row_for_every_pass(traced):
     assert len(report.table().rows) == 4
 
 
+def test_notes_of_a_pass_stand_in_its_row_and_outlive_an_interruption(traced, tmp_path):
+    sparse = "insert-masks | choose-masks{pattern=2:4} | fold-masks | pack-nm"
+    report, again = Report(), Report()
+    parse(sparse).run(traced("mlp"), report=report, resume=tmp_path)
+    assert [bool(row.note) for row in report.rows] == [False, False, False, True]
+    parse(sparse).run(traced("mlp"), report=again, resume=tmp_path)
+    assert again.to_json() == report.to_json()
+
+
 def test_dump_writes_a_text_and_a_difference_for_every_step(traced, tmp_path):
     folder = tmp_path / "dump"
     program = parse("insert-masks | choose-masks{sparsity=0.5}").run(traced("mlp"), dump=folder)

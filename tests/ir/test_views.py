@@ -3,12 +3,13 @@ import torch
 
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
+from sparsify.ir.composition import Composition, chain, composition_at, is_composing
+from sparsify.ir.groupmask import group_masks
 from sparsify.ir.trace import trace
 from sparsify.ir.views import (
     consumers,
     effective_weight,
     feature_size,
-    group_masks,
     linears,
     out_in,
     probe_behind,
@@ -67,6 +68,27 @@ def test_masks_and_branches_are_seen_and_composed(traced):
     )
     y = (x + hidden @ wanted.t() + program.tensor("down.bias")) @ program.tensor("head.weight").t()
     assert torch.allclose(program.run({"x": x})[0], y, atol=1e-5)
+
+
+def test_the_parts_of_a_composition_are_read_off_the_chain(traced):
+    program = parse("insert-quantizers{group=32} | insert-lora{rank=2} | insert-masks").run(
+        traced("mlp")
+    )
+    view = by_path(program)["down.weight"]
+    found = composition_at(view.operand)
+    assert found == Composition("down.weight", view.mask, view.branch, view.quantizer)
+    targets = [
+        node.op if node.op == "get_attr" else str(node.target) for node in chain(view.operand)
+    ]
+    assert targets == [
+        "sparsify.quantize_weight.default", "aten.mul.Tensor", "aten.add.Tensor", "get_attr",
+    ]  # fmt: skip
+    assert (view.quantizer.values, view.quantizer.group) == ("int8", 32)
+    assert view.input_quantizer.on == "down.weight_quantizer_on"
+    assert view.x is view.input_quantizer.node
+    assert all(is_composing(node, "down.weight") for node in chain(view.operand)[:-1])
+    assert not is_composing(view.node, "down.weight")
+    assert composition_at(view.x) is None
 
 
 def test_probes_are_seen_and_found_behind_a_group_mask(traced):

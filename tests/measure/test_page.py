@@ -23,7 +23,7 @@ PASSES = [
      "parameters": 1000, "zeros": 0, "seconds": 0.5, "checking": 0.1, "move": 0.0},
     {"name": "choose-masks", "text": "choose-masks{pattern=2:4 score=<b>}", "places": 4,
      "nodes": 90, "parameters": 1000, "zeros": 500, "seconds": 1.25, "checking": 0.1,
-     "move": 3.5e-2},
+     "move": 3.5e-2, "note": "some <b> words"},
 ]  # fmt: skip
 TIMING = {
     "name": "dense", "tokens": 1, "median_ms": 5.25, "p10_ms": 5.0, "p90_ms": 6.0, "ratio": 1.0,
@@ -148,6 +148,7 @@ def test_a_page_holds_every_table_and_plot_and_needs_no_other_file(tmp_path):
     assert all(source.startswith("data:image/png;base64,") for source in reader.sources)
     text = re.sub(r"base64,[^\"]+", "", page.read_text(encoding="utf-8"))
     assert "some &amp; other" in text
+    assert "<p>choose-masks: some &lt;b&gt; words</p>" in text
     assert "http" not in text
 
 

@@ -4,9 +4,9 @@ import torch
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, SparsifyError
+from sparsify.ir.groupmask import group_masks
 from sparsify.ir.store import load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.views import group_masks
 
 INSERT = "insert-masks{of=heads,channels}"
 UNIFORM = "choose-masks{of=heads sparsity=0.5} | choose-masks{of=channels sparsity=0.5}"

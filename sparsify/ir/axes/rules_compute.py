@@ -9,6 +9,7 @@ from sparsify.ir.axes.analysis import Analysis, Axes, Site, opname
 from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules import Rule, broadcast, overloads
 from sparsify.ir.axes.sites import repeated, softmax_site
+from sparsify.ir.ops import nm_linear, quantize_activations, quantize_weight
 from sparsify.ir.ops import probe as probe_op
 
 aten = torch.ops.aten
@@ -166,6 +167,31 @@ def probe(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     return list(axes)
 
 
+def packed_linear(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """`y[..., out] = x[..., in] W^T + b[out]`, `W` packed: its bytes are cut by nobody."""
+    reason = f"packed into the bytes of {opname(node)} at {node.name}"
+    x = analysis.axes[args["x"]]
+    bias = [] if args["bias"] is None else analysis.axes[args["bias"]]
+    for axis in (x[-1], *analysis.axes[args["packed"]], *bias):
+        axis.pin(reason)
+    return [*x[:-1], analysis.fresh(args["out_features"], reason)]
+
+
+def quantized_weight(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """A weight `[out, in]` rounded with scales `[out, groups]`: groups of its inputs stay together."""
+    axes = analysis.axes[args["weight"]]
+    for axis in (*axes, *analysis.axes[args["scales"]]):
+        axis.pin(f"rounded in groups at {node.name}")
+    return list(axes)
+
+
+def quantized_input(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """`x[..., in]` rounded in groups of its last axis."""
+    axes = analysis.axes[args["x"]]
+    axes[-1].pin(f"rounded in groups at {node.name}")
+    return list(axes)
+
+
 _REDUCTIONS = """
 mean.dim mean.default sum.dim_IntList sum.default amax.default amin.default var.correction var.dim
 std.correction std.dim any.dim any.default all.dim all.default argmax.default argmin.default
@@ -174,6 +200,9 @@ logsumexp.default linalg_vector_norm.default norm.ScalarOpt_dim prod.dim_int max
 
 COMPUTE: dict[object, Rule] = {
     probe_op: probe,
+    nm_linear: packed_linear,
+    quantize_weight: quantized_weight,
+    quantize_activations: quantized_input,
     **dict.fromkeys(overloads("linear.default"), linear),
     **dict.fromkeys(overloads("addmm.default"), addmm),
     **dict.fromkeys(overloads("baddbmm.default"), baddbmm),

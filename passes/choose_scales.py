@@ -1,0 +1,75 @@
+"""choose-scales: choose the scales of rounded weights, and switch the rounding of inputs on.
+
+    scales <- by(mask * (W + c B A)),   on <- true
+
+`absmax`: `scale_og = max_k |W_ok| / q` over the columns of a group, nothing is clipped. `mse`: the clip of
+least squared error, searched for each group (as in the code of GPTQ, Frantar et al. 2022, 2210.17323).
+`histogram`: one scale for the whole weight, the clip of least expected error over a histogram of |W|
+(SLiM-Quant, Mozaffari et al. 2024, 2410.09615). The program then computes what packed int8 or int4 weights
+compute. The text of the graph stays; choosing again is allowed, after more training say.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
+from sparsify.errors import OptionError, SparsifyError
+from sparsify.ir.program import Program
+from sparsify.ir.rounding import BITS
+from sparsify.ir.views import Linear, composed_weight, linears, out_in, targeted
+from sparsify.tensors.quantize import absmax_scales, histogram_scales, mse_scales
+
+_BY: Mapping[str, Callable[[Tensor, int, int], Tensor]] = {
+    "absmax": absmax_scales,
+    "mse": mse_scales,
+    "histogram": histogram_scales,
+}
+
+
+@dataclass(frozen=True)
+class ChooseScales(Pass):
+    """Choose the scales of every targeted weight that has a quantizer."""
+
+    name: ClassVar[str] = "choose-scales"
+    moves: ClassVar[Moves] = FUNCTION
+    by: Literal["absmax", "mse", "histogram"] = "absmax"
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+
+    def effect(self) -> Effect:
+        """Needs quantizers; afterwards the program is quantized."""
+        return effect(needs=["quantizers"], sets=["quantized"])
+
+    def check(self, program: Program) -> None:
+        """Globs must match."""
+        targeted(program, self.targets, self.ignore)
+
+    def rewrite(self, program: Program, context: Context) -> int:
+        """Choose the scales of every weight once; returns how many."""
+        chosen = {view.weight for view in targeted(program, self.targets, self.ignore)}
+        views = {v.weight: v for v in linears(program) if v.quantizer and v.weight in chosen}
+        if not views:
+            raise OptionError(
+                "no target has a quantizer; widen the targets, or those of insert-quantizers"
+            )
+        context.progress.start(self.name, len(views))
+        for view in views.values():
+            self._choose(program, view)
+            context.progress.advance()
+        return len(views)
+
+    def _choose(self, program: Program, view: Linear) -> None:
+        assert view.quantizer is not None
+        weight = out_in(view, composed_weight(program, view))
+        try:
+            scales = _BY[self.by](weight, view.quantizer.group, BITS[view.quantizer.values])
+        except SparsifyError as error:
+            raise type(error)(f"@{view.weight}: {error}") from error
+        with torch.no_grad():
+            program.tensor(view.quantizer.scales).copy_(scales)
+            if view.input_quantizer is not None:
+                program.tensor(view.input_quantizer.on).fill_(True)

@@ -1,0 +1,57 @@
+"""insert-quantizers: rounding of weights and inputs of linears, an identity until scales are chosen.
+
+    linear(x, W)  ->  linear(R(x), Q(W, scales))
+    Q(W)_ok = scale_og clamp(round(W_ok / scale_og), -q, q)        W_ok where the scale is 0
+    R(x)_tk = s_tg round(x_tk / s_tg), s_tg = max |x_tg| / 127     x_tk while it is off
+
+`W [out, in]`, scales float16 `[out, groups]`, one for each row and `group` columns, all 0 at first; `q` is
+127 for int8 and 7 for int4. `R` rounds each token and group to int8, as the kernels do (docs/packed.md), and
+is off at first. So outputs stay bitwise; `choose-scales` switches both on. `Q` stands outermost:
+`Q(mask * (W + c B A))`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
+from sparsify.errors import OptionError
+from sparsify.ir.program import Program
+from sparsify.ir.views import refuse_shared, targeted
+from sparsify.ir.weights import add_quantizers
+from sparsify.tensors.layout import GROUPS
+
+
+@dataclass(frozen=True)
+class InsertQuantizers(Pass):
+    """Round every targeted weight to `values`, and with `activations` the input of its linear to int8."""
+
+    name: ClassVar[str] = "insert-quantizers"
+    moves: ClassVar[Moves] = NOTHING
+    values: Literal["int8", "int4"] = "int8"
+    group: int = 128
+    activations: bool = True
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+
+    def effect(self) -> Effect:
+        """Adds quantizers; heads and channels must be gone before, because their columns share scales."""
+        return effect(adds=["quantizers"], bars=["mask.channels", "mask.heads"])
+
+    def check(self, program: Program) -> None:
+        """The group must be one that can be packed, globs must match, linears alone may read the weights."""
+        if self.group not in GROUPS:
+            raise OptionError(
+                f"group={self.group} cannot be packed; it is 32, 64, 96 or 128 columns"
+            )
+        refuse_shared(
+            program,
+            targeted(program, self.targets, self.ignore),
+            "it could not be rounded for them alone",
+        )
+
+    def rewrite(self, program: Program, context: Context) -> int:
+        """Insert every quantizer; returns how many weights have one."""
+        views = targeted(program, self.targets, self.ignore)
+        for view in views:
+            add_quantizers(program, view, self.values, self.group, x=self.activations)
+        return len({view.weight for view in views})

@@ -1,0 +1,81 @@
+"""Packed linears: the view of `sparsify.nm_linear`, and the rewrite of a linear into one."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.errors import OptionError
+from sparsify.ir.graph import Writer, redirect
+from sparsify.ir.names import packed
+from sparsify.ir.ops import nm_linear
+from sparsify.ir.program import Program
+from sparsify.ir.views import Linear, linear_at
+from sparsify.ir.weights import drop_quantizers
+from sparsify.tensors.packed import Layout, dense
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear map `y = x W^T + b` with a packed weight: `weight` is the path of its bytes."""
+
+    node: fx.Node
+    x: fx.Node
+    weight: str
+    layout: Layout
+
+
+def packed_linears(program: Program) -> list[PackedLinear]:
+    """Every packed linear of the program, in graph order."""
+    return [view for node in program.graph.nodes if (view := packed_at(node)) is not None]
+
+
+def packed_at(node: fx.Node) -> PackedLinear | None:
+    """The packed linear at a node, if it is one."""
+    if node.op != "call_function" or node.target is not nm_linear:
+        return None
+    x, weight, _, *layout = node.args
+    assert isinstance(x, fx.Node)
+    assert isinstance(weight, fx.Node)
+    return PackedLinear(node, x, str(weight.target), Layout(*layout))  # type: ignore[arg-type]
+
+
+def unpacked_weight(program: Program, view: PackedLinear) -> Tensor:
+    """The weight that a packed linear computes with, float32 `[out, in]`."""
+    return dense(program.tensor(view.weight), view.layout)
+
+
+def pack_linear(program: Program, linear: Linear, value: Tensor, layout: Layout) -> None:
+    """Let a linear read a packed weight, uint8 `[bytes]`, in place of its dense one and its quantizers.
+
+    The dense weight goes with the next `sweep` once nobody reads it. Raises OptionError for a product
+    that the model scales (`addmm` with `alpha` or `beta`).
+    """
+    if linear.node.target is aten.addmm.default and linear.node.kwargs:
+        raise OptionError(f"@{linear.weight} is in a product that the model scales; leave it out")
+    drop_quantizers(program, linear)
+    fresh = linear_at(program, linear.node)
+    assert fresh is not None
+    name = packed(linear.weight)
+    if not program.has(name):
+        program.put(name, value)
+    bias, is_vector = _bias(fresh, layout.out_features)
+    writer = Writer(program, before=fresh.node)
+    made = writer.call(
+        nm_linear, fresh.x, writer.read(name), bias if is_vector else None,
+        layout.n, layout.m, layout.in_features, layout.out_features, layout.values, layout.group,
+    )  # fmt: skip
+    if bias is not None and not is_vector:
+        made = writer.call(aten.add.Tensor, made, bias)
+    redirect(fresh.node, made)
+
+
+def _bias(linear: Linear, outputs: int) -> tuple[fx.Node | None, bool]:
+    """The bias of a linear, and whether it is a vector `[out]`: `addmm` adds whatever broadcasts."""
+    args, place = linear.node.args, 0 if linear.transposed else 2
+    bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")
+    if not isinstance(bias, fx.Node):
+        return None, False
+    return bias, tuple(bias.meta["val"].shape) == (outputs,)
