@@ -2,7 +2,7 @@
 
 The program is lowered first (`sparsify.ir.lower`), so that every parameter stands in the file under
 its own name and grouped attention is one node. Inputs, outputs and varying dimensions keep their
-names.
+names. A packed linear is one node of our own domain, with its bytes as one initializer.
 """
 
 import contextlib
@@ -12,22 +12,31 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import onnx
-import onnxruntime
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from exporters.onnx_packed import TRANSLATIONS, complete
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.ir.lower import lowered
+from sparsify.ir.names import PACKED
+from sparsify.ir.packed import packed_linears
 from sparsify.ir.program import Program
+from sparsify.session import onnxruntime_session
 
 FILE = "model.onnx"
-# A protobuf message ends at 2 GiB; heavier weights go into a file of their own beside the graph.
+# A protobuf message ends at 2 GiB; heavier weights go into a file of their own beside the graph. So do
+# packed ones that are worth mapping into memory, where the kernels read them as they stand.
 _EXTERNAL_BYTES = 1_800_000_000
+_EXTERNAL_PACKED_BYTES = 4_000_000
+# Tensors of more than a page lie in that file, each at the start of a page.
+_PAGE = 4096
 _OLDEST, _NEWEST = 18, 24
+_ROUNDED_TOLERANCE = 0.05
 # What torch.onnx says on every export, and nobody can act on.
 _CHATTER = (
     (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),
@@ -41,11 +50,12 @@ class Onnx(Exporter):
     """Write `model.onnx` at an operator set; 23 is the fastest one on ONNX Runtime's CPU.
 
     The pipeline text stands in the metadata under `sparsify.pipeline`, the config under
-    `sparsify.config`. Weights of more than 1.8 GB in all go to `model.onnx.data`.
+    `sparsify.config`. Weights of more than 1.8 GB in all, or of more than 4 MB when packed, go to
+    `model.onnx.data`.
     """
 
     name: ClassVar[str] = "onnx"
-    accepts: ClassVar[frozenset[str]] = frozenset()
+    accepts: ClassVar[frozenset[str]] = frozenset({PACKED})
     tolerance: ClassVar[float] = 1e-4
 
     opset: int = 23
@@ -67,25 +77,33 @@ class Onnx(Exporter):
                 "load the model in float32 or export to safetensors"
             )
 
+    def limit(self, program: Program) -> float:
+        """More for int8 and int4 values, as of `pack-nm`: a last digit may move a rounded input."""
+        rounded = any(view.layout.group for view in packed_linears(program))
+        return _ROUNDED_TOLERANCE if rounded else self.tolerance
+
     def write(self, program: Program, folder: Path) -> None:
         """Write the model and the tokenizer's files."""
         path = folder / FILE
         with _quiet():
-            exported = _export(program, self.opset)
-            _describe(exported.model, program)
-            heavy = sum(t.nbytes for _, t in program.tensors()) > _EXTERNAL_BYTES
-            exported.save(path, external_data=heavy)
+            model = _export(program, self.opset)
+            _describe(model, program)
+            data = f"{FILE}.data" if _is_heavy(program) else None
+            ir.save(
+                model,
+                path,
+                external_data=data,
+                size_threshold_bytes=_PAGE,
+                alignment=_PAGE,
+                align_threshold=_PAGE,
+            )
         onnx.checker.check_model(str(path))
         if program.tokenizer is not None:
             program.tokenizer.save_pretrained(str(folder))
 
     def read_back(self, program: Program, folder: Path) -> Reader:
-        """The model on ONNX Runtime's CPU provider."""
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            str(folder / FILE), options, providers=["CPUExecutionProvider"]
-        )
+        """The model on ONNX Runtime's CPU provider, with our kernels where they are built."""
+        session = onnxruntime_session(folder / FILE)
         outputs = list(program.source.outputs)
 
         def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -95,7 +113,13 @@ class Onnx(Exporter):
         return run
 
 
-def _export(program: Program, opset: int) -> torch.onnx.ONNXProgram:
+def _is_heavy(program: Program) -> bool:
+    packed = {view.weight: view.layout.nbytes for view in packed_linears(program)}
+    everything = sum(tensor.nbytes for _, tensor in program.tensors())
+    return everything > _EXTERNAL_BYTES or sum(packed.values()) >= _EXTERNAL_PACKED_BYTES
+
+
+def _export(program: Program, opset: int) -> ir.Model:
     """The program in the ONNX intermediate form; ExportError gives the first cause of a failure."""
     try:
         exported = torch.onnx.export(
@@ -106,6 +130,7 @@ def _export(program: Program, opset: int) -> torch.onnx.ONNXProgram:
             input_names=list(program.sample),
             output_names=list(program.source.outputs),
             opset_version=opset,
+            custom_translation_table=TRANSLATIONS,
             dynamo=True,
             verbose=False,
         )
@@ -119,10 +144,14 @@ def _export(program: Program, opset: int) -> torch.onnx.ONNXProgram:
             f"{reason[0] if reason else type(cause).__name__}; export to safetensors"
         ) from error
     assert exported is not None
-    return exported
+    model = exported.model
+    complete(model, opset)
+    # What a runtime must understand of the file, which is less than torch.onnx states.
+    model.ir_version = 9 if opset <= 20 else 10
+    return model
 
 
-def _describe(model: Any, program: Program) -> None:
+def _describe(model: ir.Model, program: Program) -> None:
     """Put our metadata into an `onnx_ir` model; drop the notes on where its code stood."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()

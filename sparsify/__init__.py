@@ -18,5 +18,6 @@ from sparsify.ir.store import save as save
 from sparsify.ir.trace import trace as trace
 from sparsify.recipes import RECIPES as RECIPES
 from sparsify.recipes import recipe as recipe
+from sparsify.session import onnxruntime_session as onnxruntime_session
 from sparsify.train.data import load_data as load_data
 from sparsify.train.wrapped import ProgramModel as ProgramModel
