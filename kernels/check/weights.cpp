@@ -27,7 +27,8 @@ float draw_value(const Layout& layout, bool whole, Random& random) {
 }
 
 // Entry `j` of a row of a block: float32 values.
-void put_float(const Layout& l, std::uint8_t* block, std::size_t row, std::size_t j, std::size_t index, float value) {
+void put_float(const Layout& l, std::uint8_t* block, std::size_t row, std::size_t j, std::size_t index,
+               float value) {
   const std::size_t fields = l.m == 4 ? 16 : 8, bits = l.m == 4 ? 2 : 4;
   std::uint8_t* chunk = block + j / fields * (32 + 32 * fields);
   const std::size_t at = bits * (j % fields);
@@ -36,7 +37,8 @@ void put_float(const Layout& l, std::uint8_t* block, std::size_t row, std::size_
 }
 
 // Entry `j` of a row of a scale group: int8 and int4 values.
-void put_code(const Layout& l, std::uint8_t* group, std::size_t row, std::size_t j, std::size_t index, int value) {
+void put_code(const Layout& l, std::uint8_t* group, std::size_t row, std::size_t j, std::size_t index,
+              int value) {
   const std::size_t slot = j / 4, byte = 4 * row + j % 4;
   const std::size_t slots = l.group * l.n / (4 * l.m);
   std::uint8_t* low = group + 16;
@@ -136,7 +138,8 @@ Element product(const Weight& weight, const float* x, std::size_t row) {
     sum.size += std::fabs(term);
   };
   if (l.values == Values::float32) {
-    for (std::size_t k = 0; k < l.in; ++k) add(static_cast<double>(weight.at(row, k)) * static_cast<double>(x[k]));
+    for (std::size_t k = 0; k < l.in; ++k)
+      add(static_cast<double>(weight.at(row, k)) * static_cast<double>(x[k]));
     return sum;
   }
   std::vector<double> codes(l.group);
@@ -145,7 +148,8 @@ Element product(const Weight& weight, const float* x, std::size_t row) {
     codes.assign(l.group, 0);
     const double scale = round_group(x + first, count, codes);
     double exact = 0;
-    for (std::size_t k = 0; k < count; ++k) exact += static_cast<double>(weight.at(row, first + k)) * codes[k];
+    for (std::size_t k = 0; k < count; ++k)
+      exact += static_cast<double>(weight.at(row, first + k)) * codes[k];
     add(weight.scales[row * l.groups() + g] * scale * exact);
   }
   return sum;

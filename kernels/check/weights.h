@@ -1,5 +1,5 @@
-// Random weights, packed as docs/packed.md says and dense beside it, and the product of the dense one. Nothing here
-// is shared with the kernels but the sizes of a layout.
+// Random weights, packed as docs/packed.md says and dense beside it, and the product of the dense one.
+// Nothing here is shared with the kernels but the sizes of a layout.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,9 @@ class Random {
   explicit Random(std::uint64_t seed) : state_(seed) {}
   std::uint64_t next();
   std::size_t below(std::size_t bound) { return static_cast<std::size_t>(next() >> 11) % bound; }
-  int between(int low, int high) { return low + static_cast<int>(below(static_cast<std::size_t>(high - low + 1))); }
+  int between(int low, int high) {
+    return low + static_cast<int>(below(static_cast<std::size_t>(high - low + 1)));
+  }
   float real(float most);  // from -most to most
 
  private:

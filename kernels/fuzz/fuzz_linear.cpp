@@ -1,8 +1,8 @@
-// Fuzzing of the kernels: any sizes, any packed bytes, any activations, every instruction set of this processor.
+// Fuzzing of the kernels: any sizes, packed bytes and activations, every instruction set of this processor.
 //
-// Every buffer is exactly as long as the contract in isa.h says, so that AddressSanitizer sees a step beyond it.
-// The results of all instruction sets are compared: exactly where values are rounded, and where float32 values are
-// small whole numbers, whose sums are exact in any order.
+// Every buffer is exactly as long as the contract in isa.h says, so that AddressSanitizer sees a step beyond
+// it. The results of all instruction sets are compared: exactly where values are rounded, and where float32
+// values are small whole numbers, whose sums are exact in any order.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -91,7 +91,8 @@ float size_of_numbers(Source& source) {
 }
 
 Stated sizes(Source& source) {
-  static const std::int64_t patterns[][2] = {{1, 4}, {2, 4}, {1, 8}, {2, 8}, {3, 8}, {4, 8}, {5, 8}, {6, 8}, {7, 8}};
+  static const std::int64_t patterns[][2] = {{1, 4}, {2, 4}, {1, 8}, {2, 8}, {3, 8},
+                                             {4, 8}, {5, 8}, {6, 8}, {7, 8}};
   const auto& pattern = patterns[source.byte() % 9];
   const std::int64_t values = source.byte() % 3;
   const std::int64_t group = values == 0 ? 0 : 32 * (1 + source.byte() % 4);
@@ -112,7 +113,8 @@ struct Case {
   Case(Source& source, const Layout& of)
       : layout(of), content(static_cast<Content>(source.byte() % 3)),
         tokens(1 + source.below(source.byte() % 4 ? 20 : 150)), packed(of.bytes(), source.byte() % 5),
-        x(tokens * of.in, source.byte() % 3), bias(of.out, source.byte() % 3), biased(source.byte() % 4 != 0) {
+        x(tokens * of.in, source.byte() % 3), bias(of.out, source.byte() % 3),
+        biased(source.byte() % 4 != 0) {
     for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = source.byte();
     if (content == Content::whole && layout.values == Values::float32) set_values(source);
     if (content != Content::hostile && layout.values != Values::float32) set_scales();
@@ -142,16 +144,18 @@ struct Case {
   }
 };
 
-[[noreturn]] void differ(const Case& c, const char* isa, const char* path, std::size_t at, float got, float expected) {
+[[noreturn]] void differ(const Case& c, const char* isa, const char* path, std::size_t at, float got,
+                         float expected) {
   const Layout& l = c.layout;
-  std::fprintf(stderr, "%s %s: %zu:%zu %zu -> %zu %s group %zu, %zu tokens, %s: y[%zu] is %a, not %a\n", isa, path,
-               l.n, l.m, l.in, l.out, values_name(static_cast<int>(l.values)), l.group, c.tokens,
+  std::fprintf(stderr, "%s %s: %zu:%zu %zu -> %zu %s group %zu, %zu tokens, %s: y[%zu] is %a, not %a\n", isa,
+               path, l.n, l.m, l.in, l.out, values_name(static_cast<int>(l.values)), l.group, c.tokens,
                kContents[static_cast<int>(c.content)], at, static_cast<double>(got),
                static_cast<double>(expected));
   std::abort();
 }
 
-void compare(const Case& c, const char* isa, const char* path, const Exact<float>& y, const Exact<float>& expected) {
+void compare(const Case& c, const char* isa, const char* path, const Exact<float>& y,
+             const Exact<float>& expected) {
   // Sums of arbitrary floats depend on their order, and a scale that is no number is refused with its file.
   if (c.content == Content::hostile) return;
   if (c.layout.values == Values::float32 && c.content != Content::whole) return;
@@ -212,7 +216,8 @@ Exact<float> rounded(const Isa& of, const Case& c) {
   for (std::size_t first = 0; first < l.blocks; first += 3) {
     const std::size_t last = first + 3 < l.blocks ? first + 3 : l.blocks;
     Exact<std::uint8_t> work(isa.work_bytes(l));
-    isa.rounded(l, c.packed.data(), codes.data(), scales.data(), c.tokens, c.b(), y.data(), first, last, work.data());
+    isa.rounded(l, c.packed.data(), codes.data(), scales.data(), c.tokens, c.b(), y.data(), first, last,
+                work.data());
   }
   return y;
 }

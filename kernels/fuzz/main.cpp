@@ -35,7 +35,8 @@ int main(int count, char** words) {
   const auto start = std::chrono::steady_clock::now();
   long inputs = 0;
   std::uint8_t bytes[64];
-  while (inputs < most && std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
+  const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start); };
+  while (inputs < most && passed().count() < seconds) {
     for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random());
     LLVMFuzzerTestOneInput(bytes, sizeof bytes);
     ++inputs;

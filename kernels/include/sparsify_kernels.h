@@ -1,11 +1,11 @@
 /* Packed N:M weights: y[t, o] = sum_k W[o, k] x[t, k] + b[o], from C and from everything that can call C.
  *
- * The bytes of a packed weight are described in docs/packed.md. All functions may be called from any thread at
- * the same time. Those that can fail return 0, or one of the numbers below and a sentence in `message` (cut to
- * `message_bytes`, always closed by a zero; `message` may be null).
+ * The bytes of a packed weight are described in docs/packed.md. All functions may be called from any thread
+ * at the same time. Those that can fail return 0, or one of the numbers below and a sentence in `message`
+ * (cut to `message_bytes`, always closed by a zero; `message` may be null).
  *
- * The same library is an operator library of ONNX Runtime 1.17 and newer: register it with a session and nodes
- * `sparsify.NMLinear` run on it.
+ * The same library is an operator library of ONNX Runtime 1.17 and newer: register it with a session and
+ * nodes `sparsify.NMLinear` run on it.
  */
 #ifndef SPARSIFY_KERNELS_H
 #define SPARSIFY_KERNELS_H
@@ -40,8 +40,8 @@ typedef struct sparsify_nm {
 SPARSIFY_EXPORT int32_t sparsify_abi(void);
 SPARSIFY_EXPORT const char* sparsify_version(void);
 
-/* The instruction set in use, chosen once: the best of this processor, or the one that the environment variable
- * SPARSIFY_ISA names. And all that could be chosen, best first, with blanks between. */
+/* The instruction set in use, chosen once: the best of this processor, or the one that the environment
+ * variable SPARSIFY_ISA names. And all that could be chosen, best first, with blanks between. */
 SPARSIFY_EXPORT const char* sparsify_isa(void);
 SPARSIFY_EXPORT const char* sparsify_isas(void);
 
@@ -49,15 +49,16 @@ SPARSIFY_EXPORT const char* sparsify_isas(void);
 SPARSIFY_EXPORT int64_t sparsify_nm_bytes(const sparsify_nm* sizes, char* message, size_t message_bytes);
 
 /* Reads a packed weight through: its length, and whether it is damaged in a way that can be seen. */
-SPARSIFY_EXPORT int32_t sparsify_nm_check(const sparsify_nm* sizes, const uint8_t* packed, size_t packed_bytes,
-                                          char* message, size_t message_bytes);
+SPARSIFY_EXPORT int32_t sparsify_nm_check(const sparsify_nm* sizes, const uint8_t* packed,
+                                          size_t packed_bytes, char* message, size_t message_bytes);
 
-/* x [tokens, in_features], bias [out_features] or null, y [tokens, out_features], none overlapping y. Stays
- * inside its buffers whatever the bytes of `packed` are. `threads` is the most to use, the caller being one;
- * 0 stands for as many as the machine has. */
-SPARSIFY_EXPORT int32_t sparsify_nm_linear(const sparsify_nm* sizes, const uint8_t* packed, size_t packed_bytes,
-                                           const float* bias, const float* x, size_t tokens, float* y,
-                                           int32_t threads, char* message, size_t message_bytes);
+/* x [tokens, in_features], bias [out_features] or null, y [tokens, out_features], none overlapping y;
+ * `packed` may lie at any address. Stays inside its buffers whatever the bytes of `packed` are. `threads` is
+ * the most to use, the caller being one; 0 stands for as many as the machine has. */
+SPARSIFY_EXPORT int32_t sparsify_nm_linear(const sparsify_nm* sizes, const uint8_t* packed,
+                                           size_t packed_bytes, const float* bias, const float* x,
+                                           size_t tokens, float* y, int32_t threads, char* message,
+                                           size_t message_bytes);
 
 #ifdef __cplusplus
 }

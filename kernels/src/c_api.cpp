@@ -95,9 +95,10 @@ std::int32_t sparsify_nm_check(const sparsify_nm* sizes, const std::uint8_t* pac
                  [&] { check_content(layout_of(sizes, packed, packed_bytes), packed); });
 }
 
-std::int32_t sparsify_nm_linear(const sparsify_nm* sizes, const std::uint8_t* packed, std::size_t packed_bytes,
-                                const float* bias, const float* x, std::size_t tokens, float* y,
-                                std::int32_t threads, char* message, std::size_t message_bytes) {
+std::int32_t sparsify_nm_linear(const sparsify_nm* sizes, const std::uint8_t* packed,
+                                std::size_t packed_bytes, const float* bias, const float* x,
+                                std::size_t tokens, float* y, std::int32_t threads, char* message,
+                                std::size_t message_bytes) {
   return guarded(sizes, message, message_bytes, [&] {
     const Layout layout = layout_of(sizes, packed, packed_bytes);
     const std::size_t count = thread_count(threads);

@@ -1,7 +1,7 @@
 // y[t, 8 rows] = sum over entries of value * x[t, column], few tokens: the activations are permuted by the
 // indices, eight rows at a time. Included into the namespace of one instruction set, which provides Row (8
-// floats), Word (8 index words), Group (M activations) and the functions on them. `pick` is told the number of
-// the field to use, and `next_field` comes after each: an instruction set uses the one or the other.
+// floats), Word (8 index words), Group (M activations) and the functions on them. `pick` is told the number
+// of the field to use, and `next_field` comes after each: an instruction set uses the one or the other.
 
 // Geometry of pattern N:M that the compiler unrolls: a span is a whole number of chunks and of groups.
 template <std::size_t N, std::size_t M>
@@ -56,7 +56,8 @@ SPARSIFY_UNROLL
           const Row value = load_row(reinterpret_cast<const float*>(at + b * layout.block_bytes + 32 + 32 * i));
 SPARSIFY_UNROLL
           for (std::size_t t = 0; t < T; ++t)
-            sums[b][t][i % kSums] = multiply_add(pick<M>(taken[t], index[b], i), value, sums[b][t][i % kSums]);
+            sums[b][t][i % kSums] =
+                multiply_add(pick<M>(taken[t], index[b], i), value, sums[b][t][i % kSums]);
           index[b] = next_field<F::bits>(index[b]);
         }
       }

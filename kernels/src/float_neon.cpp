@@ -36,9 +36,9 @@ inline Word next_field(Word index) {
 inline void prefetch_far(const void* at) { __builtin_prefetch(at, 0, 2); }
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
 
-// The bytes 4 f, 4 f + 1, 4 f + 2, 4 f + 3 of field i of each word, f being its two (M = 4) or three (M = 8) low
-// bits: where vqtbl finds a float. The byte that holds the field is copied over its word, the same for all its
-// fields, then f is brought to bit 2 and the bits around it are replaced: two instructions a field.
+// The bytes 4 f, 4 f + 1, 4 f + 2, 4 f + 3 of field i of each word, f being its two (M = 4) or three (M = 8)
+// low bits: where vqtbl finds a float. The byte that holds the field is copied over its word, the same for
+// all its fields, then f is brought to bit 2 and the bits around it are replaced: two instructions a field.
 template <std::size_t M>
 inline uint8x16_t field_bytes(uint8x16_t words, std::size_t i) {
   constexpr std::size_t bits = float_bits(M);
@@ -81,8 +81,10 @@ inline Row pick(const Group<M>& taken, Word index, std::size_t i) {
 
 // Transposes a 4 x 4 square.
 inline void transpose_four(float32x4_t& a, float32x4_t& b, float32x4_t& c, float32x4_t& d) {
-  const float64x2_t even_ab = vreinterpretq_f64_f32(vtrn1q_f32(a, b)), odd_ab = vreinterpretq_f64_f32(vtrn2q_f32(a, b));
-  const float64x2_t even_cd = vreinterpretq_f64_f32(vtrn1q_f32(c, d)), odd_cd = vreinterpretq_f64_f32(vtrn2q_f32(c, d));
+  const float64x2_t even_ab = vreinterpretq_f64_f32(vtrn1q_f32(a, b));
+  const float64x2_t odd_ab = vreinterpretq_f64_f32(vtrn2q_f32(a, b));
+  const float64x2_t even_cd = vreinterpretq_f64_f32(vtrn1q_f32(c, d));
+  const float64x2_t odd_cd = vreinterpretq_f64_f32(vtrn2q_f32(c, d));
   a = vreinterpretq_f32_f64(vtrn1q_f64(even_ab, even_cd));
   b = vreinterpretq_f32_f64(vtrn1q_f64(odd_ab, odd_cd));
   c = vreinterpretq_f32_f64(vtrn2q_f64(even_ab, even_cd));
@@ -103,7 +105,7 @@ inline void transpose_rows(Row (&rows)[8]) {
 }
 
 constexpr std::size_t kFewTokens = 4;  // at once
-constexpr std::size_t kFewSums = 4;    // tokens times row blocks at once: eight registers, beside their indices
+constexpr std::size_t kFewSums = 4;    // tokens times row blocks at once, two registers each
 
 #include "float_few.inl"
 

@@ -71,8 +71,10 @@ class Api {
   Status* node_name(const KernelInfo* info, char* text, std::size_t* size) const {
     return at<244, Status*(const KernelInfo*, char*, std::size_t*)>()(info, text, size);
   }
-  Status* constant_input(const KernelInfo* info, std::size_t index, int* constant, const Value** value) const {
-    return at<249, Status*(const KernelInfo*, std::size_t, int*, const Value**)>()(info, index, constant, value);
+  Status* constant_input(const KernelInfo* info, std::size_t index, int* constant,
+                         const Value** value) const {
+    return at<249, Status*(const KernelInfo*, std::size_t, int*, const Value**)>()(info, index, constant,
+                                                                                   value);
   }
 
   Status* input_count(const KernelContext* context, std::size_t* count) const {
@@ -86,10 +88,12 @@ class Api {
     return at<91, Status*(KernelContext*, std::size_t, const std::int64_t*, std::size_t, Value**)>()(
         context, index, dims, rank, value);
   }
-  // Runs `task(data, i)` for every i below `count` on the threads of the session; `batches` 0 lets them share freely.
+  // Runs `task(data, i)` for every i below `count` on the threads of the session; with `batches` 0 they share
+  // them as they come.
   Status* parallel_for(const KernelContext* context, void (*task)(void*, std::size_t), std::size_t count,
                        std::size_t batches, void* data) const {
-    return at<274, Status*(const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t, void*)>()(
+    using Task = void(void*, std::size_t);
+    return at<274, Status*(const KernelContext*, Task*, std::size_t, std::size_t, void*)>()(
         context, task, count, batches, data);
   }
 

@@ -1,7 +1,7 @@
 // The operator NMLinear of the domain `sparsify`, version 1, as ONNX Runtime registers it:
 //
-// X float [..., in], W uint8 [bytes] (constant), optional B float [out] -> Y float [..., out], with the integer
-// attributes n, m, in_features, out_features, group, layout and the string `values`.
+// X float [..., in], W uint8 [bytes] (constant), optional B float [out] -> Y float [..., out], with the
+// integer attributes n, m, in_features, out_features, group, layout and the string `values`.
 #include <mutex>
 #include <vector>
 
@@ -16,7 +16,9 @@ ort::CustomOp make_op() {
   op.version = ort::kVersion;
   op.name = [](const ort::CustomOp*) { return "NMLinear"; };
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };
-  op.input_type = [](const ort::CustomOp*, std::size_t i) -> int { return i == 1 ? ort::kUint8 : ort::kFloat; };
+  op.input_type = [](const ort::CustomOp*, std::size_t i) -> int {
+    return i == 1 ? ort::kUint8 : ort::kFloat;
+  };
   op.input_count = [](const ort::CustomOp*) -> std::size_t { return 3; };
   op.output_type = [](const ort::CustomOp*, std::size_t) -> int { return ort::kFloat; };
   op.output_count = [](const ort::CustomOp*) -> std::size_t { return 1; };
@@ -35,8 +37,8 @@ ort::CustomOp make_op() {
   return op;
 }
 
-// The domain of one copy of the runtime. Sessions keep its address, so it stays for good; a process that holds
-// two copies of the runtime gets two.
+// The domain of one copy of the runtime. Sessions keep its address, so it stays for good; a process that
+// holds two copies of the runtime gets two.
 ort::OpDomain* domain_of(const ort::Api& api) {
   struct Known {
     const ort::Api* api;

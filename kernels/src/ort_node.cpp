@@ -181,7 +181,8 @@ ort::Status* create_node(const ort::CustomOp*, const ort::Api* table, const ort:
     std::snprintf(title + used, sizeof title - used, " (%s)", sizes);
     const std::int64_t version = integer(api, info, "layout");
     if (version != kLayoutVersion) {
-      throw Refusal("W has the packed layout %" PRId64 ", this library knows %" PRId64, version, kLayoutVersion);
+      throw Refusal("W has the packed layout %" PRId64 ", this library knows %" PRId64, version,
+                    kLayoutVersion);
     }
     const Layout layout = checked_layout(stated);
     check_constant_inputs(api, info, layout);

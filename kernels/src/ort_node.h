@@ -42,8 +42,8 @@ ort::Status* guarded(const ort::Api& api, const char* title, Body body) noexcept
   }
 }
 
-// The callbacks of the operator: everything a file can state wrongly is found when the node is created, what a
-// caller can feed wrongly when it runs.
+// The callbacks of the operator: everything a file can state wrongly is found when the node is created, what
+// a caller can feed wrongly when it runs.
 ort::Status* create_node(const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info, void** node);
 ort::Status* run_node(void* node, ort::KernelContext* context);
 void destroy_node(void* node);

@@ -1,5 +1,5 @@
-// int8 and int4 products for 64-bit ARM with dot products: `sdot` adds four products of signed bytes to each of
-// four sums, so codes and weights are used as they are.
+// int8 and int4 products for 64-bit ARM with dot products: `sdot` adds four products of signed bytes to each
+// of four sums, so codes and weights are used as they are.
 #include <arm_neon.h>
 
 #include "rounded.h"
@@ -71,8 +71,12 @@ struct Product {
   std::size_t groups, group_bytes;
   Places places;
 
-  const Byte* group(std::size_t block, std::size_t g) const { return packed + block * l.block_bytes + g * group_bytes; }
-  const Byte* codes_of(std::size_t token, std::size_t g) const { return codes + token * stride + g * l.group; }
+  const Byte* group(std::size_t block, std::size_t g) const {
+    return packed + block * l.block_bytes + g * group_bytes;
+  }
+  const Byte* codes_of(std::size_t token, std::size_t g) const {
+    return codes + token * stride + g * l.group;
+  }
 
   // Rows beyond `out` exist in the last block only.
   void store(std::size_t token, std::size_t block, Floats sum) const {
@@ -98,14 +102,15 @@ struct Product {
 inline float round_group(const float* x, std::size_t group, Byte* codes) {
   uint32x4_t largest = vdupq_n_u32(0);
   for (std::size_t i = 0; i < group; i += 4) {
-    largest = vmaxq_u32(largest, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), vdupq_n_u32(0x7fffffff)));
+    const uint32x4_t magnitude = vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(x + i)));
+    largest = vmaxq_u32(largest, magnitude);
   }
   const std::uint32_t bits = vmaxvq_u32(largest);
   float top;
   __builtin_memcpy(&top, &bits, sizeof top);
   const bool finite = bits < 0x7f800000u;
-  // 127 / top is infinite where top is tiny: such a group counts as zeros, like one that is not finite, of which
-  // a conversion to int makes zeros.
+  // 127 / top is infinite where top is tiny: such a group counts as zeros, like one that is not finite, of
+  // which a conversion to int makes zeros.
   const float quotient = finite && top > 0.0f ? 127.0f / top : 0.0f;
   const float factor = quotient <= __FLT_MAX__ ? quotient : 0.0f;
   for (std::size_t i = 0; i < group; i += 16) {
@@ -121,13 +126,13 @@ inline float round_group(const float* x, std::size_t group, Byte* codes) {
 
 }  // namespace
 
-// Room for a table that begins in the last group of M columns, and an odd number of cache lines, so that the same
-// columns of many tokens do not meet in the same cache set.
+// Room for a table that begins in the last group of M columns, and an odd number of cache lines, so that the
+// same columns of many tokens do not meet in the same cache set.
 std::size_t code_bytes(const Layout& l) { return ((l.padded + 16 + 63) / 64 | 1) * 64; }
 
 void quantize(const Layout& l, const float* x, std::size_t first, std::size_t last, std::uint8_t* codes,
               float* scales) {
-  const std::size_t groups = l.groups(), stride = code_bytes(l);
+  const std::size_t groups = l.padded / l.group, stride = code_bytes(l);
   for (std::size_t t = first; t < last; ++t) {
     for (std::size_t g = 0; g < groups; ++g) {
       const std::size_t k = g * l.group;
@@ -147,13 +152,14 @@ std::size_t work_bytes(const Layout&) { return kWorkBytes; }
 void rounded(const Layout& l, const std::uint8_t* packed, const std::uint8_t* codes, const float* scales,
              std::size_t tokens, const float* bias, float* y, std::size_t first, std::size_t last,
              std::uint8_t* work) {
-  Product p{l,    packed, codes,      code_bytes(l),                scales, tokens,
-            bias, y,      l.groups(), l.block_bytes / l.groups(), {}};
+  const std::size_t groups = l.padded / l.group;
+  Product p{l, packed, codes, code_bytes(l), scales, tokens, bias, y, groups, l.block_bytes / groups, {}};
   find_places(l, p.places);
-  const bool nibbles = l.values == Values::int4;
-  if (l.m == 4) return nibbles ? run<4, true, false>(p, first, last, work) : run<4, false, false>(p, first, last, work);
-  if (l.n == 1) return nibbles ? run<8, true, true>(p, first, last, work) : run<8, false, true>(p, first, last, work);
-  return nibbles ? run<8, true, false>(p, first, last, work) : run<8, false, false>(p, first, last, work);
+  if (l.values == Values::int4) {
+    run_pattern<true>(p, first, last, work);
+  } else {
+    run_pattern<false>(p, first, last, work);
+  }
 }
 
 }  // namespace neon

@@ -1,9 +1,9 @@
-// Many tokens: a scale group of two row blocks is unpacked once, to memory that stays in the first-level cache,
-// and used by tiles of four tokens. Included into rounded_neon.cpp.
+// Many tokens: a scale group of two row blocks is unpacked once, to memory that stays in the first-level
+// cache, and used by tiles of four tokens. Included into rounded_neon.cpp.
 
 constexpr std::size_t kBlocks = 2;  // of a tile: with four tokens their sums fill sixteen registers
 constexpr std::size_t kTile = 4;
-constexpr std::size_t kTokens = 64;  // of one pass over the weights: their codes of a group stay in that cache
+constexpr std::size_t kTokens = 64;  // of one pass over the weights: their codes of a group stay there too
 // From so many tokens on: unpacking a block for every four of them costs more than writing it to memory once.
 // Reckoned from the instructions of both ways, not measured.
 constexpr std::size_t kManyTokens = 7;
@@ -86,7 +86,8 @@ void pass(const Product& p, std::size_t block, std::size_t token, std::size_t co
     if (t < count) tile<kNibbles, kWide, R, 1>(p, token + t, g, scratch, scratch.sums + t * width);
   }
   for (std::size_t t = 0; t < count; ++t) {
-    for (std::size_t r = 0; r < R; ++r) p.store(token + t, block + r, load_floats(scratch.sums + t * width + r * kRows));
+    for (std::size_t r = 0; r < R; ++r)
+      p.store(token + t, block + r, load_floats(scratch.sums + t * width + r * kRows));
   }
 }
 
@@ -98,7 +99,15 @@ void run(const Product& p, std::size_t first, std::size_t last, Byte* work) {
   for (std::size_t t = 0; t < p.tokens; t += kTokens) {
     const std::size_t count = p.tokens - t < kTokens ? p.tokens - t : kTokens;
     std::size_t block = first;
-    for (; block + kBlocks <= last; block += kBlocks) pass<M, kNibbles, kWide, kBlocks>(p, block, t, count, scratch);
+    for (; block + kBlocks <= last; block += kBlocks)
+      pass<M, kNibbles, kWide, kBlocks>(p, block, t, count, scratch);
     for (; block < last; ++block) pass<M, kNibbles, kWide, 1>(p, block, t, count, scratch);
   }
+}
+
+template <bool kNibbles>
+void run_pattern(const Product& p, std::size_t first, std::size_t last, Byte* work) {
+  if (p.l.m == 4) return run<4, kNibbles, false>(p, first, last, work);
+  if (p.l.n == 1) return run<8, kNibbles, true>(p, first, last, work);
+  run<8, kNibbles, false>(p, first, last, work);
 }

@@ -48,7 +48,8 @@ template <int M>
 struct Planes {
   Pair low, third;
 
-  Planes(const Byte* planes, std::size_t slots, std::size_t chunk) : low(load_pair(planes + 32 * chunk)), third() {
+  Planes(const Byte* planes, std::size_t slots, std::size_t chunk)
+      : low(load_pair(planes + 32 * chunk)), third() {
     if (M == 4) return;
     third = load_pair(planes + 32 * ((slots + 3) / 4 + chunk / 2));
     const int8x16_t down = vdupq_n_s8(chunk % 2 ? -4 : 0);
@@ -83,7 +84,8 @@ template <int M, bool kNibbles, int J>
 inline Slot slot_of(const Planes<M>& planes, const Byte* values, const std::uint32_t* offsets) {
   const uint8x16_t by = vreinterpretq_u8_u32(vdupq_n_u32(offsets[J]));
   const Byte* p = values + 32 * (kNibbles ? J / 2 : J);
-  return {{indices<M, J>(planes.low.low, planes.third.low, by), indices<M, J>(planes.low.high, planes.third.high, by)},
+  return {{indices<M, J>(planes.low.low, planes.third.low, by),
+           indices<M, J>(planes.low.high, planes.third.high, by)},
           {weights<kNibbles, J>(p), weights<kNibbles, J>(p + 16)}};
 }
 

@@ -1,8 +1,8 @@
 // The packed int8 and int4 stream, taken apart in 256-bit vectors: one block of 8 rows, four bytes a row.
 // Included inside the namespace of an instruction set, which provides before it
-//   __m256i merge(__m256i x, __m256i mask, __m256i bits)    (x & mask) | bits
-// and knows how it wants a weight that was stored in four bits:
-//   __m256i low_nibbles(__m256i), high_nibbles(__m256i).
+//   __m256i merge(__m256i x, __m256i mask, __m256i bits)     (x & mask) | bits
+//   __m256i low_nibbles(__m256i), high_nibbles(__m256i)      weights of four bits, times kNibbleFactor
+//   V in_order(V)                                            its argument; see there
 
 using Byte = std::uint8_t;
 
@@ -30,18 +30,27 @@ struct Pattern {
 constexpr std::size_t kMaxSlots = 28;  // 7:8 with 128 columns
 
 struct Places {
-  std::uint16_t column[kMaxSlots];  // of the first group of a slot
+  std::uint16_t column[kMaxSlots];  // of the first group of a slot, in bytes of codes
   int offsets[kMaxSlots];           // of its four entries
 };
 
-inline void find_places(std::size_t n, std::size_t slots, Places& places) {
+inline void find_places(std::size_t n, std::size_t slots, std::size_t code_width, Places& places) {
   for (std::size_t s = 0; s < slots; ++s) {
     const std::size_t group = 4 * s / n;
-    places.column[s] = static_cast<std::uint16_t>(8 * group);
     int offsets = 0;
     for (std::size_t i = 0; i < 4; ++i) offsets |= ((4 * s + i) / n != group ? 8 : 0) << (8 * i);
+    places.column[s] = static_cast<std::uint16_t>(8 * group * code_width);
     places.offsets[s] = offsets;
   }
+}
+
+// Asks for a cache line, or for `bytes` bytes, `ahead` of an address that need not exist.
+SPARSIFY_INLINE const char* ahead_of(const Byte* p, std::size_t ahead) {
+  return reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(p) + ahead);
+}
+SPARSIFY_INLINE void prefetch_far(const Byte* p, std::size_t ahead) { _mm_prefetch(ahead_of(p, ahead), _MM_HINT_T1); }
+SPARSIFY_INLINE void prefetch(const Byte* p, std::size_t ahead, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) _mm_prefetch(ahead_of(p, ahead + i), _MM_HINT_T0);
 }
 
 // Parts of one scale group of a row block.
@@ -67,7 +76,7 @@ struct Indices {
   __m256i even, odd;
 
   SPARSIFY_INLINE Indices(const Parts& parts, std::size_t c, bool upper) {
-    const __m256i low = kept(load_bytes(parts.low + 32 * c));
+    const __m256i low = in_order(load_bytes(parts.low + 32 * c));
     __m256i even_bits = _mm256_set1_epi32(Pattern<N, M>::kBit2 * 0x11), odd_bits = even_bits;
     if (M == 8) {
       __m256i third = load_bytes(parts.third + 32 * (c / 2));
@@ -94,6 +103,6 @@ struct Indices {
 template <bool kNibbles>
 SPARSIFY_INLINE __m256i weights(const Parts& parts, std::size_t c, int i) {
   if (!kNibbles) return load_bytes(parts.values + 128 * c + 32 * i);
-  const __m256i two = kept(load_bytes(parts.values + 64 * c + 32 * (i / 2)));
+  const __m256i two = in_order(load_bytes(parts.values + 64 * c + 32 * (i / 2)));
   return i % 2 == 0 ? low_nibbles(two) : high_nibbles(two);
 }

@@ -38,6 +38,16 @@ def checked(*command: str) -> set[str]:
     return {line.split(":")[0] for line in lines}
 
 
+def shared_functions(folder: Path, isa: str) -> list[str]:
+    """Return the functions of an instruction set that the linker may use in place of everybody's."""
+    objects = [str(path) for path in folder.glob(f"CMakeFiles/sparsify_{isa}.dir/src/*.o")]
+    assert objects
+    listed = subprocess.run(
+        ["aarch64-linux-gnu-nm", *objects], capture_output=True, text=True, check=True
+    ).stdout
+    return [line for line in listed.splitlines() if line.split()[-2:-1] in (["W"], ["V"], ["u"])]
+
+
 @pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-g++") and shutil.which(EMULATE[0])),
     reason="needs the Debian packages g++-aarch64-linux-gnu and qemu-user",
@@ -48,6 +58,7 @@ def test_64_bit_arm(tmp_path: Path) -> None:
     options = ("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_CXX_FLAGS={FAST}")
     folder = build(tmp_path, toolchain, *options)
     program = str(folder / "check" / "check_kernels")
+    assert not shared_functions(folder, "neon")
     assert checked(*EMULATE, program) == {"neon", "reference"}
     assert checked(*EMULATE, "-cpu", "cortex-a53", program) == {"reference"}
 

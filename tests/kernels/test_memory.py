@@ -92,7 +92,7 @@ def test_wrong_models_under_sanitizers(sanitized: Path) -> None:
     found = [call("g++", f"-print-file-name=lib{name}.so").stdout for name in ("asan", "stdc++")]
     tests = ["test_onnxruntime.py", "test_damage.py"]
     run = call(
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests),
+        *(sys.executable, "-m", "pytest", "-q", "--confcutdir=.", "-p", "no:cacheprovider", *tests),
         LD_PRELOAD=" ".join(name.strip() for name in found),
         ASAN_OPTIONS="detect_leaks=0",  # Python's own
         SPARSIFY_LIBRARY=str(sanitized / "libsparsify_kernels.so"),

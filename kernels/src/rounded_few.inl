@@ -1,72 +1,23 @@
-// The int8 and int4 products of x86. Included inside the namespace of an instruction set after
-// rounded_unpack.inl and the operations on its vectors (see rounded_avx2.cpp).
+// Few tokens: the weights are unpacked in registers as they stream by, and used for all tokens at once.
+// Included inside the namespace of an instruction set after rounded_codes.inl and the operations on one row
+// block (see rounded_avx2.cpp).
 
-// Rounds one scale group, `group` floats, and returns its scale. NaN and infinity have the largest bits.
-inline float round_group(const float* x, std::size_t group, std::size_t width, bool nibbles, Byte* codes) {
-  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-  __m256i largest = _mm256_setzero_si256();
-  for (std::size_t i = 0; i < group; i += 8) {
-    largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), magnitude));
-  }
-  __m128i high = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
-  high = _mm_max_epi32(high, _mm_shuffle_epi32(high, 0x4e));
-  high = _mm_max_epi32(high, _mm_shuffle_epi32(high, 0xb1));
-  const float top = _mm_cvtss_f32(_mm_castsi128_ps(high));
-  const bool finite = _mm_cvtsi128_si32(high) < 0x7f800000;
-  // 127 / top is infinite where top is tiny: such a group counts as zeros.
-  const float quotient = finite && top > 0.0f ? 127.0f / top : 0.0f;
-  const float factor = quotient <= __FLT_MAX__ ? quotient : 0.0f;
-  const __m256 by = _mm256_set1_ps(factor);
-  const __m256 keep = _mm256_castsi256_ps(_mm256_set1_epi32(factor > 0.0f ? -1 : 0));
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  for (std::size_t i = 0; i < group; i += 32) {
-    __m256i v[4];
-    for (std::size_t k = 0; k < 4; ++k) {
-      const __m256 xs = _mm256_and_ps(_mm256_loadu_ps(x + i + 8 * k), keep);
-      v[k] = _mm256_cvtps_epi32(_mm256_mul_ps(xs, by));
-    }
-    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
-    store_codes(codes + i * width, width, nibbles, _mm256_permutevar8x32_epi32(bytes, order));
-  }
-  return finite ? top / 127.0f : __builtin_nanf("");
-}
-
-// Columns within reach of a slot.
-SPARSIFY_INLINE int window_of(const Layout& l) {
-  if (l.m == 4) return l.n == 1 ? 16 : 8;
-  return l.n == 4 ? 8 : (l.n == 1 ? 32 : 16);
-}
-
-SPARSIFY_INLINE std::size_t code_stride(const Layout& l) {
-  // Room for a window that begins in the last group of M, and an odd number of cache lines, so that the
-  // same columns of many tokens do not meet in the same cache set.
-  return ((l.padded * code_width(window_of(l), l.values == Values::int4) + 32 + 63) / 64 | 1) * 64;
-}
-
-inline void round_tokens(const Layout& l, const float* x, std::size_t first, std::size_t last, Byte* codes,
-                         float* scales) {
-  const std::size_t groups = l.padded / l.group, stride = code_stride(l);
-  const bool nibbles = l.values == Values::int4;
-  const std::size_t width = code_width(window_of(l), nibbles);
-  for (std::size_t t = first; t < last; ++t) {
-    Byte* row = codes + t * stride;
-    for (std::size_t g = 0; g < groups; ++g) {
-      const float* from = x + t * l.in + g * l.group;
-      float tail[128];
-      if ((g + 1) * l.group > l.in) {
-        const std::size_t real = l.in - g * l.group;
-        for (std::size_t i = 0; i < l.group; ++i) tail[i] = i < real ? from[i] : 0.0f;
-        from = tail;
-      }
-      scales[t * groups + g] = round_group(from, l.group, width, nibbles, row + g * l.group * width);
-    }
-  }
-}
+// A list of numbers, so that the sums of tokens and rows are variables rather than elements of an array.
+template <int... I>
+struct Sequence {};
+template <int n, int... I>
+struct Counted : Counted<n - 1, n - 1, I...> {};
+template <int... I>
+struct Counted<0, I...> {
+  using Type = Sequence<I...>;
+};
+template <int n>
+using Count = typename Counted<n>::Type;
 
 // Rows beyond `out` exist in the last block only: they are neither read nor written.
 SPARSIFY_INLINE void store_rows(const Layout& l, std::size_t block, __m256 sum, const float* bias, float* y) {
-  const std::size_t row = 8 * block, rest = l.out - row;
-  if (rest >= 8) {
+  const std::size_t row = kRows * block, rest = l.out - row;
+  if (rest >= kRows) {
     if (bias) sum = _mm256_add_ps(sum, _mm256_loadu_ps(bias + row));
     _mm256_storeu_ps(y + row, sum);
     return;
@@ -83,20 +34,8 @@ SPARSIFY_INLINE __m256 load_scales(const Byte* p) {
   return kNibbles && kNibbleFactor != 1 ? _mm256_mul_ps(scales, _mm256_set1_ps(1.0f / kNibbleFactor)) : scales;
 }
 
-// A list of numbers, so that the sums of tokens and rows are variables rather than elements of an array.
-template <int... I>
-struct Sequence {};
-template <int n, int... I>
-struct Counted : Counted<n - 1, n - 1, I...> {};
-template <int... I>
-struct Counted<0, I...> {
-  using Type = Sequence<I...>;
-};
-template <int n>
-using Count = typename Counted<n>::Type;
-
-// The sums of one row block: I counts the tokens. Slots take turns at `kChains` sets of sums, so that one sum
-// need not wait for the other.
+// Sums of one scale group of a row block. Slots take turns at the chains, so that a sum need not wait for the
+// one before it.
 template <bool kNibbles, int T>
 struct Sums {
   static constexpr int chains = T <= 2 ? kChains : 1;
@@ -104,12 +43,11 @@ struct Sums {
   Excess<kNibbles> excess[chains];
 };
 
-// Few tokens: the weights are unpacked in registers as they stream by.
 template <int N, int M, bool kNibbles, int slot, int... I>
 SPARSIFY_INLINE void few_slot(Sequence<I...>, const Parts& parts, std::size_t c, const Indices<N, M>& indices,
                               const Byte* codes, std::size_t stride, Sums<kNibbles, sizeof...(I)>& sums) {
-  constexpr int step = Pattern<N, M>::kWindow, T = sizeof...(I), chain = slot % Sums<kNibbles, T>::chains;
-  constexpr bool kFold = step == 8 && !kNibbles && T > 2;  // the sign of a weight, for all tokens
+  constexpr int step = Pattern<N, M>::kWindow, T = sizeof...(I), chain = slot % sums.chains;
+  constexpr bool kFold = step == 8 && !kNibbles && T > 2;  // the signs of the weights at once for all tokens
   const Byte* at = codes + (4 * c + slot) * step * code_width(step, kNibbles);
   __m256i index = indices.slot(slot), weight = weights<kNibbles>(parts, c, slot);
   sums.excess[chain].add(weight);
@@ -119,6 +57,7 @@ SPARSIFY_INLINE void few_slot(Sequence<I...>, const Parts& parts, std::size_t c,
    ...);
 }
 
+// Slots 4c .. 4c + kSlots - 1.
 template <int N, int M, bool kNibbles, int kSlots, int T>
 SPARSIFY_INLINE void few_chunk(const Parts& parts, std::size_t c, bool upper, const Byte* codes,
                                std::size_t stride, Sums<kNibbles, T>& sums) {
@@ -130,7 +69,7 @@ SPARSIFY_INLINE void few_chunk(const Parts& parts, std::size_t c, bool upper, co
   few_slot<N, M, kNibbles, 3>(Count<T>(), parts, c, indices, codes, stride, sums);
 }
 
-// One scale group of one row block.
+// One scale group of one row block. The patterns that come here have an even number of slots.
 template <int N, int M, bool kNibbles, int... I>
 SPARSIFY_INLINE void few_group(Sequence<I...>, const Byte* group, std::size_t slots, const Byte* codes,
                                std::size_t stride, const float* scales, std::size_t groups, __m256* totals) {
@@ -145,8 +84,9 @@ SPARSIFY_INLINE void few_group(Sequence<I...>, const Byte* group, std::size_t sl
   if (4 * c + 4 <= slots) few_chunk<N, M, kNibbles, 4>(parts, c++, false, codes, stride, sums);
   if (4 * c < slots) few_chunk<N, M, kNibbles, 2>(parts, c, c % 2 != 0, codes, stride, sums);
   if (sums.chains == 2) {
-    sums.excess[0].join(sums.excess[sums.chains - 1]);
-    ((sums.acc[I] = _mm256_add_epi32(sums.acc[I], sums.acc[(sums.chains - 1) * T + I])), ...);
+    constexpr int other = sums.chains - 1;
+    sums.excess[0].join(sums.excess[other]);
+    ((sums.acc[I] = _mm256_add_epi32(sums.acc[I], sums.acc[other * T + I])), ...);
   }
   const __m256 scale = load_scales<kNibbles>(parts.scales);
   ((totals[I] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(scales[I * groups])),
@@ -154,6 +94,9 @@ SPARSIFY_INLINE void few_group(Sequence<I...>, const Byte* group, std::size_t sl
    ...);
 }
 
+constexpr std::size_t kFewAhead = 2048;  // bytes; the processor's own prefetching stops at the end of a page
+
+// One row block and T tokens; kSlots of a scale group if it is known to the compiler, else 0.
 template <int N, int M, bool kNibbles, int T, std::size_t kSlots>
 SPARSIFY_INLINE void few_rows(const Layout& l, const Byte* group, std::size_t block, const Byte* codes,
                               std::size_t stride, const float* scales, const float* bias, float* y) {
@@ -163,6 +106,7 @@ SPARSIFY_INLINE void few_rows(const Layout& l, const Byte* group, std::size_t bl
   __m256 totals[T];
   for (__m256& total : totals) total = _mm256_setzero_ps();
   for (std::size_t g = 0; g < groups; ++g, group += bytes, codes += group_codes) {
+    prefetch_far(group, kFewAhead);
     few_group<N, M, kNibbles>(Count<T>(), group, slots, codes, stride, scales + g, groups, totals);
   }
   for (std::size_t t = 0; t < T; ++t) store_rows(l, block, totals[t], bias, y + t * l.out);
@@ -175,10 +119,10 @@ void few(const Layout& l, const Byte* packed, const Byte* codes, const float* sc
   for (std::size_t block = first; block < last; ++block) {
     const Byte* group = packed + block * l.block_bytes;
     std::size_t t = 0;
-#define SPARSIFY_FEW(T)                                                                                       \
-  for (; t + T <= tokens; t += T) {                                                                           \
+#define SPARSIFY_FEW(T)                                                                                         \
+  for (; t + T <= tokens; t += T) {                                                                             \
     few_rows<N, M, kNibbles, T, kSlots>(l, group, block, codes + t * stride, stride, scales + t * groups, bias, \
-                                        y + t * l.out);                                                       \
+                                        y + t * l.out);                                                         \
   }
     SPARSIFY_FEW(4)
     SPARSIFY_FEW(2)

@@ -1,0 +1,16 @@
+// What rounded.h declares, of one instruction set. Included into its namespace.
+
+std::size_t code_bytes(const Layout& l) { return code_stride(l); }
+
+void quantize(const Layout& l, const float* x, std::size_t first, std::size_t last, std::uint8_t* codes,
+              float* scales) {
+  round_tokens(l, x, first, last, codes, scales);
+}
+
+std::size_t work_bytes(const Layout&) { return kWorkBytes; }
+
+void rounded(const Layout& l, const std::uint8_t* packed, const std::uint8_t* codes, const float* scales,
+             std::size_t tokens, const float* bias, float* y, std::size_t first, std::size_t last,
+             std::uint8_t* work) {
+  choose(l)(l, packed, codes, scales, tokens, bias, y, first, last, work);
+}
