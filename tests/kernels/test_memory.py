@@ -18,7 +18,7 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="written
 
 def call(*command: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        command, cwd=HERE, env=os.environ | environment, capture_output=True, text=True
+        command, cwd=HERE, env=os.environ | environment, capture_output=True, text=True, timeout=900
     )
 
 
