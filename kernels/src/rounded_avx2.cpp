@@ -1,10 +1,10 @@
 // int8 and int4 products with AVX2, FMA and F16C.
 //
 // vpmaddubsw multiplies unsigned by signed bytes and adds pairs in 16 bits. With int4 weights a code is the
-// unsigned byte a + 128; 128 times the sum of the weights of a scale group, the same for all tokens, is taken
-// off again. With int8 weights that would overflow, so it is |w| times +-a. Where a slot reaches eight columns
-// (2:4, 4:8) such codes are stored as a0 .. a7, -a0 .. -a7 and bit 3 of an index is the sign of its weight, so
-// that tokens share the work on signs; elsewhere vpsignb does it for each token.
+// unsigned byte a + 128; 128 times the sum of the weights of a scale group, the same for all tokens, is
+// taken off again. With int8 weights that would overflow, so it is |w| times +-a. Where a slot reaches eight
+// columns (2:4, 4:8) such codes are stored as a0 .. a7, -a0 .. -a7 and bit 3 of an index is the sign of its
+// weight, so that tokens share the work on signs; elsewhere vpsignb does it for each token.
 #include "rounded.h"
 
 #include <immintrin.h>
@@ -24,8 +24,8 @@ SPARSIFY_INLINE __m256i low_nibbles(__m256i v) {
 }
 SPARSIFY_INLINE __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
 
-// Steps marked so stay in the order they are written in: left alone, the compiler reorders a tile until it runs
-// out of registers.
+// Steps marked so stay in the order they are written in: left alone, the compiler reorders a tile until it
+// runs out of registers.
 SPARSIFY_INLINE __m256i in_order(__m256i v) {
   __asm__ volatile("" : "+x"(v));
   return v;
@@ -35,7 +35,9 @@ SPARSIFY_INLINE __m256i in_order(__m256i v) {
 
 constexpr std::size_t code_width(int window, bool nibbles) { return window == 8 && !nibbles ? 2 : 1; }
 
-SPARSIFY_INLINE void store_bytes(Byte* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+SPARSIFY_INLINE void store_bytes(Byte* p, __m256i v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
 
 SPARSIFY_INLINE void store_codes(Byte* to, int window, bool nibbles, __m256i codes) {
   if (nibbles) return store_bytes(to, _mm256_xor_si256(codes, every_byte(0x80)));
@@ -65,8 +67,8 @@ SPARSIFY_INLINE void fold(__m256i& index, __m256i& weight) {
   weight = _mm256_abs_epi8(weight);
 }
 
-// Sums of products of pairs have 16 bits while sixteen int4 slots are added (16 * 2 * 8 * 127 < 32768; they may
-// wrap on the way there), which is all slots of an even pattern; else 32 bits.
+// Sums of products of pairs have 16 bits while sixteen int4 slots are added (16 * 2 * 8 * 127 < 32768; they
+// may wrap on the way there), which is all slots of an even pattern; else 32 bits.
 template <bool kNibbles, bool kEven>
 SPARSIFY_INLINE __m256i accumulate(__m256i sum, __m256i pairs) {
   if constexpr (kNibbles && kEven) {
@@ -133,7 +135,9 @@ SPARSIFY_INLINE Vec load_vec(const Byte* p) { return load_bytes(p); }
 template <int kWindow, bool kNibbles>
 struct Table {
   Vec codes;
-  SPARSIFY_INLINE void load(const Byte* p) { codes = kWindow == 8 && kNibbles ? broadcast8(p) : broadcast16(p); }
+  SPARSIFY_INLINE void load(const Byte* p) {
+    codes = kWindow == 8 && kNibbles ? broadcast8(p) : broadcast16(p);
+  }
   SPARSIFY_INLINE Vec find(Vec index) const { return _mm256_shuffle_epi8(codes, index); }
 };
 template <bool kNibbles>

@@ -1,7 +1,7 @@
 // int8 and int4 products with AVX-512 (F, BW, VL, DQ) and VNNI.
 //
-// A code is the unsigned byte a + 128, for vpdpbusd with signed weights; 128 times the sum of the weights of a
-// scale group, the same for all tokens, is taken off again. Weights of four bits are used sixteen times as
+// A code is the unsigned byte a + 128, for vpdpbusd with signed weights; 128 times the sum of the weights of
+// a scale group, the same for all tokens, is taken off again. Weights of four bits are used sixteen times as
 // large: that is how they come out of their byte without a subtraction.
 #include "rounded.h"
 
@@ -38,7 +38,9 @@ SPARSIFY_INLINE __m512i in_order(__m512i v) { return v; }
 
 constexpr std::size_t code_width(int, bool) { return 1; }
 
-SPARSIFY_INLINE void store_bytes(Byte* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+SPARSIFY_INLINE void store_bytes(Byte* p, __m256i v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
 
 SPARSIFY_INLINE void store_codes(Byte* to, int, bool, __m256i codes) {
   store_bytes(to, _mm256_xor_si256(codes, every_byte(0x80)));

@@ -31,7 +31,8 @@ SPARSIFY_INLINE void store_rows(const Layout& l, std::size_t block, __m256 sum, 
 template <bool kNibbles>
 SPARSIFY_INLINE __m256 load_scales(const Byte* p) {
   const __m256 scales = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return kNibbles && kNibbleFactor != 1 ? _mm256_mul_ps(scales, _mm256_set1_ps(1.0f / kNibbleFactor)) : scales;
+  if (!kNibbles || kNibbleFactor == 1) return scales;
+  return _mm256_mul_ps(scales, _mm256_set1_ps(1.0f / kNibbleFactor));
 }
 
 // Sums of one scale group of a row block. Slots take turns at the chains, so that a sum need not wait for the
@@ -119,10 +120,10 @@ void few(const Layout& l, const Byte* packed, const Byte* codes, const float* sc
   for (std::size_t block = first; block < last; ++block) {
     const Byte* group = packed + block * l.block_bytes;
     std::size_t t = 0;
-#define SPARSIFY_FEW(T)                                                                                         \
-  for (; t + T <= tokens; t += T) {                                                                             \
-    few_rows<N, M, kNibbles, T, kSlots>(l, group, block, codes + t * stride, stride, scales + t * groups, bias, \
-                                        y + t * l.out);                                                         \
+#define SPARSIFY_FEW(T)                                                                                    \
+  for (; t + T <= tokens; t += T) {                                                                        \
+    few_rows<N, M, kNibbles, T, kSlots>(l, group, block, codes + t * stride, stride, scales + t * groups,  \
+                                        bias, y + t * l.out);                                              \
   }
     SPARSIFY_FEW(4)
     SPARSIFY_FEW(2)

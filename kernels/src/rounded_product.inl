@@ -3,8 +3,8 @@
 constexpr std::size_t kFewTokens = 8;  // up to so many, measured
 
 template <int N, int M, bool kNibbles>
-void few_tokens(const Layout& l, const Byte* packed, const Byte* codes, const float* scales, std::size_t tokens,
-                const float* bias, float* y, std::size_t first, std::size_t last) {
+void few_tokens(const Layout& l, const Byte* packed, const Byte* codes, const float* scales,
+                std::size_t tokens, const float* bias, float* y, std::size_t first, std::size_t last) {
   constexpr std::size_t usual = 128 * N / (4 * M);  // slots of 128 columns
   if (l.slots == usual) {
     few<N, M, kNibbles, usual>(l, packed, codes, scales, tokens, bias, y, first, last);
@@ -45,7 +45,9 @@ void product(const Layout& l, const Byte* packed, const Byte* codes, const float
   }
   Call call = {l, packed, bias, {}, {}};
   for (std::size_t s = 0; s < kSets; ++s) call.sets[s] = cut(work, s);
-  if (!Pattern<N, M>::kEven) find_places(l.n, l.slots, code_width(Pattern<N, M>::kWindow, kNibbles), call.places);
+  if (!Pattern<N, M>::kEven) {
+    find_places(l.n, l.slots, code_width(Pattern<N, M>::kWindow, kNibbles), call.places);
+  }
   many_tokens<N, M, kNibbles>(call, codes, scales, tokens, y, first, last);
 }
 

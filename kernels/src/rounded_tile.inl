@@ -1,6 +1,6 @@
-// Many tokens: scale groups of a few row blocks are unpacked once, to memory that stays in the first cache, and
-// used by tiles of tokens. Included after rounded_few.inl, with the operations on a vector (`Vec`) of kBlocks
-// row blocks.
+// Many tokens: scale groups of a few row blocks are unpacked once, to memory that stays in the first cache,
+// and used by tiles of tokens. Included after rounded_few.inl, with the operations on a vector (`Vec`) of
+// kBlocks row blocks.
 
 constexpr std::size_t kTokens = 128;  // at most in one pass over the weights
 constexpr std::size_t kSets = 2;      // of kVecs vectors of row blocks for each reading of the codes
@@ -22,13 +22,14 @@ SPARSIFY_INLINE Set cut(Byte* work, std::size_t index) {
   Byte* slots = work + (64 - reinterpret_cast<std::uintptr_t>(work) % 64) % 64 + index * kSetBytes;
   Byte* starts = slots + kSlotsBytes;
   Byte* scales = starts + kVecs * kVecBytes;
-  return {slots, starts, reinterpret_cast<float*>(scales), reinterpret_cast<float*>(scales + kVecs * kVecBytes)};
+  Byte* sums = scales + kVecs * kVecBytes;
+  return {slots, starts, reinterpret_cast<float*>(scales), reinterpret_cast<float*>(sums)};
 }
 
 // Unpacks the slots 4c .. 4c + 3, `count` of which exist; returns the place of the next one.
 template <int N, int M, bool kNibbles>
-SPARSIFY_INLINE Byte* unpack_chunk(const Parts& parts, std::size_t c, int count, const Places& places, Byte* to,
-                                   std::size_t pitch, __m256i& excess) {
+SPARSIFY_INLINE Byte* unpack_chunk(const Parts& parts, std::size_t c, int count, const Places& places,
+                                   Byte* to, std::size_t pitch, __m256i& excess) {
   using P = Pattern<N, M>;
   const Indices<N, M> indices(parts, c, c % 2 != 0);
 #pragma GCC unroll 4
@@ -75,22 +76,22 @@ inline void clear_block(std::size_t slots, const Set& set, std::size_t part) {
   _mm256_storeu_ps(set.scales + kRows * part, _mm256_setzero_ps());
 }
 
-// Adds one scale group to the sums of T tokens and R vectors of row blocks, which I counts. `codes` and `scales`
-// are those of the first token.
+// Adds one scale group to the sums of T tokens and R vectors of row blocks, which I counts. `codes` and
+// `scales` are those of the first token.
 template <int kWindow, bool kEven, bool kNibbles, int R, int... I>
 void tile(Sequence<I...>, const Set& set, std::size_t slots, const Places& places, const Byte* codes,
           std::size_t stride, const float* scales, std::size_t groups, float* sums) {
   constexpr std::size_t step = kWindow * code_width(kWindow, kNibbles);
   Vec acc[] = {begin<kNibbles>(set.starts + kVecBytes * (I % R))...};
-  const Byte* unpacked = set.slots;
+  const Byte* next = set.slots;
   const auto add_slot = [&](const Byte* at) __attribute__((always_inline)) {
     Table<kWindow, kNibbles> table;
     (((I % R == 0 ? table.load(at + I / R * stride) : void()),
       acc[I] = dot<kWindow, kNibbles, kEven>(acc[I],
-                                             in_order(table.find(load_vec(unpacked + 2 * kVecBytes * (I % R)))),
-                                             load_vec(unpacked + 2 * kVecBytes * (I % R) + kVecBytes))),
+                                             in_order(table.find(load_vec(next + 2 * kVecBytes * (I % R)))),
+                                             load_vec(next + 2 * kVecBytes * (I % R) + kVecBytes))),
      ...);
-    unpacked += R * 2 * kVecBytes;
+    next += R * 2 * kVecBytes;
   };
   if constexpr (kEven && kWindow < 32) {  // an even number of slots
     for (std::size_t s = 0; s < slots; s += 2, codes += 2 * step) {
@@ -144,7 +145,8 @@ void pass(const Call& call, std::size_t block, std::size_t count, std::size_t ha
   const std::size_t groups = l.padded / l.group, bytes = l.block_bytes / groups, stride = code_stride(l);
   const std::size_t group_codes = l.group * code_width(P::kWindow, kNibbles);
   for (std::size_t s = 0; s < count; ++s) {
-    for (std::size_t i = 0; i < tokens * width; i += 8) _mm256_storeu_ps(call.sets[s].sums + i, _mm256_setzero_ps());
+    float* sums = call.sets[s].sums;
+    for (std::size_t i = 0; i < tokens * width; i += 8) _mm256_storeu_ps(sums + i, _mm256_setzero_ps());
   }
   for (std::size_t g = 0; g < groups; ++g) {
     for (std::size_t b = 0; b < count * blocks; ++b) {
@@ -158,8 +160,8 @@ void pass(const Call& call, std::size_t block, std::size_t count, std::size_t ha
         clear_block<R>(l.slots, set, b % blocks);
       }
     }
-    tiles<P::kWindow, P::kEven, kNibbles, R>(call.sets, count, l.slots, call.places, codes + g * group_codes, stride,
-                                             scales + g, groups, tokens);
+    tiles<P::kWindow, P::kEven, kNibbles, R>(call.sets, count, l.slots, call.places, codes + g * group_codes,
+                                             stride, scales + g, groups, tokens);
   }
   for (std::size_t t = 0; t < tokens; ++t) {
     for (std::size_t b = 0; b < have; ++b) {

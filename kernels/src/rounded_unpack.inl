@@ -6,7 +6,9 @@
 
 using Byte = std::uint8_t;
 
-SPARSIFY_INLINE __m256i load_bytes(const Byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+SPARSIFY_INLINE __m256i load_bytes(const Byte* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
 
 SPARSIFY_INLINE __m256i every_byte(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
 
@@ -48,7 +50,9 @@ inline void find_places(std::size_t n, std::size_t slots, std::size_t code_width
 SPARSIFY_INLINE const char* ahead_of(const Byte* p, std::size_t ahead) {
   return reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(p) + ahead);
 }
-SPARSIFY_INLINE void prefetch_far(const Byte* p, std::size_t ahead) { _mm_prefetch(ahead_of(p, ahead), _MM_HINT_T1); }
+SPARSIFY_INLINE void prefetch_far(const Byte* p, std::size_t ahead) {
+  _mm_prefetch(ahead_of(p, ahead), _MM_HINT_T1);
+}
 SPARSIFY_INLINE void prefetch(const Byte* p, std::size_t ahead, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64) _mm_prefetch(ahead_of(p, ahead + i), _MM_HINT_T0);
 }
@@ -69,8 +73,8 @@ SPARSIFY_INLINE Parts parts_of(const Byte* group, std::size_t slots) {
 }
 
 // Shuffle indices of the slots 4c .. 4c + 3: bits 0 to 3 of each byte; bits 4 to 6 may hold anything, which
-// the shuffle ignores, bit 7 is 0. Slots 0 and 2 share one vector, 1 and 3 the other, four bits apart, so that
-// masks and offsets are applied once for two slots. The third bits come through a table of the four.
+// the shuffle ignores, bit 7 is 0. Slots 0 and 2 share one vector, 1 and 3 the other, four bits apart, so
+// that masks and offsets are applied once for two slots. The third bits come through a table of the four.
 template <int N, int M>
 struct Indices {
   __m256i even, odd;
