@@ -21,10 +21,16 @@ constexpr std::size_t kLanes = 8;
 inline Lanes zero_lanes() { return _mm256_setzero_ps(); }
 inline Lanes load_lanes(const float* from) { return _mm256_load_ps(from); }
 inline void store_lanes(float* to, Lanes value) { _mm256_store_ps(to, value); }
-inline Lanes broadcast(const float* from) {
-  float value;
-  __builtin_memcpy(&value, from, sizeof value);  // at any address
-  return _mm256_set1_ps(value);
+// Four values of a row, in both halves; one of them for all tokens.
+using Four = __m256;
+inline Four load_four(const float* from) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(from)); }
+inline Lanes one_of(Four four, std::size_t which) {
+  switch (which) {
+    case 0: return _mm256_permute_ps(four, 0x00);
+    case 1: return _mm256_permute_ps(four, 0x55);
+    case 2: return _mm256_permute_ps(four, 0xaa);
+    default: return _mm256_permute_ps(four, 0xff);
+  }
 }
 
 // A multiply-add takes 4 cycles and two start in each: 8 sums at least, better more, must be under way.

@@ -22,10 +22,16 @@ inline Lanes zero_lanes() { return _mm512_setzero_ps(); }
 inline Lanes load_lanes(const float* from) { return _mm512_load_ps(from); }
 inline void store_lanes(float* to, Lanes value) { _mm512_store_ps(to, value); }
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
-inline Lanes broadcast(const float* from) {
-  float value;
-  __builtin_memcpy(&value, from, sizeof value);  // at any address
-  return _mm512_set1_ps(value);
+// Four values of a row, in each quarter; one of them for all tokens.
+using Four = __m512;
+inline Four load_four(const float* from) { return _mm512_broadcast_f32x4(_mm_loadu_ps(from)); }
+inline Lanes one_of(Four four, std::size_t which) {
+  switch (which) {
+    case 0: return _mm512_permute_ps(four, 0x00);
+    case 1: return _mm512_permute_ps(four, 0x55);
+    case 2: return _mm512_permute_ps(four, 0xaa);
+    default: return _mm512_permute_ps(four, 0xff);
+  }
 }
 
 // A multiply-add takes 4 cycles and one or two start in each: 8 sums or more must be under way.

@@ -23,8 +23,18 @@ inline void store_rows(Row sum, const float* bias, float* y, std::size_t rows) {
   for (std::size_t r = 0; r < rows; ++r) y[r] = values[r] + (bias ? bias[r] : 0.0f);
 }
 
-// Bytes between a weight's use and its prefetch, and row blocks at once.
-constexpr std::size_t kFewAhead = 2048, kFewBlocks = 8;
+constexpr std::size_t kFewBlocks = 8;  // at once
+
+// Weights some way ahead of `at`, as measured. With one or two tokens memory is all that counts: far ahead, and
+// into the second cache only. With more, a read from there would delay the multiply-adds.
+template <std::size_t T>
+inline void prefetch_weights(const std::uint8_t* at) {
+  if constexpr (T < 4) {
+    prefetch_far(at + 2048);
+  } else {
+    prefetch(at + 1024);
+  }
+}
 
 // B row blocks, T tokens. Each block is a stream of its own: several at once keep more reads from memory under
 // way than one long stream does. Independent sums hide the latency of the multiply-add.
@@ -51,8 +61,7 @@ SPARSIFY_UNROLL
           for (std::size_t t = 0; t < T; ++t) taken[t] = group<M>(x + t * layout.padded + k + entry / N * M);
 SPARSIFY_UNROLL
         for (std::size_t b = 0; b < B; ++b) {
-          // Into the second cache only: the first one is busy with the activations.
-          if (i % 2 == 0) prefetch_far(at + b * layout.block_bytes + 32 * i + kFewAhead);
+          if (i % 2 == 0) prefetch_weights<T>(at + b * layout.block_bytes + 32 * i);
           const Row value = load_row(reinterpret_cast<const float*>(at + b * layout.block_bytes + 32 + 32 * i));
 SPARSIFY_UNROLL
           for (std::size_t t = 0; t < T; ++t)

@@ -115,10 +115,15 @@ constexpr std::size_t kLanes = 8;
 inline Lanes zero_lanes() { return zero_row(); }
 inline Lanes load_lanes(const float* from) { return load_row(from); }
 inline void store_lanes(float* to, Lanes value) { store_row(to, value); }
-inline Lanes broadcast(const float* from) {
-  float value;
-  __builtin_memcpy(&value, from, sizeof value);  // at any address
-  return {vdupq_n_f32(value), vdupq_n_f32(value)};
+// Four values of a row; one of them for all tokens, which the multiply-add takes from where it is.
+using Four = float32x4_t;
+inline Four load_four(const float* from) { return vld1q_f32(from); }
+inline Lanes one_of(Four four, std::size_t which) {
+  const float32x4_t value = which == 0   ? vdupq_laneq_f32(four, 0)
+                            : which == 1 ? vdupq_laneq_f32(four, 1)
+                            : which == 2 ? vdupq_laneq_f32(four, 2)
+                                         : vdupq_laneq_f32(four, 3);
+  return {value, value};
 }
 
 // A multiply-add takes 4 cycles and two to four start in each: 12 to 24 registers of sums are under way.

@@ -4,19 +4,37 @@
 
 // Bytes of activations and weights that a run over all row blocks reads again and again: they should stay in
 // the first-level cache (32 KiB) beside the sums of a row.
-constexpr std::size_t kCacheBytes = 24000;
+constexpr std::size_t kCacheBytes = 28000;
 
 // Columns of one step: a multiple of the span.
 template <std::size_t N, std::size_t M>
-std::size_t step_columns(std::size_t width) {
+constexpr std::size_t step_columns(std::size_t width) {
   using F = Float<N, M>;
   const std::size_t bytes = F::span * width * sizeof(float) + F::chunks * F::bytes;
   return (bytes >= kCacheBytes ? 1 : kCacheBytes / bytes) * F::span;
 }
 
-// R rows of one block, V registers of tokens each: sums [row][width] += W x over `spans` spans of columns.
-template <std::size_t N, std::size_t M, std::size_t V, std::size_t R>
-inline void tile_rows(const std::uint8_t* at, const float* x, std::size_t spans, std::size_t row, float* sums,
+// The values of one row block, whose rows the packed layout interleaves, as [row][entries]: four values of a row
+// then come with one read, where a read for each would cost as much as one of the activations.
+template <std::size_t N, std::size_t M, std::size_t entries>
+inline void transpose_values(const std::uint8_t* at, std::size_t chunks, float* values) {
+  using F = Float<N, M>;
+  for (std::size_t c = 0; c < chunks; ++c, at += F::bytes, values += F::fields) {
+SPARSIFY_UNROLL
+    for (std::size_t i = 0; i < F::fields; i += 8) {
+      Row rows[8];
+      for (std::size_t e = 0; e < 8; ++e)
+        rows[e] = load_row(reinterpret_cast<const float*>(at + 32) + 8 * (i + e));
+      transpose_rows(rows);
+      for (std::size_t r = 0; r < 8; ++r) store_row(values + r * entries + i, rows[r]);
+    }
+  }
+}
+
+// R rows of one block, V registers of tokens each: sums [row][width] += W x over `spans` spans of columns. `words`
+// are the index words of the first row, `values` [row][entries].
+template <std::size_t N, std::size_t M, std::size_t V, std::size_t R, std::size_t entries>
+inline void tile_rows(const std::uint8_t* words, const float* values, const float* x, std::size_t spans, float* sums,
                       bool begin) {
   using F = Float<N, M>;
   constexpr std::size_t width = V * kLanes;
@@ -28,18 +46,19 @@ SPARSIFY_UNROLL
       sum[r][v] = begin ? zero_lanes() : load_lanes(sums + r * width + v * kLanes);
   for (std::size_t s = 0; s < spans; ++s, x += F::span * width) {
 SPARSIFY_UNROLL
-    for (std::size_t c = 0; c < F::chunks; ++c, at += F::bytes) {
+    for (std::size_t c = 0; c < F::chunks; ++c, words += F::bytes, values += F::fields) {
       std::uint32_t index[R];
+      Four four[R];
 SPARSIFY_UNROLL
-      for (std::size_t r = 0; r < R; ++r) __builtin_memcpy(&index[r], at + 4 * (row + r), 4);  // at any address
-      const float* values = reinterpret_cast<const float*>(at + 32) + row;
+      for (std::size_t r = 0; r < R; ++r) __builtin_memcpy(&index[r], words + 4 * r, 4);  // at any address
 SPARSIFY_UNROLL
       for (std::size_t i = 0; i < F::fields; ++i) {
 SPARSIFY_UNROLL
         for (std::size_t r = 0; r < R; ++r) {
+          if (i % 4 == 0) four[r] = load_four(values + r * entries + i);
           const float* from = x + ((c * F::fields + i) / N * M + (index[r] & (M - 1))) * width;
           index[r] >>= F::bits;
-          const Lanes value = broadcast(values + 8 * i + r);
+          const Lanes value = one_of(four[r], i % 4);
 SPARSIFY_UNROLL
           for (std::size_t v = 0; v < V; ++v)
             sum[r][v] = multiply_add(value, load_lanes(from + v * kLanes), sum[r][v]);
@@ -57,18 +76,25 @@ SPARSIFY_UNROLL
 template <std::size_t N, std::size_t M, std::size_t V>
 void tile_sums(const Layout& layout, const std::uint8_t* packed, const float* x, std::size_t blocks, float* sums) {
   using F = Float<N, M>;
-  constexpr std::size_t width = V * kLanes, rows = tile_rows_at_once(V);
-  const std::size_t step = step_columns<N, M>(width);
+  constexpr std::size_t width = V * kLanes, rows = tile_rows_at_once(V), step = step_columns<N, M>(width);
+  constexpr std::size_t entries = step / M * N, line = 64;
+  alignas(line) float values[kRows * entries];
   for (std::size_t k = 0; k < layout.padded; k += step) {
     const std::size_t spans = (layout.padded - k < step ? layout.padded - k : step) / F::span;
     const std::size_t offset = k / F::span * F::chunks * F::bytes, bytes = spans * F::chunks * F::bytes;
+    // The columns of the next step, a share of them with each block.
+    const float* later = x + (k + step) * width;
+    const std::size_t columns = k + step < layout.padded ? step * width / blocks : 0;
     for (std::size_t b = 0; b < blocks; ++b) {
+      for (std::size_t i = 0; i < columns; i += line / sizeof(float)) prefetch_far(later + b * columns + i);
       const std::uint8_t* at = packed + b * layout.block_bytes + offset;
       // The next block's weights lie too far away for the processor to guess.
       const std::uint8_t* next = b + 1 < blocks ? at + layout.block_bytes : packed + offset + bytes;
+      transpose_values<N, M, entries>(at, spans * F::chunks, values);
       for (std::size_t row = 0; row < kRows; row += rows) {
-        for (std::size_t p = bytes * row / kRows; p < bytes * (row + rows) / kRows; p += 64) prefetch(next + p);
-        tile_rows<N, M, V, rows>(at, x + k * width, spans, row, sums + (b * kRows + row) * width, k == 0);
+        for (std::size_t p = bytes * row / kRows; p < bytes * (row + rows) / kRows; p += line) prefetch(next + p);
+        tile_rows<N, M, V, rows, entries>(at + 4 * row, values + row * entries, x + k * width, spans,
+                                          sums + (b * kRows + row) * width, k == 0);
       }
     }
   }

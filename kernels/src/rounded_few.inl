@@ -35,19 +35,20 @@ SPARSIFY_INLINE __m256 load_scales(const Byte* p) {
   return _mm256_mul_ps(scales, _mm256_set1_ps(1.0f / kNibbleFactor));
 }
 
-// Sums of one scale group of a row block. Slots take turns at the chains, so that a sum need not wait for the
-// one before it.
+// Slots take turns at the chains of sums, so that a sum need not wait for the one before it.
+constexpr int chains_of(int tokens) { return tokens <= 2 ? kChains : 1; }
+
+// Sums of one scale group of a row block.
 template <bool kNibbles, int T>
 struct Sums {
-  static constexpr int chains = T <= 2 ? kChains : 1;
-  __m256i acc[chains * T];
-  Excess<kNibbles> excess[chains];
+  __m256i acc[chains_of(T) * T];
+  Excess<kNibbles> excess[chains_of(T)];
 };
 
 template <int N, int M, bool kNibbles, int slot, int... I>
 SPARSIFY_INLINE void few_slot(Sequence<I...>, const Parts& parts, std::size_t c, const Indices<N, M>& indices,
                               const Byte* codes, std::size_t stride, Sums<kNibbles, sizeof...(I)>& sums) {
-  constexpr int step = Pattern<N, M>::kWindow, T = sizeof...(I), chain = slot % sums.chains;
+  constexpr int step = Pattern<N, M>::kWindow, T = sizeof...(I), chain = slot % chains_of(T);
   constexpr bool kFold = step == 8 && !kNibbles && T > 2;  // the signs of the weights at once for all tokens
   const Byte* at = codes + (4 * c + slot) * step * code_width(step, kNibbles);
   __m256i index = indices.slot(slot), weight = weights<kNibbles>(parts, c, slot);
@@ -84,10 +85,9 @@ SPARSIFY_INLINE void few_group(Sequence<I...>, const Byte* group, std::size_t sl
   }
   if (4 * c + 4 <= slots) few_chunk<N, M, kNibbles, 4>(parts, c++, false, codes, stride, sums);
   if (4 * c < slots) few_chunk<N, M, kNibbles, 2>(parts, c, c % 2 != 0, codes, stride, sums);
-  if (sums.chains == 2) {
-    constexpr int other = sums.chains - 1;
-    sums.excess[0].join(sums.excess[other]);
-    ((sums.acc[I] = _mm256_add_epi32(sums.acc[I], sums.acc[other * T + I])), ...);
+  if constexpr (chains_of(T) == 2) {
+    sums.excess[0].join(sums.excess[1]);
+    ((sums.acc[I] = _mm256_add_epi32(sums.acc[I], sums.acc[T + I])), ...);
   }
   const __m256 scale = load_scales<kNibbles>(parts.scales);
   ((totals[I] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(scales[I * groups])),
