@@ -25,17 +25,6 @@ inline void store_rows(Row sum, const float* bias, float* y, std::size_t rows) {
 
 constexpr std::size_t kFewBlocks = 8;  // at once
 
-// Weights some way ahead of `at`, as measured. With one or two tokens memory is all that counts: far ahead, and
-// into the second cache only. With more, a read from there would delay the multiply-adds.
-template <std::size_t T>
-inline void prefetch_weights(const std::uint8_t* at) {
-  if constexpr (T < 4) {
-    prefetch_far(at + 2048);
-  } else {
-    prefetch(at + 1024);
-  }
-}
-
 // B row blocks, T tokens. Each block is a stream of its own: several at once keep more reads from memory under
 // way than one long stream does. Independent sums hide the latency of the multiply-add.
 template <std::size_t N, std::size_t M, std::size_t T, std::size_t B>
@@ -43,6 +32,7 @@ void few_blocks(const Layout& layout, const std::uint8_t* at, const float* x, co
                 std::size_t rows) {
   using F = Float<N, M>;
   constexpr std::size_t kSums = T * B == 1 ? 4 : T * B == 2 ? 2 : 1;
+  const std::size_t ahead = T < 4 ? 2048 : B * layout.block_bytes;
   Row sums[B][T][kSums];
 SPARSIFY_UNROLL
   for (std::size_t i = 0; i < B * T * kSums; ++i) sums[i / (T * kSums)][i / kSums % T][i % kSums] = zero_row();
@@ -50,6 +40,10 @@ SPARSIFY_UNROLL
     Group<M> taken[T];
 SPARSIFY_UNROLL
     for (std::size_t c = 0; c < F::chunks; ++c, at += F::bytes) {
+SPARSIFY_UNROLL
+      for (std::size_t b = 0; b < B; ++b)
+SPARSIFY_UNROLL
+        for (std::size_t i = 0; i < F::bytes; i += 64) prefetch_far(at + b * layout.block_bytes + i + ahead);
       Word index[B];
 SPARSIFY_UNROLL
       for (std::size_t b = 0; b < B; ++b) index[b] = load_word(at + b * layout.block_bytes);
@@ -61,7 +55,6 @@ SPARSIFY_UNROLL
           for (std::size_t t = 0; t < T; ++t) taken[t] = group<M>(x + t * layout.padded + k + entry / N * M);
 SPARSIFY_UNROLL
         for (std::size_t b = 0; b < B; ++b) {
-          if (i % 2 == 0) prefetch_weights<T>(at + b * layout.block_bytes + 32 * i);
           const Row value = load_row(reinterpret_cast<const float*>(at + b * layout.block_bytes + 32 + 32 * i));
 SPARSIFY_UNROLL
           for (std::size_t t = 0; t < T; ++t)
