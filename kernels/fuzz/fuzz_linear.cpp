@@ -208,10 +208,10 @@ Exact<float> tiles(const Isa& isa, const Case& c) {
 Exact<float> rounded(const Isa& of, const Case& c) {
   const RoundedKernels& isa = of.rounded;
   const Layout& l = c.layout;
-  Exact<std::uint8_t> codes(isa.code_bytes(l) * c.tokens);
+  Exact<std::uint8_t> codes(isa.code_bytes(l, c.tokens));
   Exact<float> scales(l.groups() * c.tokens);
-  isa.quantize(l, c.x.data(), c.tokens / 2, c.tokens, codes.data(), scales.data());
-  isa.quantize(l, c.x.data(), 0, c.tokens / 2, codes.data(), scales.data());
+  isa.quantize(l, c.x.data(), c.tokens, c.tokens / 2, c.tokens, codes.data(), scales.data());
+  isa.quantize(l, c.x.data(), c.tokens, 0, c.tokens / 2, codes.data(), scales.data());
   Exact<float> y = result(c, c.tokens % 3);
   for (std::size_t first = 0; first < l.blocks; first += 3) {
     const std::size_t last = first + 3 < l.blocks ? first + 3 : l.blocks;

@@ -32,11 +32,11 @@ struct FloatKernels {
 };
 
 struct RoundedKernels {
-  // `quantize` rounds tokens [first, last) of x [tokens, in] into codes (code_bytes for each token, zero where
-  // columns are padded) and scales [tokens, groups].
-  std::size_t (*code_bytes)(const Layout&);
-  void (*quantize)(const Layout&, const float* x, std::size_t first, std::size_t last, std::uint8_t* codes,
-                   float* scales);
+  // `quantize` rounds tokens [first, last) of x [tokens, in] into codes (code_bytes for all tokens, zero where
+  // columns are padded) and tokens * groups scales, both in an order of the instruction set's own.
+  std::size_t (*code_bytes)(const Layout&, std::size_t tokens);
+  void (*quantize)(const Layout&, const float* x, std::size_t tokens, std::size_t first, std::size_t last,
+                   std::uint8_t* codes, float* scales);
   // Row blocks [first, last) for all tokens; `work` has room for work_bytes.
   std::size_t (*work_bytes)(const Layout&);
   void (*rounded)(const Layout&, const std::uint8_t* packed, const std::uint8_t* codes, const float* scales,

@@ -128,8 +128,8 @@ void float_tiles(Job& job, const Pool& pool) {
 
 void quantize_task(void* data, std::size_t index) {
   const Job& job = *static_cast<const Job*>(data);
-  job.isa.rounded.quantize(job.layout, job.x, job.part(job.tokens, index), job.part(job.tokens, index + 1), job.codes,
-                   job.scales);
+  job.isa.rounded.quantize(job.layout, job.x, job.tokens, job.part(job.tokens, index),
+                           job.part(job.tokens, index + 1), job.codes, job.scales);
 }
 
 void rounded_task(void* data, std::size_t index) {
@@ -142,7 +142,7 @@ void rounded_task(void* data, std::size_t index) {
 
 void rounded(Job& job, const Pool& pool) {
   static thread_local Scratch codes, scales;
-  job.codes = codes.get<std::uint8_t>(job.isa.rounded.code_bytes(job.layout) * job.tokens);
+  job.codes = codes.get<std::uint8_t>(job.isa.rounded.code_bytes(job.layout, job.tokens));
   job.scales = scales.get<float>(job.layout.groups() * job.tokens);
   run(job, pool, std::min(kTasks, job.tokens), quantize_task);
   run(job, pool, std::min(kTasks, job.layout.blocks), rounded_task);

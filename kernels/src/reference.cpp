@@ -43,7 +43,7 @@ void few(const Layout& layout, const std::uint8_t* packed, const float* x, std::
   }
 }
 
-std::size_t code_bytes(const Layout& layout) { return layout.padded; }
+std::size_t code_bytes(const Layout& layout, std::size_t tokens) { return tokens * layout.padded; }
 
 // Codes and scale of one group of a token; `count` columns exist.
 float quantize_group(const float* x, std::size_t count, std::size_t group, std::int8_t* codes) {
@@ -61,8 +61,8 @@ float quantize_group(const float* x, std::size_t count, std::size_t group, std::
   return finite ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
 }
 
-void quantize(const Layout& layout, const float* x, std::size_t first, std::size_t last, std::uint8_t* codes,
-              float* scales) {
+void quantize(const Layout& layout, const float* x, std::size_t, std::size_t first, std::size_t last,
+              std::uint8_t* codes, float* scales) {
   for (std::size_t t = first; t < last; ++t) {
     for (std::size_t g = 0; g < layout.groups(); ++g) {
       const std::size_t k = g * layout.group, left = layout.in - k;

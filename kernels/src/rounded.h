@@ -9,9 +9,9 @@
 namespace sparsify {
 
 #define SPARSIFY_ROUNDED_KERNELS                                                                             \
-  std::size_t code_bytes(const Layout&);                                                                     \
-  void quantize(const Layout&, const float* x, std::size_t first, std::size_t last, std::uint8_t* codes,     \
-                float* scales);                                                                              \
+  std::size_t code_bytes(const Layout&, std::size_t tokens);                                                 \
+  void quantize(const Layout&, const float* x, std::size_t tokens, std::size_t first, std::size_t last,      \
+                std::uint8_t* codes, float* scales);                                                         \
   std::size_t work_bytes(const Layout&);                                                                     \
   void rounded(const Layout&, const std::uint8_t* packed, const std::uint8_t* codes, const float* scales,    \
                std::size_t tokens, const float* bias, float* y, std::size_t first, std::size_t last,         \

@@ -9,11 +9,24 @@ SPARSIFY_INLINE int window_of(const Layout& l) {
   return l.n == 4 ? 8 : (l.n == 1 ? 32 : 16);
 }
 
-// Bytes from token to token: room for a window that begins in the last group of M, and an odd number of cache
-// lines, so that the same columns of many tokens do not meet in the same cache set.
+// Rounded activations: codes [groups][tokens][stride] and scales [groups][tokens], so that what a scale group
+// of the weights needs of all tokens lies in one piece. Behind the last code there is room for the window of a
+// slot that begins in the last group of M.
+struct Rounded {
+  const Byte* codes;
+  const float* scales;
+  std::size_t tokens, stride;
+
+  SPARSIFY_INLINE const Byte* codes_of(std::size_t group, std::size_t token) const {
+    return codes + (group * tokens + token) * stride;
+  }
+  SPARSIFY_INLINE const float* scales_of(std::size_t group, std::size_t token) const {
+    return scales + group * tokens + token;
+  }
+};
+
 SPARSIFY_INLINE std::size_t code_stride(const Layout& l) {
-  const std::size_t bytes = l.padded * code_width(window_of(l), l.values == Values::int4) + 32;
-  return ((bytes + 63) / 64 | 1) * 64;
+  return l.group * code_width(window_of(l), l.values == Values::int4);
 }
 
 // The bits of the largest magnitude of `group` floats: NaN and infinity have the largest of all.
@@ -55,14 +68,14 @@ SPARSIFY_INLINE float round_group(const float* x, std::size_t group, int window,
   return finite ? most / 127.0f : __builtin_nanf("");
 }
 
-inline void round_tokens(const Layout& l, const float* x, std::size_t first, std::size_t last, Byte* codes,
-                         float* scales) {
-  const std::size_t groups = l.padded / l.group, stride = code_stride(l);
+inline void round_tokens(const Layout& l, const float* x, std::size_t tokens, std::size_t first,
+                         std::size_t last, Byte* codes, float* scales) {
+  const std::size_t stride = code_stride(l);
   const bool nibbles = l.values == Values::int4;
   const int window = window_of(l);
   for (std::size_t t = first; t < last; ++t) {
-    Byte* to = codes + t * stride;
-    for (std::size_t g = 0; g < groups; ++g, to += l.group * code_width(window, nibbles)) {
+    for (std::size_t g = 0; g < l.groups(); ++g) {
+      const std::size_t place = g * tokens + t;
       const float* from = x + t * l.in + g * l.group;
       float tail[128];
       if ((g + 1) * l.group > l.in) {
@@ -70,7 +83,7 @@ inline void round_tokens(const Layout& l, const float* x, std::size_t first, std
         for (std::size_t i = 0; i < l.group; ++i) tail[i] = i < real ? from[i] : 0.0f;
         from = tail;
       }
-      scales[t * groups + g] = round_group(from, l.group, window, nibbles, to);
+      scales[place] = round_group(from, l.group, window, nibbles, codes + place * stride);
     }
   }
 }

@@ -74,7 +74,7 @@ SPARSIFY_INLINE void few_chunk(const Parts& parts, std::size_t c, bool upper, co
 // One scale group of one row block. The patterns that come here have an even number of slots.
 template <int N, int M, bool kNibbles, int... I>
 SPARSIFY_INLINE void few_group(Sequence<I...>, const Byte* group, std::size_t slots, const Byte* codes,
-                               std::size_t stride, const float* scales, std::size_t groups, __m256* totals) {
+                               std::size_t stride, const float* scales, __m256* totals) {
   constexpr int T = sizeof...(I);
   const Parts parts = parts_of<M>(group, slots);
   Sums<kNibbles, T> sums{};
@@ -90,7 +90,7 @@ SPARSIFY_INLINE void few_group(Sequence<I...>, const Byte* group, std::size_t sl
     ((sums.acc[I] = _mm256_add_epi32(sums.acc[I], sums.acc[T + I])), ...);
   }
   const __m256 scale = load_scales<kNibbles>(parts.scales);
-  ((totals[I] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(scales[I * groups])),
+  ((totals[I] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(scales[I])),
                                 _mm256_cvtepi32_ps(sums.excess[0].remove(sums.acc[I])), totals[I])),
    ...);
 }
@@ -99,32 +99,27 @@ constexpr std::size_t kFewAhead = 2048;  // bytes; the processor's own prefetchi
 
 // One row block and T tokens; kSlots of a scale group if it is known to the compiler, else 0.
 template <int N, int M, bool kNibbles, int T, std::size_t kSlots>
-SPARSIFY_INLINE void few_rows(const Layout& l, const Byte* group, std::size_t block, const Byte* codes,
-                              std::size_t stride, const float* scales, const float* bias, float* y) {
-  const std::size_t groups = l.padded / l.group, bytes = l.block_bytes / groups;
-  const std::size_t slots = kSlots ? kSlots : l.slots;
-  const std::size_t group_codes = l.group * code_width(Pattern<N, M>::kWindow, kNibbles);
+SPARSIFY_INLINE void few_rows(const Layout& l, const Byte* group, std::size_t block, const Rounded& x,
+                              std::size_t token, const float* bias, float* y) {
+  const std::size_t bytes = l.block_bytes / l.groups(), slots = kSlots ? kSlots : l.slots;
   __m256 totals[T];
   for (__m256& total : totals) total = _mm256_setzero_ps();
-  for (std::size_t g = 0; g < groups; ++g, group += bytes, codes += group_codes) {
+  for (std::size_t g = 0; g < l.groups(); ++g, group += bytes) {
     prefetch_far(group, kFewAhead);
-    few_group<N, M, kNibbles>(Count<T>(), group, slots, codes, stride, scales + g, groups, totals);
+    few_group<N, M, kNibbles>(Count<T>(), group, slots, x.codes_of(g, token), x.stride, x.scales_of(g, token),
+                              totals);
   }
-  for (std::size_t t = 0; t < T; ++t) store_rows(l, block, totals[t], bias, y + t * l.out);
+  for (std::size_t t = 0; t < T; ++t) store_rows(l, block, totals[t], bias, y + (token + t) * l.out);
 }
 
 template <int N, int M, bool kNibbles, std::size_t kSlots>
-void few(const Layout& l, const Byte* packed, const Byte* codes, const float* scales, std::size_t tokens,
-         const float* bias, float* y, std::size_t first, std::size_t last) {
-  const std::size_t groups = l.padded / l.group, stride = code_stride(l);
+void few(const Layout& l, const Byte* packed, const Rounded& x, const float* bias, float* y, std::size_t first,
+         std::size_t last) {
   for (std::size_t block = first; block < last; ++block) {
     const Byte* group = packed + block * l.block_bytes;
     std::size_t t = 0;
-#define SPARSIFY_FEW(T)                                                                                    \
-  for (; t + T <= tokens; t += T) {                                                                        \
-    few_rows<N, M, kNibbles, T, kSlots>(l, group, block, codes + t * stride, stride, scales + t * groups,  \
-                                        bias, y + t * l.out);                                              \
-  }
+#define SPARSIFY_FEW(T) \
+  for (; t + T <= x.tokens; t += T) few_rows<N, M, kNibbles, T, kSlots>(l, group, block, x, t, bias, y);
     SPARSIFY_FEW(4)
     SPARSIFY_FEW(2)
     SPARSIFY_FEW(1)

@@ -63,7 +63,6 @@ struct Product {
   const Layout& l;
   const Byte* packed;
   const Byte* codes;
-  std::size_t stride;   // bytes of the codes of a token
   const float* scales;
   std::size_t tokens;
   const float* bias;
@@ -74,9 +73,10 @@ struct Product {
   const Byte* group(std::size_t block, std::size_t g) const {
     return packed + block * l.block_bytes + g * group_bytes;
   }
-  const Byte* codes_of(std::size_t token, std::size_t g) const {
-    return codes + token * stride + g * l.group;
-  }
+  // Codes are [groups][tokens][group] and scales [groups][tokens], so that what a scale group of the weights
+  // needs of all tokens lies in one piece.
+  const Byte* codes_of(std::size_t token, std::size_t g) const { return codes + (g * tokens + token) * l.group; }
+  float scale_of(std::size_t token, std::size_t g) const { return scales[g * tokens + token]; }
 
   // Rows beyond `out` exist in the last block only.
   void store(std::size_t token, std::size_t block, Floats sum) const {
@@ -126,15 +126,13 @@ inline float round_group(const float* x, std::size_t group, Byte* codes) {
 
 }  // namespace
 
-// Room for a table that begins in the last group of M columns, and an odd number of cache lines, so that the
-// same columns of many tokens do not meet in the same cache set.
-std::size_t code_bytes(const Layout& l) { return ((l.padded + 16 + 63) / 64 | 1) * 64; }
+// With room for a table that begins in the last group of M columns.
+std::size_t code_bytes(const Layout& l, std::size_t tokens) { return tokens * l.padded + 16; }
 
-void quantize(const Layout& l, const float* x, std::size_t first, std::size_t last, std::uint8_t* codes,
-              float* scales) {
-  const std::size_t groups = l.padded / l.group, stride = code_bytes(l);
+void quantize(const Layout& l, const float* x, std::size_t tokens, std::size_t first, std::size_t last,
+              std::uint8_t* codes, float* scales) {
   for (std::size_t t = first; t < last; ++t) {
-    for (std::size_t g = 0; g < groups; ++g) {
+    for (std::size_t g = 0; g < l.groups(); ++g) {
       const std::size_t k = g * l.group;
       const float* from = x + t * l.in + k;
       float tail[128];
@@ -142,7 +140,8 @@ void quantize(const Layout& l, const float* x, std::size_t first, std::size_t la
         for (std::size_t i = 0; i < l.group; ++i) tail[i] = k + i < l.in ? from[i] : 0.0f;
         from = tail;
       }
-      scales[t * groups + g] = round_group(from, l.group, codes + t * stride + k);
+      const std::size_t place = g * tokens + t;
+      scales[place] = round_group(from, l.group, codes + place * l.group);
     }
   }
 }
@@ -153,7 +152,7 @@ void rounded(const Layout& l, const std::uint8_t* packed, const std::uint8_t* co
              std::size_t tokens, const float* bias, float* y, std::size_t first, std::size_t last,
              std::uint8_t* work) {
   const std::size_t groups = l.padded / l.group;
-  Product p{l, packed, codes, code_bytes(l), scales, tokens, bias, y, groups, l.block_bytes / groups, {}};
+  Product p{l, packed, codes, scales, tokens, bias, y, groups, l.block_bytes / groups, {}};
   find_places(l, p.places);
   if (l.values == Values::int4) {
     run_pattern<true>(p, first, last, work);

@@ -14,12 +14,12 @@ SPARSIFY_UNROLL
     each_slot<M, kNibbles>(p.group(block, g), p.l.slots, p.places, [&](std::size_t s, const Slot& slot) {
       const Byte* at = codes + p.places.column[s];
 SPARSIFY_UNROLL
-      for (std::size_t t = 0; t < T; ++t) add_slot(exact[t], Table<kWide>(at + t * p.stride), slot);
+      for (std::size_t t = 0; t < T; ++t) add_slot(exact[t], Table<kWide>(at + t * p.l.group), slot);
     });
     const Floats weight_scales = load_scales(p.group(block, g));
 SPARSIFY_UNROLL
     for (std::size_t t = 0; t < T; ++t) {
-      add_group<kNibbles>(sum[t], exact[t], weight_scales, p.scales[(token + t) * p.groups + g]);
+      add_group<kNibbles>(sum[t], exact[t], weight_scales, p.scale_of(token + t, g));
     }
   }
 SPARSIFY_UNROLL

@@ -53,7 +53,7 @@ SPARSIFY_UNROLL
     for (std::size_t r = 0; r < R; ++r) {
       const Slot slot = {load_pair(from + r * kSlotBytes), load_pair(from + r * kSlotBytes + 32)};
 SPARSIFY_UNROLL
-      for (std::size_t t = 0; t < T; ++t) add_slot(exact[t][r], Table<kWide>(at + t * p.stride), slot);
+      for (std::size_t t = 0; t < T; ++t) add_slot(exact[t][r], Table<kWide>(at + t * p.l.group), slot);
     }
   }
 SPARSIFY_UNROLL
@@ -63,7 +63,7 @@ SPARSIFY_UNROLL
       float* to = sums + (t * R + r) * kRows;
       Floats sum = load_floats(to);
       add_group<kNibbles>(sum, exact[t][r], load_floats(scratch.scales + r * kRows),
-                          p.scales[(token + t) * p.groups + g]);
+                          p.scale_of(token + t, g));
       store_floats(to, sum);
     }
   }

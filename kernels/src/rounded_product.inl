@@ -3,22 +3,20 @@
 constexpr std::size_t kFewTokens = 8;  // up to so many, measured
 
 template <int N, int M, bool kNibbles>
-void few_tokens(const Layout& l, const Byte* packed, const Byte* codes, const float* scales,
-                std::size_t tokens, const float* bias, float* y, std::size_t first, std::size_t last) {
+void few_tokens(const Layout& l, const Byte* packed, const Rounded& x, const float* bias, float* y,
+                std::size_t first, std::size_t last) {
   constexpr std::size_t usual = 128 * N / (4 * M);  // slots of 128 columns
   if (l.slots == usual) {
-    few<N, M, kNibbles, usual>(l, packed, codes, scales, tokens, bias, y, first, last);
+    few<N, M, kNibbles, usual>(l, packed, x, bias, y, first, last);
   } else {
-    few<N, M, kNibbles, 0>(l, packed, codes, scales, tokens, bias, y, first, last);
+    few<N, M, kNibbles, 0>(l, packed, x, bias, y, first, last);
   }
 }
 
 template <int N, int M, bool kNibbles>
-void many_tokens(const Call& call, const Byte* codes, const float* scales, std::size_t tokens, float* y,
-                 std::size_t first, std::size_t last) {
+void many_tokens(const Call& call, std::size_t first, std::size_t last) {
   constexpr std::size_t full = kVecs * kBlocks;
-  const Layout& l = call.layout;
-  const std::size_t groups = l.padded / l.group, stride = code_stride(l);
+  const std::size_t tokens = call.x.tokens;
   // Passes of about the same size, whole tiles but for the last.
   const std::size_t passes = (tokens + kTokens - 1) / kTokens;
   const std::size_t most = ((tokens + passes - 1) / passes + kTile - 1) / kTile * kTile;
@@ -29,26 +27,24 @@ void many_tokens(const Call& call, const Byte* codes, const float* scales, std::
       const std::size_t count = left / full < kSets ? left / full : kSets;
       const std::size_t have = count ? count * full : (left < kBlocks ? left : kBlocks);
       const auto run = count ? pass<N, M, kNibbles, kVecs> : pass<N, M, kNibbles, 1>;
-      run(call, block, count ? count : 1, have, codes + t * stride, scales + t * groups, some, y + t * l.out);
+      run(call, block, count ? count : 1, have, t, some);
       block += have;
     }
   }
 }
 
 template <int N, int M, bool kNibbles>
-void product(const Layout& l, const Byte* packed, const Byte* codes, const float* scales, std::size_t tokens,
-             const float* bias, float* y, std::size_t first, std::size_t last, Byte* work) {
+void product(const Layout& l, const Byte* packed, const Rounded& x, const float* bias, float* y,
+             std::size_t first, std::size_t last, Byte* work) {
   if constexpr (Pattern<N, M>::kEven && Pattern<N, M>::kWindow < 32) {
-    if (tokens <= kFewTokens) {
-      return few_tokens<N, M, kNibbles>(l, packed, codes, scales, tokens, bias, y, first, last);
-    }
+    if (x.tokens <= kFewTokens) return few_tokens<N, M, kNibbles>(l, packed, x, bias, y, first, last);
   }
-  Call call = {l, packed, bias, {}, {}};
+  Call call = {l, packed, x, bias, y, {}, {}};
   for (std::size_t s = 0; s < kSets; ++s) call.sets[s] = cut(work, s);
   if (!Pattern<N, M>::kEven) {
     find_places(l.n, l.slots, code_width(Pattern<N, M>::kWindow, kNibbles), call.places);
   }
-  many_tokens<N, M, kNibbles>(call, codes, scales, tokens, y, first, last);
+  many_tokens<N, M, kNibbles>(call, first, last);
 }
 
 using Product = decltype(&product<2, 4, true>);

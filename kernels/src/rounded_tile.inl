@@ -77,10 +77,10 @@ inline void clear_block(std::size_t slots, const Set& set, std::size_t part) {
 }
 
 // Adds one scale group to the sums of T tokens and R vectors of row blocks, which I counts. `codes` and
-// `scales` are those of the first token.
+// `scales` are those of the group and the first token.
 template <int kWindow, bool kEven, bool kNibbles, int R, int... I>
 void tile(Sequence<I...>, const Set& set, std::size_t slots, const Places& places, const Byte* codes,
-          std::size_t stride, const float* scales, std::size_t groups, float* sums) {
+          std::size_t stride, const float* scales, float* sums) {
   constexpr std::size_t step = kWindow * code_width(kWindow, kNibbles);
   Vec acc[] = {begin<kNibbles>(set.starts + kVecBytes * (I % R))...};
   const Byte* next = set.slots;
@@ -101,23 +101,23 @@ void tile(Sequence<I...>, const Set& set, std::size_t slots, const Places& place
   } else {
     for (std::size_t s = 0; s < slots; ++s) add_slot(codes + (kEven ? s * step : places.column[s]));
   }
-  (add_group(sums + I * 8 * kBlocks, set.scales + 8 * kBlocks * (I % R), scales[I / R * groups],
+  (add_group(sums + I * 8 * kBlocks, set.scales + 8 * kBlocks * (I % R), scales[I / R],
              end<kNibbles, kEven>(acc[I])),
    ...);
 }
 
 template <int kWindow, bool kEven, bool kNibbles, int R>
 SPARSIFY_INLINE void tiles(const Set* sets, std::size_t count, std::size_t slots, const Places& places,
-                           const Byte* codes, std::size_t stride, const float* scales, std::size_t groups,
-                           std::size_t tokens) {
+                           const Rounded& x, std::size_t group, std::size_t first, std::size_t tokens) {
   constexpr std::size_t width = R * 8 * kBlocks;
   std::size_t t = 0;
-#define SPARSIFY_TILE(T)                                                                            \
-  for (; t + T <= tokens; t += T) {                                                                 \
-    for (std::size_t s = 0; s < count; ++s) {                                                       \
-      tile<kWindow, kEven, kNibbles, R>(Count<T * R>(), sets[s], slots, places, codes + t * stride, \
-                                        stride, scales + t * groups, groups, sets[s].sums + t * width); \
-    }                                                                                               \
+#define SPARSIFY_TILE(T)                                                                              \
+  for (; t + T <= tokens; t += T) {                                                                   \
+    for (std::size_t s = 0; s < count; ++s) {                                                         \
+      tile<kWindow, kEven, kNibbles, R>(Count<T * R>(), sets[s], slots, places,                       \
+                                        x.codes_of(group, first + t), x.stride,                       \
+                                        x.scales_of(group, first + t), sets[s].sums + t * width);     \
+    }                                                                                                 \
   }
   if (kTile == 8) SPARSIFY_TILE(8)
   SPARSIFY_TILE(4)
@@ -130,20 +130,22 @@ SPARSIFY_INLINE void tiles(const Set* sets, std::size_t count, std::size_t slots
 struct Call {
   const Layout& layout;
   const Byte* packed;
+  const Rounded& x;
   const float* bias;
+  float* y;
   Places places;
   Set sets[kSets];
 };
 
-// `count` sets of R vectors of row blocks from `block` on, `have` of whose blocks exist, for some tokens.
+// `count` sets of R vectors of row blocks from `block` on, `have` of whose blocks exist, for `tokens` tokens
+// from `first` on.
 template <int N, int M, bool kNibbles, int R>
-void pass(const Call& call, std::size_t block, std::size_t count, std::size_t have, const Byte* codes,
-          const float* scales, std::size_t tokens, float* y) {
+void pass(const Call& call, std::size_t block, std::size_t count, std::size_t have, std::size_t first,
+          std::size_t tokens) {
   using P = Pattern<N, M>;
   constexpr std::size_t blocks = R * kBlocks, width = kRows * blocks;
   const Layout& l = call.layout;
-  const std::size_t groups = l.padded / l.group, bytes = l.block_bytes / groups, stride = code_stride(l);
-  const std::size_t group_codes = l.group * code_width(P::kWindow, kNibbles);
+  const std::size_t groups = l.groups(), bytes = l.block_bytes / groups;
   for (std::size_t s = 0; s < count; ++s) {
     float* sums = call.sets[s].sums;
     for (std::size_t i = 0; i < tokens * width; i += 8) _mm256_storeu_ps(sums + i, _mm256_setzero_ps());
@@ -160,13 +162,12 @@ void pass(const Call& call, std::size_t block, std::size_t count, std::size_t ha
         clear_block<R>(l.slots, set, b % blocks);
       }
     }
-    tiles<P::kWindow, P::kEven, kNibbles, R>(call.sets, count, l.slots, call.places, codes + g * group_codes,
-                                             stride, scales + g, groups, tokens);
+    tiles<P::kWindow, P::kEven, kNibbles, R>(call.sets, count, l.slots, call.places, call.x, g, first, tokens);
   }
   for (std::size_t t = 0; t < tokens; ++t) {
     for (std::size_t b = 0; b < have; ++b) {
       const float* sums = call.sets[b / blocks].sums + t * width + kRows * (b % blocks);
-      store_rows(l, block + b, _mm256_loadu_ps(sums), call.bias, y + t * l.out);
+      store_rows(l, block + b, _mm256_loadu_ps(sums), call.bias, call.y + (first + t) * l.out);
     }
   }
 }
