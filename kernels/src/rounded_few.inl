@@ -95,34 +95,53 @@ SPARSIFY_INLINE void few_group(Sequence<I...>, const Byte* group, std::size_t sl
    ...);
 }
 
-constexpr std::size_t kFewAhead = 2048;  // bytes; the processor's own prefetching stops at the end of a page
+// Bytes between a weight's use and its prefetch; bytes of codes that stay in the first cache beside the weights.
+constexpr std::size_t kFewAhead = 2048, kFewCodes = 16384;
 
-// One row block and T tokens; kSlots of a scale group if it is known to the compiler, else 0.
-template <int N, int M, bool kNibbles, int T, std::size_t kSlots>
+// B row blocks, a scale group each in turn, and T tokens; kSlots of a scale group if it is known to the
+// compiler, else 0.
+template <int N, int M, bool kNibbles, int T, std::size_t kSlots, std::size_t B>
 SPARSIFY_INLINE void few_rows(const Layout& l, const Byte* group, std::size_t block, const Rounded& x,
                               std::size_t token, const float* bias, float* y) {
   const std::size_t bytes = l.block_bytes / l.groups(), slots = kSlots ? kSlots : l.slots;
-  __m256 totals[T];
-  for (__m256& total : totals) total = _mm256_setzero_ps();
-  for (std::size_t g = 0; g < l.groups(); ++g, group += bytes) {
-    prefetch_far(group, kFewAhead);
-    few_group<N, M, kNibbles>(Count<T>(), group, slots, x.codes_of(g, token), x.stride, x.scales_of(g, token),
-                              totals);
+  __m256 totals[B][T];
+  for (auto& row : totals) {
+    for (__m256& total : row) total = _mm256_setzero_ps();
   }
-  for (std::size_t t = 0; t < T; ++t) store_rows(l, block, totals[t], bias, y + (token + t) * l.out);
+  for (std::size_t g = 0; g < l.groups(); ++g, group += bytes) {
+    for (std::size_t b = 0; b < B; ++b) {
+      const Byte* at = group + b * l.block_bytes;
+      // One stream is foreseen by the processor itself, up to the end of a page.
+      prefetch_far(at, kFewAhead, B == 1 ? 1 : bytes);
+      few_group<N, M, kNibbles>(Count<T>(), at, slots, x.codes_of(g, token), x.stride, x.scales_of(g, token),
+                                totals[b]);
+    }
+  }
+  for (std::size_t b = 0; b < B; ++b) {
+    for (std::size_t t = 0; t < T; ++t) store_rows(l, block + b, totals[b][t], bias, y + (token + t) * l.out);
+  }
+}
+
+template <int N, int M, bool kNibbles, int T, std::size_t kSlots>
+void few_blocks(const Layout& l, const Byte* packed, const Rounded& x, std::size_t token, const float* bias,
+                float* y, std::size_t first, std::size_t last) {
+  std::size_t block = first;
+  if (T * l.groups() * x.stride > kFewCodes) {  // four blocks for each reading of the codes
+    for (; block + 4 <= last; block += 4)
+      few_rows<N, M, kNibbles, T, kSlots, 4>(l, packed + block * l.block_bytes, block, x, token, bias, y);
+  }
+  for (; block < last; ++block)
+    few_rows<N, M, kNibbles, T, kSlots, 1>(l, packed + block * l.block_bytes, block, x, token, bias, y);
 }
 
 template <int N, int M, bool kNibbles, std::size_t kSlots>
 void few(const Layout& l, const Byte* packed, const Rounded& x, const float* bias, float* y, std::size_t first,
          std::size_t last) {
-  for (std::size_t block = first; block < last; ++block) {
-    const Byte* group = packed + block * l.block_bytes;
-    std::size_t t = 0;
-#define SPARSIFY_FEW(T) \
-  for (; t + T <= x.tokens; t += T) few_rows<N, M, kNibbles, T, kSlots>(l, group, block, x, t, bias, y);
-    SPARSIFY_FEW(4)
-    SPARSIFY_FEW(2)
-    SPARSIFY_FEW(1)
-#undef SPARSIFY_FEW
+  std::size_t t = 0;
+  for (; t + 4 <= x.tokens; t += 4) few_blocks<N, M, kNibbles, 4, kSlots>(l, packed, x, t, bias, y, first, last);
+  if (t + 2 <= x.tokens) {
+    few_blocks<N, M, kNibbles, 2, kSlots>(l, packed, x, t, bias, y, first, last);
+    t += 2;
   }
+  if (t < x.tokens) few_blocks<N, M, kNibbles, 1, kSlots>(l, packed, x, t, bias, y, first, last);
 }

@@ -46,12 +46,12 @@ inline void find_places(std::size_t n, std::size_t slots, std::size_t code_width
   }
 }
 
-// Asks for a cache line, or for `bytes` bytes, `ahead` of an address that need not exist.
+// Asks for `bytes` bytes, `ahead` of an address that need not exist.
 SPARSIFY_INLINE const char* ahead_of(const Byte* p, std::size_t ahead) {
   return reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(p) + ahead);
 }
-SPARSIFY_INLINE void prefetch_far(const Byte* p, std::size_t ahead) {
-  _mm_prefetch(ahead_of(p, ahead), _MM_HINT_T1);
+SPARSIFY_INLINE void prefetch_far(const Byte* p, std::size_t ahead, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) _mm_prefetch(ahead_of(p, ahead + i), _MM_HINT_T1);
 }
 SPARSIFY_INLINE void prefetch(const Byte* p, std::size_t ahead, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64) _mm_prefetch(ahead_of(p, ahead + i), _MM_HINT_T0);
