@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <ctime>
 #include <thread>
+#include <utility>
 #include <vector>
 
 typedef float Vector __attribute__((vector_size(32)));
@@ -20,27 +21,36 @@ double seconds(int threads) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Reads `count` vectors once.
+// Reads `count` vectors once, in `kStreams` places by turns: which number is the fastest depends on the machine.
+template <int kStreams>
 void read(const Vector* from, std::size_t count) {
   Vector sums[8] = {};
-  for (std::size_t i = 0; i + 8 <= count; i += 8)
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) sums[j] += from[i + j];
+  const std::size_t part = count / kStreams / 16 * 16;
+  for (std::size_t i = 0; i < part; i += 16)
+    for (int stream = 0; stream < kStreams; ++stream) {
+      const Vector* at = from + stream * part + i;
+      for (int line = 0; line < 16; line += 2) __builtin_prefetch(at + 64 + line, 0, 2);
+#pragma GCC unroll 16
+      for (int j = 0; j < 16; ++j) sums[j % 8] += at[j];
+    }
   for (Vector& sum : sums) asm volatile("" : : "x"(sum));
 }
 
-// 12 independent chains of multiply-adds, so that none waits for its own last result.
-void multiply(std::size_t steps) {
-  Vector sums[12];
-#pragma GCC unroll 12
-  for (int j = 0; j < 12; ++j) sums[j] = Vector{} + static_cast<float>(j);
-  const Vector factor = Vector{} + 0.999f, term = Vector{} + 0.001f;
-  for (std::size_t i = 0; i < steps; ++i)
-#pragma GCC unroll 12
-    for (int j = 0; j < 12; ++j) {
-      sums[j] = sums[j] * factor + term;
-      asm volatile("" : "+x"(sums[j]));
-    }
+inline void multiply_add(Vector& sum, const Vector& factor) {
+#if defined(__FMA__)
+  asm volatile("vfmadd231ps %1, %1, %0" : "+x"(sum) : "x"(factor));
+#else
+  sum += factor * factor;
+  asm volatile("" : "+x"(sum));
+#endif
+}
+
+// Independent chains of multiply-adds, so that none waits for its own last result.
+template <std::size_t... I>
+void multiply(std::size_t steps, std::index_sequence<I...>) {
+  Vector sums[] = {(Vector{} + static_cast<float>(I))...};
+  const Vector factor = Vector{} + 0.999f;
+  for (std::size_t i = 0; i < steps; ++i) (multiply_add(sums[I], factor), ...);
 }
 
 template <typename Work>
@@ -63,8 +73,9 @@ int main(int count, char** words) {
     const int threads = std::atoi(words[i]);
     std::vector<std::vector<Vector>> memory(threads);
     for (auto& part : memory) part.assign(bytes / sizeof(Vector), Vector{} + 1.0f);
-    const double reading = best(threads, [&](int t) { read(memory[t].data(), memory[t].size()); });
-    const double computing = best(threads, [&](int) { multiply(steps); });
+    const double reading = std::min(best(threads, [&](int t) { read<1>(memory[t].data(), memory[t].size()); }),
+                                    best(threads, [&](int t) { read<8>(memory[t].data(), memory[t].size()); }));
+    const double computing = best(threads, [&](int) { multiply(steps, std::make_index_sequence<12>()); });
     std::printf("%d %.3f %.3f\n", threads, threads * bytes / reading / 1e9,
                 threads * steps * 12.0 * 16.0 / computing / 1e9);
   }
