@@ -26,13 +26,17 @@ inline void store_rows(Row sum, const float* bias, float* y, std::size_t rows) {
 constexpr std::size_t kFewBlocks = 8;  // at once
 
 // B row blocks, T tokens. Each block is a stream of its own: several at once keep more reads from memory under
-// way than one long stream does. Independent sums hide the latency of the multiply-add.
+// way than one long stream does. Independent sums hide the latency of the multiply-add. Weights are fetched
+// early, into the second cache, as the first one is busy with activations. With one token a line in four will do,
+// a page ahead: it calls up the processor's own prefetching, which ends with each page. With more, a late line
+// would hold up the multiply-adds: every line then, and with four tokens as early as one run of blocks.
 template <std::size_t N, std::size_t M, std::size_t T, std::size_t B>
 void few_blocks(const Layout& layout, const std::uint8_t* at, const float* x, const float* bias, float* y,
                 std::size_t rows) {
   using F = Float<N, M>;
   constexpr std::size_t kSums = T * B == 1 ? 4 : T * B == 2 ? 2 : 1;
-  const std::size_t ahead = T < 4 ? 2048 : B * layout.block_bytes;
+  constexpr std::size_t line = 64, fetched = T == 1 ? 4 * line : line;  // one line of so many bytes
+  const std::size_t ahead = T == 1 ? 4096 : T < 4 ? 2048 : B * layout.block_bytes;
   Row sums[B][T][kSums];
 SPARSIFY_UNROLL
   for (std::size_t i = 0; i < B * T * kSums; ++i) sums[i / (T * kSums)][i / kSums % T][i % kSums] = zero_row();
@@ -43,7 +47,7 @@ SPARSIFY_UNROLL
 SPARSIFY_UNROLL
       for (std::size_t b = 0; b < B; ++b)
 SPARSIFY_UNROLL
-        for (std::size_t i = 0; i < F::bytes; i += 64) prefetch_far(at + b * layout.block_bytes + i + ahead);
+        for (std::size_t i = 0; i < F::bytes; i += fetched) prefetch_far(at + b * layout.block_bytes + i + ahead);
       Word index[B];
 SPARSIFY_UNROLL
       for (std::size_t b = 0; b < B; ++b) index[b] = load_word(at + b * layout.block_bytes);
