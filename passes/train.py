@@ -1,63 +1,38 @@
 """train: optimise weights of the rewritten program.
 
-    minimise  task * task_loss(outputs, labels) + weight * distance(outputs, outputs of the dense twin)
+    minimise  task * task_loss(outputs, labels) + weight * distance(outputs, dense outputs)
 
-by AdamW. Masks stay as they are: a masked weight enters the program as zero and gets no gradient. The dense
-twin is the program as it was before the first pass. Resumes at its last checkpoint, bitwise.
+by AdamW. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
+With `masks=every{...}` they are chosen anew as the weights move, and every weight learns: a masked
+one gets the gradient of the zero in its place (AST) or takes part until the end (CAST,
+`decay=adams`), and `decay` pulls it towards zero. The dense twin is the program as it was before
+the first pass. Resumes at its last checkpoint, bitwise.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
-from sparsify.engine.options import Options
+from sparsify.engine.training import AdamS, ArsSte, Every, Kl, Pull, Squared, SrSte
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
-from sparsify.train import losses
-from sparsify.train.loop import Figures, Settings, train
-from sparsify.train.schedules import Shape
+from sparsify.ir.views import linears, out_in, targeted
+from sparsify.select.statistics import by_wanda
+from sparsify.tensors.pattern import Pattern
+from sparsify.train.adaptive import Refresh
+from sparsify.train.loop import Figures, Settings, Sparse, train
+from sparsify.train.schedules import Shape, factor
 from sparsify.train.trainable import select_trainable
-
-
-@dataclass(frozen=True)
-class Kl(Options):
-    """`weight * T^2 KL(p_dense || p)` of the first output's softmax at temperature T, a token."""
-
-    name: ClassVar[str] = "kl"
-    weight: float = 1.0
-    temperature: float = 1.0
-
-    def __call__(
-        self, outputs: Sequence[Tensor], dense: Sequence[Tensor], mask: Tensor | None
-    ) -> Tensor:
-        """The distance, a scalar."""
-        return self.weight * losses.kl(outputs[0], dense[0], mask, self.temperature)
-
-
-@dataclass(frozen=True)
-class Squared(Options):
-    """`weight * ||h - h_dense||^2 / ||h_dense||^2` of the first output's states; for encoders."""
-
-    name: ClassVar[str] = "squared"
-    weight: float = 1.0
-
-    def __call__(
-        self, outputs: Sequence[Tensor], dense: Sequence[Tensor], mask: Tensor | None
-    ) -> Tensor:
-        """The distance, a scalar."""
-        return self.weight * losses.squared(outputs[0], dense[0], mask)
 
 
 @dataclass(frozen=True)
 class Train(Pass):
     """Train for `steps` steps of `batch` sequences.
 
-    `update` names what learns: `lora` (branches only), `all`, or `norms` (branches, norms and biases).
-    `task` weighs the task loss, `distill` adds a distance to the dense twin. `save_every` steps lie
-    between checkpoints.
+    `update` names what learns: `lora` (branches only), `all`, or `norms` (branches, norms and
+    biases). `task` weighs the task loss, `distill` adds a distance to the dense twin. `masks` says
+    when masks are chosen anew, `decay` how masked weights are pulled to zero. `save_every` steps
+    lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -72,12 +47,17 @@ class Train(Pass):
     clip: float = 1.0
     task: float = 1.0
     distill: Kl | Squared | None = None
+    masks: Every | None = None
+    decay: SrSte | ArsSte | AdamS | None = None
     save_every: int = 100
 
     def effect(self) -> Effect:
-        """Needs data, branches when only they learn, and the dense twin to distil from."""
+        """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
+        needs = ["lora"] if self.update == "lora" else []
+        if self.masks is not None:
+            needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
         wants = ["data"] + (["dense"] if self.distill is not None else [])
-        return effect(needs=["lora"] if self.update == "lora" else [], wants=wants)
+        return effect(needs=needs, wants=wants)
 
     def check(self, program: Program) -> None:
         """Sizes must be positive and there must be a loss."""
@@ -89,10 +69,12 @@ class Train(Pass):
             raise OptionError("task=0 without distill leaves no loss")
         if isinstance(self.distill, Kl) and self.distill.temperature <= 0:
             raise OptionError(f"temperature={self.distill.temperature} must be positive")
+        self._check_sparse(program)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Train in place; returns the number of tensors that learnt."""
         assert context.data is not None
+        sparse = self._sparse(program)
         settings = Settings(
             steps=self.steps,
             batch=self.batch,
@@ -117,9 +99,59 @@ class Train(Pass):
                 settings,
                 dense=context.dense if self.distill is not None else None,
                 distillation=self.distill,
+                sparse=sparse,
                 device=context.device,
                 scratch=context.scratch,
                 on_step=show,
             )
         context.figures.setdefault(self.name, []).extend(history)
         return len(trained)
+
+    def _check_sparse(self, program: Program) -> None:
+        if self.masks is None:
+            if self.decay is not None:
+                raise OptionError(
+                    "decay pulls on weights whose masks move; add masks=every{steps=10}"
+                )
+            return
+        if self.update != "all":
+            raise OptionError(
+                f"masks=every moves whole weights: it needs update=all, not {self.update}"
+            )
+        if self.masks.steps < 1:
+            raise OptionError(f"masks=every{{steps={self.masks.steps}}} must be at least 1")
+        pattern = Pattern.parse(self.masks.pattern)
+        for view in linears(program):
+            if view.mask is not None:
+                weight = program.tensor(view.weight)
+                pattern.check_axis(out_in(view, weight).shape[1], f"@{view.weight}")
+        if self.decay is not None:
+            self.decay.check()
+        if isinstance(self.decay, AdamS):
+            self._check_reach(program, self.decay)
+
+    def _check_reach(self, program: Program, rule: AdamS) -> None:
+        """Masked weights must be able to come down to zero in the steps there are."""
+        rates = (
+            self.lr * factor(self.schedule, t, self.steps, self.warmup) for t in range(self.steps)
+        )
+        reach = sum(rate * t / self.steps for t, rate in enumerate(rates))
+        views = [view for view in linears(program) if view.mask is not None]
+        # Before the masks are there: those that they go to as a rule.
+        masked = [program.tensor(v.weight) for v in views or targeted(program, ("*",), ())]
+        size = sum(weight.numel() for weight in masked)
+        mean = sum(float(weight.detach().abs().sum()) for weight in masked) / max(1, size)
+        if reach < rule.reach * mean:
+            raise OptionError(
+                f"adams can move a weight by {reach:.3g} in {self.steps} steps at lr={self.lr:g}, but "
+                f"weights are {mean:.3g} on average and should be reachable {rule.reach:g} times; "
+                "take more steps, a larger lr, or a smaller reach"
+            )
+
+    def _sparse(self, program: Program) -> Sparse | None:
+        if self.masks is None:
+            return None
+        rule = self.decay if self.decay is not None else Pull()
+        score = by_wanda(program) if self.masks.score == "wanda" else None
+        refresh = Refresh(self.masks.steps, Pattern.parse(self.masks.pattern), score)
+        return Sparse(refresh, rule, dense_forward=isinstance(rule, AdamS))

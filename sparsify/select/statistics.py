@@ -1,6 +1,6 @@
 """Statistics of activations: the buffers of a probe, filled by interpreting the graph."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from sparsify.errors import SparsifyError
 from sparsify.ir.names import probe as probe_path
 from sparsify.ir.program import Program
-from sparsify.ir.views import Probe, probe_at, probe_behind
+from sparsify.ir.views import Linear, Probe, probe_at, probe_behind
+from sparsify.tensors import scores
 from sparsify.tensors.moments import accumulate_gram, accumulate_square_sum
 
 # The order in which a probe node reads its buffers; `gram` may be missing.
@@ -64,7 +65,8 @@ def statistics_of(program: Program, x: fx.Node, where: str) -> Statistics:
 class Collector(fx.Interpreter):
     """Runs a program and adds what flows through its probes to their buffers.
 
-    Padded tokens (attention mask 0) are left out wherever the probed activation has one row a token.
+    Padded tokens (attention mask 0) are left out wherever the probed activation has one row a
+    token.
     """
 
     def __init__(self, program: Program) -> None:
@@ -103,3 +105,13 @@ class Collector(fx.Interpreter):
         square.copy_(accumulate_square_sum(square, rows))
         for buffer in gram:
             buffer.copy_(accumulate_gram(buffer, rows))
+
+
+def by_wanda(program: Program) -> Callable[[Linear, Tensor], Tensor]:
+    """Wanda's score `[out, in]` of a weight `[out, in]` of a linear, by the norms its probe measured."""
+
+    def score(linear: Linear, weight: Tensor) -> Tensor:
+        found = statistics_of(program, linear.x, linear.weight)
+        return scores.wanda(weight, found.square, found.tokens)
+
+    return score

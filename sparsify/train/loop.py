@@ -1,5 +1,6 @@
 """The training loop: optimise the rewritten program with accelerate, seeded, resumable at any checkpoint."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
+from sparsify.train.adaptive import AdaptiveMasks, Refresh
 from sparsify.train.checkpoint import latest, restore, store
 from sparsify.train.data import Data, order
 from sparsify.train.losses import TaskLoss
+from sparsify.train.optimizer import Rule, SparseAdamW
 from sparsify.train.schedules import Shape, factor
 from sparsify.train.wrapped import ProgramModel
 
@@ -30,8 +33,8 @@ Figures = dict[str, float]
 class Settings:
     """How to train: `loss = task * task loss + distillation`, AdamW, decoupled weight decay.
 
-    `batch` sequences a step over all processes, `lr` the peak learning rate, `warmup` a fraction of `steps`,
-    `clip` the largest gradient norm (0: none), `save_every` steps between checkpoints.
+    `batch` sequences a step over all processes, `lr` the peak learning rate, `warmup` a fraction of
+    `steps`, `clip` the largest gradient norm (0: none), `save_every` steps between checkpoints.
     """
 
     steps: int
@@ -46,6 +49,18 @@ class Settings:
     seed: int
 
 
+@dataclass(frozen=True)
+class Sparse:
+    """Training in which the masks move too: when they are chosen, and how masked weights are pulled to zero.
+
+    With `dense_forward` masked weights take part until the end, when the masks are put in (CAST).
+    """
+
+    refresh: Refresh
+    rule: Rule
+    dense_forward: bool = False
+
+
 def train(
     program: Program,
     data: Data,
@@ -53,6 +68,7 @@ def train(
     *,
     dense: Program | None = None,
     distillation: Distillation | None = None,
+    sparse: Sparse | None = None,
     device: str = "cpu",
     scratch: Path | None = None,
     on_step: Callable[[Figures], None] = lambda figures: None,
@@ -60,21 +76,24 @@ def train(
     """Optimise the parameters that require gradients, in place; returns one row of figures a step.
 
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
-    Raises SparsifyError when the loss is no longer finite; checkpoints from before then stay.
+    With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one, where masks are
+    put in at the end, the loss on its batch before (`unpruned`) and after (`pruned`). Raises
+    SparsifyError when the loss is no longer finite; checkpoints from before then stay.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        run = _Run(program, data, settings, dense, distillation, device)
+        run = _Run(program, data, settings, dense, distillation, sparse, device)
         done, history = 0, list[Figures]()
         if scratch is not None and (found := latest(scratch)) is not None:
             done, history = restore(run.accelerator, found)
-        for step in range(done, settings.steps):
-            figures = run.step(step)
-            history.append(figures)
-            on_step(figures)
-            last = step + 1 == settings.steps
-            if scratch is not None and (step + 1) % settings.save_every == 0 and not last:
-                store(run.accelerator, scratch, step + 1, history)
+        with run.masks.training() if run.masks is not None else contextlib.nullcontext():
+            for step in range(done, settings.steps):
+                figures = run.step(step)
+                last = step + 1 == settings.steps
+                history.append({**figures, **run.finish(step)} if last else figures)
+                on_step(figures)
+                if scratch is not None and (step + 1) % settings.save_every == 0 and not last:
+                    store(run.accelerator, scratch, step + 1, history)
         run.model.eval()
     return history
 
@@ -102,9 +121,10 @@ class _Run:
         settings: Settings,
         dense: Program | None,
         distillation: Distillation | None,
+        sparse: Sparse | None,
         device: str,
     ) -> None:
-        self.program, self.data, self.settings = program, data, settings
+        self.program, self.data, self.settings, self.sparse = program, data, settings, sparse
         self.dense, self.distillation = dense, distillation
         # Asked before the model is wrapped: finding out runs the program in evaluation mode.
         self.task_loss = TaskLoss(program) if settings.task else None
@@ -117,12 +137,18 @@ class _Run:
             raise SparsifyError(
                 "no parameter is to be trained; choose update=all or insert a branch"
             )
-        optimizer = torch.optim.AdamW(
-            trained, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-        )
+        how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.9, 0.95)}
+        self.rules = None if sparse is None else SparseAdamW(trained, sparse.rule, **how)
+        optimizer = self.rules or torch.optim.AdamW(trained, **how)
         self.trained = trained
         self.model, self.optimizer = self.accelerator.prepare(ProgramModel(program), optimizer)
         self.model.train()
+        # After the program has moved to its device, where its masks are.
+        self.masks: AdaptiveMasks | None = None
+        if sparse is not None and self.rules is not None:
+            self.masks = AdaptiveMasks(program, sparse.refresh, dense_forward=sparse.dense_forward)
+            self.rules.masks = self.masks.of_parameters()
+            self.accelerator.register_for_checkpointing(self.masks)
 
     def step(self, step: int) -> Figures:
         """One optimiser step; the figures to show."""
@@ -131,6 +157,7 @@ class _Run:
         lr = settings.lr * factor(settings.shape, step, settings.steps, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        moved = self._before(step)
         batch = self._batch(step)
         loss, figures = self._loss(batch)
         if not math.isfinite(float(loss.detach())):
@@ -145,7 +172,31 @@ class _Run:
         self.optimizer.zero_grad()
         seconds = time.perf_counter() - started
         tokens = batch["input_ids"].numel() / seconds if "input_ids" in batch else 0.0
-        return {"step": step + 1, "lr": lr, **figures, "tokens_per_s": tokens}
+        return {"step": step + 1, "lr": lr, **figures, **moved, "tokens_per_s": tokens}
+
+    def finish(self, step: int) -> Figures:
+        """Put the masks in; where they were kept out of the graph, the loss before and after."""
+        if self.masks is None or self.sparse is None:
+            return {}
+        figures = self.masks.figures()
+        before = self._evaluate(step) if self.sparse.dense_forward else 0.0
+        self.masks.finish()
+        if not self.sparse.dense_forward:
+            return figures
+        return {**figures, "unpruned": before, "pruned": self._evaluate(step)}
+
+    @torch.no_grad()
+    def _evaluate(self, step: int) -> float:
+        self.model.eval()
+        return self._loss(self._batch(step))[1]["loss"]
+
+    def _before(self, step: int) -> Figures:
+        """What is due before a step: new masks, and how far the run is."""
+        if self.masks is None or self.rules is None:
+            return {}
+        figures = self.masks.refresh() if self.masks.due(step) else {}
+        self.rules.progress = step / self.settings.steps
+        return {"strength": self.rules.rule.strength(self.rules.progress), **figures}
 
     def _batch(self, step: int) -> dict[str, Tensor]:
         indices = step_indices(len(self.data), self.settings.seed, step, self.settings.batch)

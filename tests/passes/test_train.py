@@ -155,8 +155,8 @@ from sparsify.ir.trace import trace
 from sparsify.train.data import TextData
 
 TEXT = (
-    "insert-masks | choose-masks{pattern=2:4} | train{steps=24 batch=4 save_every=3 distill=kl} | "
-    "fold-masks"
+    "insert-masks | choose-masks{pattern=2:4} | "
+    "train{steps=24 batch=4 save_every=3 distill=kl OPTIONS} | fold-masks"
 )
 
 # Sums over tokens are split by threads: bitwise equality needs their number to be the same.
@@ -203,9 +203,13 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.01)
 
 
-def test_a_run_killed_in_training_goes_on_bitwise(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    ["", "masks=every{steps=2} decay=ars-ste{peak=0.1}", "masks=every decay=adams{reach=0.0}"],
+)
+def test_a_run_killed_in_training_goes_on_bitwise(options, tmp_path):
     script, folder = tmp_path / "script.py", tmp_path / "state"
-    script.write_text(textwrap.dedent(SCRIPT))
+    script.write_text(textwrap.dedent(SCRIPT).replace("OPTIONS", options))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder)],
