@@ -55,7 +55,7 @@ class Onnx(Exporter):
     """
 
     name: ClassVar[str] = "onnx"
-    accepts: ClassVar[frozenset[str]] = frozenset({PACKED})
+    accepts: ClassVar[frozenset[str]] = frozenset({PACKED, "slorb"})
     tolerance: ClassVar[float] = 1e-4
 
     opset: int = 23

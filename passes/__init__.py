@@ -3,12 +3,14 @@
 from passes.calibrate import Calibrate
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
+from passes.choose_slorb import ChooseSlorb
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
 from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
+from passes.insert_slorb import InsertSlorb
 from passes.pack_nm import PackNm
 from passes.prune_channels import PruneChannels
 from passes.prune_heads import PruneHeads
@@ -23,6 +25,8 @@ ALL = (
     ChooseMasks,
     RemoveProbes,
     InsertLora,
+    InsertSlorb,
+    ChooseSlorb,
     InsertQuantizers,
     ChooseScales,
     Train,

@@ -21,6 +21,8 @@ SETTINGS = {
     "choose-masks": ("insert-masks", "choose-masks{pattern=2:4}"),
     "remove-probes": ("insert-probes | calibrate{samples=6}", "remove-probes"),
     "insert-lora": ("insert-masks | choose-masks{pattern=2:4}", "insert-lora{rank=2}"),
+    "insert-slorb": ("insert-masks | choose-masks{pattern=2:4}", "insert-slorb{k=4}"),
+    "choose-slorb": ("insert-masks | choose-masks{pattern=2:4} | insert-slorb{k=4}", "choose-slorb"),
     "train": ("insert-lora{rank=2}", "train{steps=2 batch=2 update=lora TRAIN}"),
     "insert-quantizers": ("insert-masks | insert-lora{rank=2}", "insert-quantizers{values=int4}"),
     "choose-scales": ("insert-quantizers", "choose-scales{by=mse}"),

@@ -9,6 +9,8 @@ SUFFIXES = {
     "_heads_mask": "mask.heads",
     "_lora_a": "lora",
     "_lora_b": "lora",
+    "_slorb_x": "slorb",
+    "_slorb_s": "slorb",
     "_probe_count": "probe",
     "_quantizer_scales": "quantizers",
     "_quantizer_on": "quantizers",
@@ -32,6 +34,11 @@ def group_mask(path: str, kind: str) -> str:
 def lora(path: str) -> tuple[str, str]:
     """The paths of a weight's low-rank branch: `A [rank, in]`, `B [out, rank]`."""
     return f"{path}_lora_a", f"{path}_lora_b"
+
+
+def slorb(path: str) -> tuple[str, str]:
+    """The paths of the branch beside a weight: `X [in / k, in]`, `S [out, in / k]`."""
+    return f"{path}_slorb_x", f"{path}_slorb_s"
 
 
 def probe(path: str, statistic: str) -> str:

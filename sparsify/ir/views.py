@@ -14,6 +14,7 @@ from sparsify.ir.composition import (
     composition_at,
     is_composing,
 )
+from sparsify.ir.names import feature_of
 from sparsify.ir.ops import probe as probe_op
 from sparsify.ir.ops import quantize_activations, quantize_weight
 from sparsify.ir.program import Program
@@ -131,7 +132,7 @@ def targeted(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
     """The linears whose weight path matches a glob of `targets` and none of `ignore`.
 
     A weight that also serves as an embedding table, or whose output is the program's output (the
-    language-model head), is left out unless `targets` names it without a wildcard start.
+    language-model head), or that a pass has added is left out unless `targets` names it.
     Raises OptionError when a glob of `targets` matches no linear at all, with the nearest path.
     """
     every = linears(program)
@@ -141,11 +142,18 @@ def targeted(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
             if not glob.endswith(".weight"):
                 paths = {path.removesuffix(".weight") for path in paths}
             raise OptionError(f"the target '{glob}' matches no linear{nearest(glob, paths)}")
-    heads = {view.weight for view in every if _is_head(program, view)}
+    known = {path for path, _ in program.tensors()}
+    left_out = {
+        view.weight
+        for view in every
+        if _is_head(program, view) or feature_of(view.weight, known) is not None
+    }
     return [
         view
         for view in every
-        if any(_matches(view.weight, g) and (g != "*" or view.weight not in heads) for g in targets)
+        if any(
+            _matches(view.weight, g) and (g != "*" or view.weight not in left_out) for g in targets
+        )
         and not any(_matches(view.weight, g) for g in ignore)
     ]
 

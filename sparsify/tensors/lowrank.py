@@ -99,3 +99,26 @@ def best_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     a = right * sign * root[:, None]
     b = left[:, :rank] * sign.T * root
     return a.to(matrix.dtype), b.to(matrix.dtype)
+
+
+def block_means(weight: Tensor, k: int) -> Tensor:
+    """Return `S_ij = 1/k sum of W_ip over block j`: the S that makes `||W - S X||_F` smallest.
+
+    X `[in / k, in]` is the indicator of blocks of k consecutive inputs.
+
+    Args:
+        weight: W [out, in], often the pruned part of a weight.
+        k: inputs of a block.
+
+    Returns:
+        S [out, in / k].
+
+    Raises:
+        OptionError: when k does not divide `in`.
+
+    Source: Huang et al. 2024 (AST, 2407.20584), section 3.4.
+    """
+    check_matrix(weight, "the weight")
+    if k < 1 or weight.shape[1] % k:
+        raise OptionError(f"k={k} does not divide the {weight.shape[1]} inputs")
+    return weight.reshape(len(weight), -1, k).mean(2)
