@@ -6,10 +6,12 @@ from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
+from passes.fold_scales import FoldScales
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
 from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
+from passes.insert_scales import InsertScales
 from passes.insert_slorb import InsertSlorb
 from passes.pack_nm import PackNm
 from passes.prune_channels import PruneChannels
@@ -27,10 +29,12 @@ ALL = (
     InsertLora,
     InsertSlorb,
     ChooseSlorb,
+    InsertScales,
     InsertQuantizers,
     ChooseScales,
     Train,
     FoldLora,
+    FoldScales,
     FoldMasks,
     PruneHeads,
     PruneChannels,

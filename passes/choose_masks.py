@@ -60,7 +60,8 @@ class ChooseMasks(Pass):
         """Needs the masks, and statistics or data when the score does."""
         needs = [f"mask.{self.of}"]
         needs += ["stats"] if self.score in _WITH_STATISTICS else []
-        return effect(needs=needs, wants=["data"] if self.score == "taylor" else [])
+        wants = ["data"] if self.score == "taylor" else []
+        return effect(needs=needs, wants=wants, bars=["row-scales"])
 
     def check(self, program: Program) -> None:
         """Sparsity, pattern, score and globs must fit each other and the weights."""

@@ -42,7 +42,7 @@ class ChooseScales(Pass):
 
     def effect(self) -> Effect:
         """Needs quantizers; afterwards the program is quantized."""
-        return effect(needs=["quantizers"], sets=["quantized"])
+        return effect(needs=["quantizers"], sets=["quantized"], bars=["row-scales"])
 
     def check(self, program: Program) -> None:
         """Globs must match."""

@@ -46,7 +46,7 @@ class FoldLora(Pass):
                 with torch.no_grad():
                     weight.copy_(new)
                 merged.add(view.weight)
-            drop_composition(program, view, mask=False, branch=True)
+            drop_composition(program, view, branch=True)
         return len(merged)
 
 

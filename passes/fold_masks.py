@@ -31,7 +31,8 @@ class FoldMasks(Pass):
     def effect(self) -> Effect:
         """Drops one feature for each kind; branches must be folded first."""
         features = [f"mask.{kind}" for kind in self.of]
-        return effect(needs=features, drops=features)
+        scaled = [] if self.of == ("weights",) else ["row-scales"]
+        return effect(needs=features, drops=features, bars=scaled)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Fold every mask; returns how many."""
@@ -51,7 +52,7 @@ def _fold_weights(program: Program) -> int:
             with torch.no_grad():
                 weight.copy_(torch.where(mask, weight, torch.zeros_like(weight)))
             folded.add(view.weight)
-        drop_composition(program, view, mask=True, branch=False)
+        drop_composition(program, view, mask=True)
     return len(folded)
 
 

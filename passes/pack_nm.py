@@ -50,7 +50,7 @@ class PackNm(Pass):
 
     def effect(self) -> Effect:
         """Sets packed weights; masks and branches must be folded; int8 and int4 take quantizers in."""
-        folded = ["mask.weights", "lora"]
+        folded = ["mask.weights", "lora", "row-scales"]
         if self.values == "float32":
             return effect(sets=["packed"], bars=[*folded, "quantizers"])
         rounded = ["quantizers", "quantized"]

@@ -24,7 +24,7 @@ class PruneChannels(Pass):
 
     def effect(self) -> Effect:
         """Needs and drops the masks."""
-        return effect(needs=["mask.channels"], drops=["mask.channels"])
+        return effect(needs=["mask.channels"], drops=["mask.channels"], bars=["row-scales"])
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Slice, drop the masks, record what was kept."""

@@ -24,7 +24,7 @@ class PruneHeads(Pass):
 
     def effect(self) -> Effect:
         """Needs and drops the masks."""
-        return effect(needs=["mask.heads"], drops=["mask.heads"])
+        return effect(needs=["mask.heads"], drops=["mask.heads"], bars=["row-scales"])
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Slice, drop the masks, record what was kept."""

@@ -9,6 +9,7 @@ REMEDIES = {
     "mask.channels": "prune-channels",
     "mask.heads": "prune-heads",
     "lora": "fold-lora",
+    "row-scales": "fold-scales",
     "quantizers": "pack-nm",
 }
 # Features that only one pass takes out, for that pass.

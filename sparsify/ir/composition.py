@@ -1,15 +1,15 @@
-"""What enters a linear as its weight, read off the nodes: `Q(mask * (W + c * B A))`, each part optional."""
+"""What enters a linear as its weight, by the nodes: `Q(S * mask * (W + c * B A))`, each part optional."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from sparsify.ir.names import lora, scales_of, weight_mask
-from sparsify.ir.ops import quantize_weight
+from sparsify.ir.names import lora, row_scales, scales_of, weight_mask
+from sparsify.ir.ops import quantize_weight, scale_weight
 
 aten = torch.ops.aten
-_COMPOSING = (aten.mul.Tensor, aten.add.Tensor, quantize_weight)
+_COMPOSING = (aten.mul.Tensor, aten.add.Tensor, quantize_weight, scale_weight)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class WeightQuantizer:
 
 @dataclass(frozen=True)
 class Composition:
-    """A stored weight by its path and what passes have put around it."""
+    """A stored weight by its path and what passes have put around it.
+
+    `row_scales` is the path of the S of blocks of rows, `[out, blocks]`.
+    """
 
     weight: str
     mask: str | None = None
     branch: Branch | None = None
     quantizer: WeightQuantizer | None = None
+    row_scales: str | None = None
 
 
 def chain(operand: fx.Node) -> list[fx.Node]:
@@ -64,17 +68,19 @@ def composition_at(operand: fx.Node) -> Composition | None:
     if base.op != "get_attr":
         return None
     weight = str(base.target)
-    mask, branch, quantizer = None, None, None
+    mask, branch, quantizer, scales = None, None, None, None
     for node in parts:
         if node.target is quantize_weight:
             quantizer = _quantizer(node, weight)
+        elif node.target is scale_weight:
+            scales = row_scales(weight)
         elif node.target is aten.mul.Tensor and reads(node.args[1], weight_mask(weight)):
             mask = weight_mask(weight)
         elif node.target is aten.add.Tensor and reads(node.args[1], lora(weight)[0]):
             branch = _branch(node, weight)
         else:
             return None
-    return Composition(weight, mask, branch, quantizer)
+    return Composition(weight, mask, branch, quantizer, scales)
 
 
 def is_composing(node: fx.Node, weight: str) -> bool:

@@ -9,6 +9,7 @@ SUFFIXES = {
     "_heads_mask": "mask.heads",
     "_lora_a": "lora",
     "_lora_b": "lora",
+    "_row_scales": "row-scales",
     "_slorb_x": "slorb",
     "_slorb_s": "slorb",
     "_probe_count": "probe",
@@ -34,6 +35,11 @@ def group_mask(path: str, kind: str) -> str:
 def lora(path: str) -> tuple[str, str]:
     """The paths of a weight's low-rank branch: `A [rank, in]`, `B [out, rank]`."""
     return f"{path}_lora_a", f"{path}_lora_b"
+
+
+def row_scales(path: str) -> str:
+    """The path of the scales `[out, blocks]` of blocks of a weight's rows."""
+    return f"{path}_row_scales"
 
 
 def slorb(path: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from torch import Tensor
 from sparsify.ir.nm_linear import nm_linear as nm_linear
 from sparsify.ir.rounding import quantize_activations as quantize_activations
 from sparsify.ir.rounding import quantize_weight as quantize_weight
+from sparsify.ir.scaling import scale_weight as scale_weight
 
 
 def probe(x: Tensor, *statistics: Tensor) -> Tensor:
@@ -13,5 +14,5 @@ def probe(x: Tensor, *statistics: Tensor) -> Tensor:
 
 
 # Name in text and on disk -> the function; the loader accepts no other callable. Ops that torch knows
-# by their name, `sparsify.nm_linear` and the two roundings, need no entry.
+# by their name, `sparsify.nm_linear`, the two roundings and `sparsify.scale_weight`, need no entry.
 OPS = {"sparsify.probe": probe}

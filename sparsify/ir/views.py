@@ -16,7 +16,7 @@ from sparsify.ir.composition import (
 )
 from sparsify.ir.names import feature_of
 from sparsify.ir.ops import probe as probe_op
-from sparsify.ir.ops import quantize_activations, quantize_weight
+from sparsify.ir.ops import quantize_activations, quantize_weight, scale_weight
 from sparsify.ir.program import Program
 from sparsify.words import nearest
 
@@ -37,7 +37,7 @@ class Linear:
     """One use of a weight as a linear map `y = x W^T` (plus a bias, if any).
 
     `weight` is its path, stored `[out, in]`, or `[in, out]` when `transposed`. `operand` is the node
-    that enters the op as weight: the weight itself, or its composition `Q(mask * (W + c * B A))`.
+    that enters the op as weight: the weight itself, or its composition `Q(S * mask * (W + c * B A))`.
     `x` is the node that enters as input, the rounded one where there is an input quantizer.
     """
 
@@ -49,6 +49,7 @@ class Linear:
     mask: str | None = None
     branch: Branch | None = None
     quantizer: WeightQuantizer | None = None
+    row_scales: str | None = None
     input_quantizer: InputQuantizer | None = None
 
 
@@ -81,6 +82,7 @@ def linear_at(program: Program, node: fx.Node) -> Linear | None:
         mask=found.mask,
         branch=found.branch,
         quantizer=found.quantizer,
+        row_scales=found.row_scales,
         input_quantizer=_input_quantizer(x),
     )
 
@@ -96,13 +98,20 @@ def branched_weight(program: Program, linear: Linear) -> Tensor:
 
 
 def composed_weight(program: Program, linear: Linear) -> Tensor:
-    """`mask * (W + c * B A)`, before any rounding, in the layout the weight is stored in."""
+    """`S * mask * (W + c * B A)`, before any rounding, in the layout the weight is stored in."""
     weight = branched_weight(program, linear)
-    return weight if linear.mask is None else weight * program.tensor(linear.mask)
+    if linear.mask is not None:
+        weight = weight * program.tensor(linear.mask)
+    if linear.row_scales is None:
+        return weight
+    scaled: Tensor = scale_weight(
+        weight, program.tensor(linear.row_scales).detach(), linear.transposed
+    )
+    return scaled
 
 
 def effective_weight(program: Program, linear: Linear) -> Tensor:
-    """`Q(mask * (W + c * B A))` as the graph computes it, in the layout the weight is stored in."""
+    """`Q(S * mask * (W + c * B A))` as the graph computes it, in the layout the weight is stored in."""
     weight = composed_weight(program, linear)
     if linear.quantizer is None:
         return weight

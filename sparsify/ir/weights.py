@@ -1,4 +1,4 @@
-"""Composition on the weight side: `W_eff = Q(mask * (W + c * B A))`, its insertion and removal."""
+"""Composition on the weight side: `W_eff = Q(S * mask * (W + c * B A))`, its insertion and removal."""
 
 from collections.abc import Mapping
 
@@ -7,8 +7,8 @@ from torch import Tensor, fx
 
 from sparsify.ir.composition import chain
 from sparsify.ir.graph import Writer, redirect, sweep
-from sparsify.ir.names import scales_of, switch_of, weight_mask
-from sparsify.ir.ops import quantize_activations, quantize_weight
+from sparsify.ir.names import row_scales, scales_of, switch_of, weight_mask
+from sparsify.ir.ops import quantize_activations, quantize_weight, scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linear_at, linears, out_in
 
@@ -20,12 +20,23 @@ def add_mask(program: Program, path: str, mask: Tensor, linear: Linear) -> None:
     name = weight_mask(path)
     if not program.has(name):
         program.put(name, mask)
-    reader, operand = linear.node, linear.operand
-    if linear.quantizer is not None:
-        reader, operand = linear.quantizer.node, chain(linear.operand)[1]
+    reader, operand = _unrounded(linear)
     writer = Writer(program, before=reader)
     masked = writer.call(aten.mul.Tensor, operand, writer.read(name))
     reader.replace_input_with(operand, masked)
+
+
+def add_row_scales(program: Program, linear: Linear, blocks: int) -> None:
+    """Scale blocks of the rows of the weight that enters a linear, or its quantizer; ones at first."""
+    name, weight = row_scales(linear.weight), program.tensor(linear.weight)
+    if not program.has(name):
+        outputs = out_in(linear, weight).shape[0]
+        program.put(name, torch.ones(outputs, blocks).to(weight), trainable=True)
+    reader, operand = _unrounded(linear)
+    writer = Writer(program, before=reader)
+    layout = {"transposed": True} if linear.transposed else {}
+    scaled = writer.call(scale_weight, operand, writer.read(name), **layout)
+    reader.replace_input_with(operand, scaled)
 
 
 def add_quantizers(program: Program, linear: Linear, values: str, group: int, *, x: bool) -> None:
@@ -83,18 +94,32 @@ def add_branch(
         redirect(base, total, but=others)
 
 
-def drop_composition(program: Program, linear: Linear, *, mask: bool, branch: bool) -> None:
-    """Take the mask, the branch, or both out of the weight of a linear."""
+def drop_composition(
+    program: Program,
+    linear: Linear,
+    *,
+    mask: bool = False,
+    branch: bool = False,
+    scales: bool = False,
+) -> None:
+    """Take the mask, the branch or the scales of rows out of the weight of a linear."""
     # Read afresh: a shared weight may have lost its composition with another of its linears.
     view = linear_at(program, linear.node)
     assert view is not None
     for node in chain(view.operand)[:-1]:
-        is_branch, is_mask = node.target is aten.add.Tensor, node.target is aten.mul.Tensor
-        if (branch and is_branch) or (mask and is_mask):
+        dropped = (branch, aten.add.Tensor), (mask, aten.mul.Tensor), (scales, scale_weight)
+        if any(wanted and node.target is target for wanted, target in dropped):
             inner = node.args[0]
             assert isinstance(inner, fx.Node)
             redirect(node, inner)
     sweep(program)
+
+
+def _unrounded(linear: Linear) -> tuple[fx.Node, fx.Node]:
+    """The node that reads a composed weight before it is rounded, and that weight."""
+    if linear.quantizer is None:
+        return linear.node, linear.operand
+    return linear.quantizer.node, chain(linear.operand)[1]
 
 
 def _base(operand: fx.Node) -> fx.Node:
