@@ -44,7 +44,7 @@ ROWS = (
     ("static SR-STE", CHOSEN, f"lr=0.0003 {KD} {EVERY} decay=sr-ste{{peak=0.0003}}"),
     ("AST", CHOSEN, f"lr=0.0003 {KD} {EVERY} decay=ars-ste{{peak=0.0003}}"),
     ("AST-boosted, k=16", BOOSTED, f"lr=0.0003 {KD} {EVERY} decay=ars-ste{{peak=0.0003}}"),
-    ("CAST", "insert-masks", f"lr=0.0003 {KD} {EVERY} decay=adams{{peak=0.0003 reach=0.0}}"),
+    ("CAST", "insert-masks | insert-scales", f"lr=0.0003 {KD} {EVERY} decay=adams{{peak=0.0003}}"),
 )
 
 
@@ -53,18 +53,24 @@ def compiled(
 ) -> tuple[Program, list[dict[str, float]]]:
     """The program of one row, and its figures by step."""
     model, tokenizer = load_model("embedded")
-    context = Context(data=data, seed=seed)
     program = trace(model, tokenizer=tokenizer)
     if not choice:
         return program, []
-    statistics_needed = "wanda" in choice or "sparsegpt" in choice
     text = choice
-    if statistics_needed:
-        text = f"insert-probes{{gram={str('sparsegpt' in choice).lower()}}} | calibrate{{samples=128}} | {text} | remove-probes"
+    if "wanda" in choice or "sparsegpt" in choice:
+        gram = "{gram=true}" if "sparsegpt" in choice else ""
+        text = f"insert-probes{gram} | calibrate{{samples=128}} | {text} | remove-probes"
     if options:
         text += f" | train{{steps={steps} batch=16 warmup=0.1 {options}}}"
+    text += " | fold-scales" if "insert-scales" in choice else ""
+    context = Context(data=data, seed=seed)
     program = parse(f"{text} | fold-masks").run(program, context)
     return program, context.figures.get("train", [])
+
+
+def measured(program: Program, data: Data) -> float:
+    """Perplexity of a program."""
+    return perplexity(lambda batch: program.run(batch)[0], data, limit=150).value
 
 
 def main() -> None:
@@ -100,7 +106,7 @@ def main() -> None:
         for seed in seeds if how else seeds[:1]:
             program, figures = compiled(choice, how, options.steps, data, seed)
             for test, text in tests.items():
-                found[test].append(perplexity(lambda b: program.run(b)[0], text, limit=150).value)
+                found[test].append(measured(program, text))
         seconds = time.perf_counter() - started
         results.append(
             {"row": name, "how": how, "perplexity": found, "seconds": seconds, "figures": figures}

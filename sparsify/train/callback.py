@@ -1,0 +1,46 @@
+"""Moving masks under the Hugging Face Trainer."""
+
+from contextlib import ExitStack
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sparsify.train.adaptive import AdaptiveMasks
+from sparsify.train.optimizer import SparseAdamW
+
+
+class AdaptiveMasksCallback(TrainerCallback):
+    """Chooses masks anew and tells the optimiser how far the run is, as `train{masks=every}` does.
+
+    Give Trainer the same optimiser: `Trainer(..., optimizers=(optimizer, None), callbacks=[callback])`.
+    The graph has straight-through masks from the beginning of training to its end, when the last masks
+    are put in. `rows` collects the figures of each refresh.
+    """
+
+    def __init__(self, masks: AdaptiveMasks, optimizer: SparseAdamW) -> None:
+        self.masks, self.optimizer = masks, optimizer
+        self.rows: list[dict[str, float]] = []
+        self._training = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Straight-through masks go into the graph."""
+        self.optimizer.masks = self.masks.of_parameters()
+        self._training.enter_context(self.masks.training())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Choose masks where they are due."""
+        step = state.global_step
+        if self.masks.due(step):
+            self.rows.append({"step": step, **self.masks.refresh()})
+        self.optimizer.progress = step / state.max_steps
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Put the last masks in."""
+        self._training.close()
+        self.masks.finish()
