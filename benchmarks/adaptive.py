@@ -15,6 +15,7 @@ import tempfile
 import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -95,13 +96,15 @@ def main() -> None:
         tests = {"held-out": load_data(held_out, tokenizer, options.length)}
         if options.text:
             tests[options.text.name] = load_data(str(options.text), tokenizer, options.length)
-    console, results = Console(width=140), []
+    console = Console(width=140)
+    results: list[dict[str, Any]] = []
     wanted = tuple(options.rows.split(",")) if options.rows else ("",)
     for name, choice, how in ROWS:
         if not name.startswith(wanted):
             continue
         found: dict[str, list[float]] = {test: [] for test in tests}
-        started, figures = time.perf_counter(), []
+        started = time.perf_counter()
+        figures: list[dict[str, float]] = []
         seeds = [int(word) for word in options.seeds.split(",")]
         for seed in seeds if how else seeds[:1]:
             program, figures = compiled(choice, how, options.steps, data, seed)

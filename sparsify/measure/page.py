@@ -9,7 +9,7 @@ from typing import Any
 from sparsify.errors import DataError
 from sparsify.files import read_json
 from sparsify.measure.figure import bars_figure, png
-from sparsify.measure.plots import loss_plot, passes_plot, speed_label, speed_plot
+from sparsify.measure.plots import loss_plot, masks_plot, passes_plot, speed_label, speed_plot
 
 Row = Mapping[str, Any]
 _STYLE = """
@@ -81,10 +81,12 @@ def _training(folder: Path) -> list[str]:
         return []
     cells = [(name, len(steps), *_ends(steps)) for name, steps in runs.items()]
     header = ("training", "rows", "first loss", "last loss", "lowest loss")
+    moving = {n: steps for n, steps in runs.items() if any("flips" in row for row in steps)}
     return [
         _heading("Training"),
         _picture(png(loss_plot(runs)), "loss over steps"),
         _table(header, cells),
+        *(_picture(png(masks_plot(steps)), f"masks of {name}") for name, steps in moving.items()),
     ]
 
 

@@ -31,6 +31,31 @@ def loss_plot(runs: Mapping[str, Rows]) -> Figure:
     return figure
 
 
+def masks_plot(rows: Rows) -> Figure:
+    """Moving masks: shares changed since the last choice and since the first, and mean |W| on both sides.
+
+    Rows with `flips` have `step`, `drift`, `masked` and `kept` too; others are passed over.
+    """
+    rows = [row for row in rows if row.get("flips") is not None]
+    steps = [row["step"] for row in rows]
+    figure = new_figure(7.2, 3.0)
+    shares, sizes = figure.subplots(1, 2)
+    for axis, names, label in (
+        (shares, ("flips", "drift"), "share of the mask"),
+        (sizes, ("masked", "kept"), "mean |W|"),
+    ):
+        for place, name in enumerate(names):
+            axis.plot(
+                steps, [row[name] for row in rows], color=_COLOURS[place], linewidth=1.2, label=name
+            )
+        axis.set_xlabel("step")
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False)
+        _open(axis)
+    return figure
+
+
 def passes_plot(rows: Rows) -> Figure:
     """Parameters after each pass, the zeros among them in grey; a row has `name` and both."""
     figure = new_figure(7.2, 0.9 + 0.34 * len(rows))

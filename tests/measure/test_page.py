@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 import pytest
 
 from sparsify.errors import DataError
+from sparsify.files import write_json
 from sparsify.measure.figure import PANELS, bars, bars_figure, save, short
 from sparsify.measure.page import write_page
-from sparsify.measure.plots import loss_plot, passes_plot, speed_plot
+from sparsify.measure.plots import loss_plot, masks_plot, passes_plot, speed_plot
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VARIANTS = [
@@ -94,6 +95,25 @@ def test_a_loss_plot_has_a_line_a_training():
     (axis,) = loss_plot({"3 train": steps, "7 train": steps}).axes
     assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 3], [3, 2]]] * 2
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["3 train", "7 train"]
+
+
+def test_a_plot_of_masks_shows_what_changed_and_the_sizes_on_both_sides():
+    moved = {"flips": 0.2, "drift": 0.3, "masked": 0.05, "kept": 0.1}
+    steps = [{"step": 1, "loss": 3.0}, {"step": 11, **moved}, {"step": 21, **moved, "flips": 0.1}]
+    shares, sizes = masks_plot(steps).axes
+    assert [line.get_xydata().tolist() for line in shares.lines] == [
+        [[11, 0.2], [21, 0.1]],
+        [[11, 0.3], [21, 0.3]],
+    ]
+    assert [line.get_ydata().tolist() for line in sizes.lines] == [[0.05, 0.05], [0.1, 0.1]]
+
+
+def test_the_page_of_a_run_with_moving_masks_has_their_picture(tmp_path):
+    row = {"text": "train{steps=1}", "name": "train", "places": 1, "nodes": 1, "parameters": 1}
+    write_json(tmp_path / "report.json", [{**row, "zeros": 0, "seconds": 0.1, "move": 0.0}])
+    steps = [{"step": 1, "loss": 1.0, "flips": 0.1, "drift": 0.1, "masked": 0.1, "kept": 0.2}]
+    write_json(tmp_path / "train.json", steps)
+    assert 'alt="masks of train"' in write_page(tmp_path).read_text()
 
 
 class _Reader(HTMLParser):
