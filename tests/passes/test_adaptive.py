@@ -209,3 +209,22 @@ def test_options_that_cannot_be_meant_are_refused(options, sentence, traced, tok
 def test_masks_that_do_not_exist_cannot_move(traced, tokens):
     with pytest.raises(SparsifyError, match=r"mask\.weights"):
         run(traced("block"), "train{steps=4 masks=every}", tokens)
+
+
+@pytest.mark.parametrize(
+    "deployed",
+    [
+        "pack-nm",
+        "insert-quantizers{values=int4 group=32} | choose-scales{by=mse} | pack-nm{values=int4}",
+    ],
+)
+def test_the_result_goes_straight_on_to_packed_weights(deployed, traced, text):
+    trained, _ = run(traced("llama"), f"{AST.format('2:4', 'ars-ste')} | fold-masks", text)
+    dense = sum(trained.tensor(view.weight).nbytes for view in linears(trained))
+    batch, before = text.batch([0, 1]), trained.clone()
+    packed, _ = run(trained, deployed, text)
+    assert "packed" in packed.features
+    bytes_now = sum(v.nbytes for path, v in packed.tensors() if path.endswith("_packed"))
+    assert bytes_now < 0.7 * dense
+    if deployed == "pack-nm":
+        assert torch.allclose(packed.run(batch)[0], before.run(batch)[0], atol=1e-4)
