@@ -23,6 +23,10 @@ _RECOVERED = (
     "train{steps=80 batch=8 lr=0.002 update=lora task=0.0 distill=kl} | fold-lora | fold-masks"
 )
 _SEMI_STRUCTURED = f"{_PRUNED} | {_RECOVERED}"
+_ADAPTED = (
+    "train{steps=400 batch=16 lr=0.0003 warmup=0.1 task=0.33 "
+    "distill=kl{weight=0.67 temperature=2.0} masks=every decay=ars-ste{peak=0.0003}} | fold-masks"
+)
 
 # Steps and rates suit models of a few million parameters; for billions take lr=0.0002 and more steps.
 RECIPES = (
@@ -54,6 +58,17 @@ RECIPES = (
         "2:4 in int4 for the N:M kernels: the branches are trained on the rounded program",
         f"{_PRUNED} | insert-quantizers{{values=int4 group=64}} | choose-scales{{by=mse}} | "
         f"{_RECOVERED} | pack-nm{{values=int4}}",
+    ),
+    Recipe(
+        "ast",
+        "2:4 by retraining all weights with masks that follow them, distilled from the dense model",
+        f"insert-masks | choose-masks{{pattern=2:4}} | {_ADAPTED}",
+    ),
+    Recipe(
+        "ast-boosted",
+        "ast with a branch over sums of 16 inputs beside each weight, which stays at export",
+        "insert-masks | choose-masks{pattern=2:4} | insert-slorb{k=16} | choose-slorb | "
+        f"{_ADAPTED}",
     ),
     Recipe(
         "magnitude",
