@@ -24,6 +24,14 @@ CASES = {
     "fold-masks": ("mlp", "insert-masks | choose-masks{pattern=2:4}", "fold-masks"),
     "insert-lora": ("mlp", "insert-masks", "insert-lora{rank=2}"),
     "insert-lora-transposed": ("conv", "", "insert-lora{rank=2} | insert-masks"),
+    "insert-slorb": (
+        "mlp",
+        "insert-masks{targets=down} | choose-masks{pattern=2:4 targets=down}",
+        "insert-slorb{k=4 targets=down}",
+    ),
+    "insert-scales": ("mlp", "insert-masks", "insert-scales"),
+    "insert-scales-transposed": ("conv", "", "insert-scales | insert-masks"),
+    "fold-scales": ("mlp", "insert-masks | insert-scales", "fold-scales"),
     "insert-quantizers": (
         "mlp",
         "insert-masks{targets=down}",
