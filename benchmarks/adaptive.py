@@ -75,6 +75,28 @@ def measured(program: Program, data: Data) -> float:
     return perplexity(lambda batch: program.run(batch)[0], data, limit=150).value
 
 
+def show(
+    results: list[dict[str, Any]],
+    tests: dict[str, Data],
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    """The table of all rows."""
+    table = Table(
+        title=f"perplexity, context {options.length}, {options.steps} steps of 16", box=SIMPLE_HEAD
+    )
+    for column in ("row", *tests):
+        table.add_column(column, no_wrap=True)
+    for row in results:
+        cells = []
+        for values in row["perplexity"].values():
+            spread = f" ({max(values) - min(values):.2f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        table.add_row(str(row["row"]), *cells)
+    console.print(table)
+    console.print("in brackets: largest minus smallest over the seeds")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,19 +150,7 @@ def main() -> None:
             write_json(
                 options.json, {"steps": options.steps, "length": options.length, "rows": results}
             )
-    table = Table(
-        title=f"perplexity, context {options.length}, {options.steps} steps of 16", box=SIMPLE_HEAD
-    )
-    for column in ("row", *tests):
-        table.add_column(column, no_wrap=True)
-    for row in results:
-        cells = []
-        for values in row["perplexity"].values():
-            spread = f" ({max(values) - min(values):.2f})" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}")
-        table.add_row(str(row["row"]), *cells)
-    console.print(table)
-    console.print("in brackets: largest minus smallest over the seeds")
+    show(results, tests, options, console)
 
 
 if __name__ == "__main__":
