@@ -46,7 +46,11 @@ ROWS = (
     ("static SR-STE", CHOSEN, f"lr=0.0003 {KD} {EVERY} decay=sr-ste{{peak=0.0003}}"),
     ("AST", CHOSEN, f"lr=0.0003 {KD} {EVERY} decay=ars-ste{{peak=0.0003}}"),
     ("AST-boosted, k=16", BOOSTED, f"lr=0.0003 {KD} {EVERY} decay=ars-ste{{peak=0.0003}}"),
-    ("CAST", "insert-masks | insert-scales", f"lr=0.0003 {KD} {EVERY} decay=adams{{peak=0.0003}}"),
+    (
+        "CAST",
+        "insert-masks | insert-scales",
+        f"lr=0.002 {KD} {EVERY} decay=adams{{peak=0.001 reach=1.0}}",
+    ),
 )
 
 

@@ -71,6 +71,13 @@ RECIPES = (
         f"{_ADAPTED}",
     ),
     Recipe(
+        "cast",
+        "2:4 by retraining with a dense forward whose masked weights go to zero: the prune is free",
+        "insert-masks | insert-scales | train{steps=400 batch=8 lr=0.002 warmup=0.1 task=0.33 "
+        "distill=kl{weight=0.67 temperature=2.0} masks=every decay=adams{peak=0.001 reach=1.0}} | "
+        "fold-scales | fold-masks",
+    ),
+    Recipe(
         "magnitude",
         "half of the weights by size, one threshold a layer, no data",
         "insert-masks | choose-masks{score=magnitude sparsity=0.5} | fold-masks",
