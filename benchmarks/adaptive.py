@@ -126,13 +126,13 @@ def main() -> None:
     console = Console(width=140)
     results: list[dict[str, Any]] = []
     wanted = tuple(options.rows.split(",")) if options.rows else ("",)
+    seeds = [int(word) for word in options.seeds.split(",")]
     for name, choice, how in ROWS:
         if not name.startswith(wanted):
             continue
         found: dict[str, list[float]] = {test: [] for test in tests}
         started = time.perf_counter()
         figures: list[dict[str, float]] = []
-        seeds = [int(word) for word in options.seeds.split(",")]
         try:
             for seed in seeds if how else seeds[:1]:
                 program, figures = compiled(choice, how, options.steps, data, seed)

@@ -15,7 +15,7 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.ir.program import Program
 from sparsify.ir.slorb import slorbs
 from sparsify.ir.views import branched_weight, out_in
-from sparsify.tensors.lowrank import block_means
+from sparsify.tensors.lowrank import block_indicator, block_means
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ChooseSlorb(Pass):
                 kept = out_in(view, program.tensor(view.mask))
                 x, s = program.tensor(x_path), program.tensor(s_path)
                 blocks, inputs = x.shape
-                x.copy_(torch.eye(blocks).repeat_interleave(inputs // blocks, 1))
-                s.copy_(block_means(weight * ~kept, inputs // blocks))
+                k = inputs // blocks
+                x.copy_(block_indicator(inputs, k))
+                s.copy_(block_means(weight * ~kept, k))
         return len(found)

@@ -8,6 +8,7 @@ from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.names import slorb
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, out_in
+from sparsify.tensors.lowrank import block_indicator
 
 aten = torch.ops.aten
 
@@ -21,7 +22,7 @@ def add_slorb(program: Program, views: Sequence[Linear], k: int) -> None:
     weight = out_in(view, program.tensor(view.weight))
     outputs, inputs = weight.shape
     x_path, s_path = slorb(view.weight)
-    sums = torch.eye(inputs // k).repeat_interleave(k, 1)
+    sums = block_indicator(inputs, k)
     for path, value in ((x_path, sums), (s_path, torch.zeros(outputs, inputs // k))):
         program.put(path, value.to(weight), trainable=True)
     for use in views:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, composed_weight, out_in
-from sparsify.select.statistics import statistics_of
+from sparsify.select.statistics import by_wanda, statistics_of
 from sparsify.tensors import scores
 from sparsify.tensors.masks import keep_across, keep_global, keep_nm, keep_rows
 from sparsify.tensors.pattern import Pattern
@@ -53,8 +53,7 @@ def score(program: Program, view: Linear, name: str, gradients: Gradients) -> Te
     if name == "magnitude":
         return scores.magnitude(weight)
     if name == "wanda":
-        found = statistics_of(program, view.x, view.weight)
-        return scores.wanda(weight, found.square, found.tokens)
+        return by_wanda(program)(view, weight)
     return scores.taylor(weight, out_in(view, gradients[view.weight]))
 
 

@@ -101,10 +101,20 @@ def best_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return a.to(matrix.dtype), b.to(matrix.dtype)
 
 
+def block_indicator(inputs: int, k: int) -> Tensor:
+    """Return X `[in / k, in]`: `X_ij = 1` where `i k <= j < (i + 1) k`, else 0, so that X x sums blocks.
+
+    Args:
+        inputs: columns of the weight, a multiple of k.
+        k: inputs of a block.
+    """
+    return torch.eye(inputs // k).repeat_interleave(k, 1)
+
+
 def block_means(weight: Tensor, k: int) -> Tensor:
     """Return `S_ij = 1/k sum of W_ip over block j`: the S that makes `||W - S X||_F` smallest.
 
-    X `[in / k, in]` is the indicator of blocks of k consecutive inputs.
+    X is `block_indicator(in, k)`.
 
     Args:
         weight: W [out, in], often the pruned part of a weight.

@@ -13,6 +13,7 @@ from sparsify.ir.straight import straight_masks
 from sparsify.ir.views import Linear, branched_weight, linears, out_in
 from sparsify.tensors.masks import keep_nm
 from sparsify.tensors.pattern import Pattern
+from sparsify.tensors.scores import magnitude
 
 # Scores [out, in] of a linear's weight, larger for what is to stay.
 Score = Callable[[Linear, Tensor], Tensor]
@@ -118,7 +119,7 @@ class AdaptiveMasks:
     def _choose(self) -> None:
         for path, view in self.views.items():
             weight = out_in(view, branched_weight(self.program, view))
-            score = weight.abs() if self.how.score is None else self.how.score(view, weight)
+            score = magnitude(weight) if self.how.score is None else self.how.score(view, weight)
             self.masks[path].copy_(out_in(view, keep_nm(score, self.how.pattern)))
 
     def _copies(self) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ class _Run:
         sparse: Sparse | None,
         device: str,
     ) -> None:
-        self.program, self.data, self.settings, self.sparse = program, data, settings, sparse
+        self.program, self.data, self.settings = program, data, settings
         self.dense, self.distillation = dense, distillation
         # Asked before the model is wrapped: finding out runs the program in evaluation mode.
         self.task_loss = TaskLoss(program) if settings.task else None
@@ -176,14 +176,15 @@ class _Run:
 
     def finish(self, step: int) -> Figures:
         """Put the masks in; where they were kept out of the graph, the loss before and after."""
-        if self.masks is None or self.sparse is None:
+        if self.masks is None:
             return {}
         figures = self.masks.figures()
-        before = self._evaluate(step) if self.sparse.dense_forward else 0.0
+        if self.masks.dense_forward:
+            figures["unpruned"] = self._evaluate(step)
         self.masks.finish()
-        if not self.sparse.dense_forward:
-            return figures
-        return {**figures, "unpruned": before, "pruned": self._evaluate(step)}
+        if self.masks.dense_forward:
+            figures["pruned"] = self._evaluate(step)
+        return figures
 
     @torch.no_grad()
     def _evaluate(self, step: int) -> float:
