@@ -14,6 +14,7 @@ from sparsify.ir.views import Linear, branched_weight, linears, out_in
 from sparsify.tensors.masks import keep_nm
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.scores import magnitude
+from sparsify.train.sharded import whole
 
 # Scores [out, in] of a linear's weight, larger for what is to stay.
 Score = Callable[[Linear, Tensor], Tensor]
@@ -79,7 +80,7 @@ class AdaptiveMasks:
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         total = held = 0.0
         for path, mask in self.masks.items():
-            absolute = self.program.tensor(path).abs()
+            absolute = whole(self.program.tensor(path)).abs()
             total += float(absolute.sum())
             held += float((absolute * mask).sum())
         return {
@@ -102,23 +103,25 @@ class AdaptiveMasks:
         return straight_masks(self.program, views)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The masks, now and at the start, eight to a byte in the order of the weight's own elements."""
+        """The masks now, at the start and before the last choice, eight to a byte in the weight's order."""
         return {
             name: {path: _packed(mask) for path, mask in masks.items()}
-            for name, masks in (("masks", self.masks), ("initial", self._initial))
+            for name, masks in self._states()
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take masks over from `state_dict`."""
-        for name, masks in (("masks", self.masks), ("initial", self._initial)):
+        for name, masks in self._states():
             for path, mask in masks.items():
                 mask.copy_(_unpacked(state[name][path], mask))
-        self._before = self._copies()
+
+    def _states(self) -> tuple[tuple[str, dict[str, Tensor]], ...]:
+        return ("masks", self.masks), ("initial", self._initial), ("before", self._before)
 
     @torch.no_grad()
     def _choose(self) -> None:
         for path, view in self.views.items():
-            weight = out_in(view, branched_weight(self.program, view))
+            weight = out_in(view, whole(branched_weight(self.program, view)))
             score = magnitude(weight) if self.how.score is None else self.how.score(view, weight)
             self.masks[path].copy_(out_in(view, keep_nm(score, self.how.pattern)))
 

@@ -140,8 +140,10 @@ class _Run:
         how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.9, 0.95)}
         self.rules = None if sparse is None else SparseAdamW(trained, sparse.rule, **how)
         optimizer = self.rules or torch.optim.AdamW(trained, **how)
-        self.trained = trained
         self.model, self.optimizer = self.accelerator.prepare(ProgramModel(program), optimizer)
+        # Asked of the optimiser: sharding puts other tensors in place of the parameters.
+        groups = self.optimizer.param_groups
+        self.trained = [parameter for group in groups for parameter in group["params"]]
         self.model.train()
         # After the program has moved to its device, where its masks are.
         self.masks: AdaptiveMasks | None = None

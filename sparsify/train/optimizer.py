@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import SparsifyError
+from sparsify.train.sharded import part, part_like
 
 
 class Rule(Protocol):
@@ -67,28 +68,32 @@ class SparseAdamW(torch.optim.Optimizer):
                     self._step(parameter, group)
         return loss
 
-    def _step(self, weight: Tensor, group: Mapping[str, Any]) -> None:
-        assert weight.grad is not None
-        state = self.state[weight]
+    def _step(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
+        assert parameter.grad is not None
+        state = self.state[parameter]
         if not state:
-            state.update(step=0, moment=torch.zeros_like(weight), square=torch.zeros_like(weight))
+            empty = torch.zeros_like
+            state.update(step=0, moment=empty(parameter), square=empty(parameter))
         state["step"] += 1
         first, second = group["betas"]
-        mask, gradient = self.masks.get(weight), weight.grad
+        weight, gradient = part(parameter), part(parameter.grad)
+        moment, square = part(state["moment"]), part(state["square"])
+        mask = self.masks.get(parameter)
         if mask is None:
-            moved = state["moment"].lerp_(gradient, 1 - first)
-            state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            moved = moment.lerp_(gradient, 1 - first)
+            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         else:
             if weight.dtype != torch.float32:
                 raise SparsifyError(
-                    f"a masked weight {list(weight.shape)} is {weight.dtype}; "
+                    f"a masked weight {list(parameter.shape)} is {weight.dtype}; "
                     "adaptive masks need float32 weights"
                 )
+            mask = part_like(mask, parameter)
             gradient = self.rule.gradient(gradient, weight, mask, self.progress)
-            moment = state["moment"].lerp_(gradient, 1 - first)
+            moment.lerp_(gradient, 1 - first)
             moved = self.rule.momentum(moment, weight, mask, self.progress)
-            state["square"].mul_(second).addcmul_(moved, moved, value=1 - second)
+            square.mul_(second).addcmul_(moved, moved, value=1 - second)
         if weight.dim() > 1:
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-        scale = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+        scale = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
         weight.addcdiv_(moved, scale, value=-group["lr"] / (1 - first ** state["step"]))

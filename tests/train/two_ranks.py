@@ -1,0 +1,92 @@
+"""Adaptive training on as many processes as there are; `python two_ranks.py FOLDER ddp|fsdp`."""
+
+import sys
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, init_device_mesh
+
+from sparsify.engine.contract import Context
+from sparsify.engine.pipeline import parse
+from sparsify.engine.training import ArsSte
+from sparsify.ir.trace import trace
+from sparsify.tensors.pattern import Pattern
+from sparsify.train.adaptive import AdaptiveMasks, Refresh
+from sparsify.train.data import TextData
+from sparsify.train.optimizer import SparseAdamW
+from sparsify.train.sharded import whole
+from sparsify.train.wrapped import ProgramModel
+
+STEPS = 8
+
+
+class Net(nn.Module):
+    """A small language model; `down` is kept `[in, out]`, so that rows of its shards cut groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(11, 8), nn.LayerNorm(8)
+        self.up, self.head = nn.Linear(8, 12), nn.Linear(8, 11)
+        self.down, self.bias = nn.Parameter(torch.randn(12, 8) * 0.3), nn.Parameter(torch.zeros(8))
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        inner = self.up(self.norm(x)).relu()
+        down = torch.addmm(self.bias, inner.flatten(0, 1), self.down).view_as(x)
+        return self.head(x + down)
+
+
+def traced():
+    torch.manual_seed(0)
+    ids = torch.arange(12).reshape(2, 6) % 11
+    return trace(Net(), {"input_ids": ids}, {"input_ids": {0: "batch", 1: "length"}})
+
+
+def data():
+    draw = torch.Generator().manual_seed(1)
+    return TextData(torch.randint(0, 11, (240,), generator=draw), 6)
+
+
+def by_the_pass():
+    """`train` as a pipeline runs it."""
+    text = (
+        "insert-masks | choose-masks{pattern=2:4} | "
+        f"train{{steps={STEPS} batch=4 lr=0.01 masks=every{{steps=2}} decay=ars-ste{{peak=0.01}}}}"
+    )
+    return dict(parse(text).run(traced(), Context(data=data(), seed=5)).tensors())
+
+
+def sharded():
+    """A loop of its own, parameters, gradients and moments sharded where there are several processes."""
+    state = PartialState(cpu=True)
+    program = parse("insert-masks | choose-masks{pattern=2:4}").run(traced(), Context())
+    model = ProgramModel(program)
+    if state.num_processes > 1:
+        fully_shard(model, mesh=init_device_mesh("cpu", (state.num_processes,)))
+        assert all(isinstance(p, DTensor) for p in model.parameters())
+    masks = AdaptiveMasks(program, Refresh(2, Pattern(2, 4)), dense_forward=False)
+    optimizer = SparseAdamW(model.parameters(), ArsSte(peak=0.01), lr=0.01)
+    optimizer.masks = masks.of_parameters()
+    with masks.training():
+        for step in range(STEPS):
+            if masks.due(step):
+                figures = masks.refresh()
+                assert figures["drift"] > 0
+            optimizer.progress = step / STEPS
+            rows = range(4 * step, 4 * step + 4)
+            batch = data().batch(list(rows)[state.process_index :: state.num_processes])
+            model(**batch)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    masks.finish()
+    return {path: whole(value.detach()) for path, value in program.tensors()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, how = sys.argv[1:]
+    tensors = by_the_pass() if how == "ddp" else sharded()
+    torch.save(tensors, f"{folder}/{PartialState().process_index}.pt")
+    PartialState().destroy_process_group()
