@@ -1,19 +1,22 @@
 """Parameters cut over processes (FSDP2's DTensor): their whole value, and this process's part of it."""
 
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Shard
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with the parts of every process; every process must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    sharded = _sharded(tensor)
+    return tensor if sharded is None else sharded.full_tensor()
 
 
 def part(tensor: Tensor) -> Tensor:
     """What this process holds, a view: changing it changes the tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    sharded = _sharded(tensor)
+    return tensor if sharded is None else sharded.to_local()
 
 
 def part_like(value: Tensor, other: Tensor) -> Tensor:
@@ -21,13 +24,21 @@ def part_like(value: Tensor, other: Tensor) -> Tensor:
 
     Element by element: a mask `[out, in]` cut like its weight keeps every entry beside its weight's.
     """
-    if not isinstance(other, DTensor):
+    sharded = _sharded(other)
+    if sharded is None:
         return value
-    for dimension, placement in enumerate(other.placements):
-        if isinstance(placement, Shard):
-            pieces = torch.chunk(value, other.device_mesh.size(dimension), placement.dim)
-            rank = other.device_mesh.get_local_rank(dimension)
+    mesh = sharded.device_mesh
+    for dimension, placement in enumerate(sharded.placements):
+        if placement.is_shard():
+            pieces = torch.chunk(value, mesh.size(dimension), placement.dim)
+            rank = mesh.get_local_rank(dimension)
             # torch.chunk may return fewer pieces than were asked for; the last ranks then hold none.
             empty = value.narrow(placement.dim, 0, 0)
             value = pieces[rank] if rank < len(pieces) else empty
     return value
+
+
+def _sharded(tensor: Tensor) -> Any:
+    """The tensor if it is a DTensor, else None; without the second that importing DTensor takes."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return tensor if module is not None and isinstance(tensor, module.DTensor) else None
