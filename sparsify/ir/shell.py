@@ -58,7 +58,8 @@ def _empty(config: object, dtype: torch.dtype, *, holes: bool) -> PreTrainedMode
     if holes:
         model.tie_weights()  # undone where modules registered their parameters once more
         _dig(model)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _dig(model: nn.Module) -> None:
