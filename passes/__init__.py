@@ -15,6 +15,7 @@ from passes.insert_scales import InsertScales
 from passes.insert_slorb import InsertSlorb
 from passes.pack_nm import PackNm
 from passes.prune_channels import PruneChannels
+from passes.prune_experts import PruneExperts
 from passes.prune_heads import PruneHeads
 from passes.prune_layers import PruneLayers
 from passes.remove_probes import RemoveProbes
@@ -39,6 +40,7 @@ ALL = (
     FoldMasks,
     PruneHeads,
     PruneChannels,
+    PruneExperts,
     PruneLayers,
     RemoveQuantizers,
     PackNm,

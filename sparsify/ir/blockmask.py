@@ -2,6 +2,8 @@
 
 y            ->  where(mask, y, x)       x the stream that the block starts from
 t in a sum   ->  t * mask                t one of several terms that are computed side by side
+
+Where the mask is true the values are bitwise those of the program without it.
 """
 
 from dataclasses import dataclass

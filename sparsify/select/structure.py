@@ -1,13 +1,17 @@
-"""Masks of whole layers and residual blocks: where they stand, and the least heavy ones to go."""
+"""Masks of experts, whole layers and residual blocks: where they stand, and the lightest ones to go."""
 
 import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError
+from sparsify.ir.axes.analysis import Analysis, Router
+from sparsify.ir.axes.groups import Group, groups
 from sparsify.ir.axes.residual import Block, blocks
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.blockmask import block_mask_path, block_masks
+from sparsify.ir.experts import expert_masks
 from sparsify.ir.program import Program
+from sparsify.select.groups import weight_norm
 from sparsify.tensors.masks import keep_top, zeros_of
 
 
@@ -18,21 +22,57 @@ def masked_blocks(program: Program, kind: str) -> dict[str, Block]:
     return {path: block for path, block in found.items() if path in stand}
 
 
-def weight_norm(program: Program, block: Block) -> float:
+def routers(analysis: Analysis) -> list[Router]:
+    """The routers whose experts nothing pins, in graph order."""
+    free = {group.leaf for group in groups(analysis) if group.kind == "experts" and group.prunable}
+    return [router for router in analysis.routers if router.axis.root() in free]
+
+
+def masked_experts(program: Program) -> dict[str, Group]:
+    """The experts that have a mask, by its path, in graph order."""
+    analysis = analyse(program)
+    by_leaf = {group.leaf: group for group in groups(analysis)}
+    found = {router.weight: by_leaf[router.axis.root()] for router in routers(analysis)}
+    return {mask.path: found[mask.weight] for mask in expert_masks(program)}
+
+
+def choose_experts(
+    program: Program, chosen: set[str], sparsity: float, multiple: int
+) -> int:
+    """Set the masks of experts by their weight norms, the same fraction at every router.
+
+    `chosen` are the matrices of routers that count. At least as many experts stay as a token is sent
+    to. Returns how many masks.
+    """
+    found = {
+        path: group for path, group in masked_experts(program).items()
+        if path.removesuffix("_experts_mask") in chosen
+    }
+    if not found:
+        raise OptionError("no target is a router with a mask; widen the targets")
+    for path, group in found.items():
+        scores = weight_norm(program, group)
+        kept = keep_blocks(scores, sparsity, multiple, group.least)
+        with torch.no_grad():
+            program.tensor(path).copy_(kept)
+    return len(found)
+
+
+def mean_weight(program: Program, block: Block) -> float:
     """The mean of |W| over the matrices inside a layer or block."""
     values = [program.tensor(path).detach().float().abs() for path in block.weights]
     total = sum(float(value.sum()) for value in values)
     return total / sum(value.numel() for value in values)
 
 
-def keep_blocks(scores: Tensor, sparsity: float, multiple: int) -> Tensor:
-    """The keep-mask `[blocks]` of the highest scores; the number kept is rounded up to a multiple.
+def keep_blocks(scores: Tensor, sparsity: float, multiple: int, least: int = 1) -> Tensor:
+    """The keep-mask `[size]` of the highest scores; the number kept is rounded up to a multiple.
 
     Raises OptionError when nothing would be removed.
     """
     size = scores.numel()
     count = size - zeros_of(size, sparsity)
-    count = min(size, -(-max(1, count) // multiple) * multiple)
+    count = min(size, -(-max(least, count) // multiple) * multiple)
     if count == size and sparsity > 0:
         raise OptionError(
             f"a sparsity of {sparsity} with multiple={multiple} removes none of {size}; raise it"
@@ -54,7 +94,7 @@ def choose_blocks(
     }
     if not found:
         raise OptionError(f"no target lies in masked {kind}; widen the targets")
-    scores = torch.tensor([weight_norm(program, block) for block in found.values()])
+    scores = torch.tensor([mean_weight(program, block) for block in found.values()])
     kept = keep_blocks(scores, sparsity, multiple)
     with torch.no_grad():
         for path, stays in zip(found, kept, strict=True):

@@ -100,7 +100,7 @@ def test_targets_name_layers(traced):
 def test_refusals(traced):
     with pytest.raises(OptionError, match="no target lies in one of the layers, as @"):
         run(traced("llama"), "insert-masks{of=layers targets=lm_head}")
-    with pytest.raises(OptionError, match="a sparsity of 0.1 with multiple=1 removes none of 2"):
+    with pytest.raises(OptionError, match=r"a sparsity of 0\.1 with multiple=1 removes none of 2"):
         run(traced("llama"), "insert-masks{of=layers} | choose-masks{of=layers sparsity=0.1}")
     with pytest.raises(OptionError, match="score=wanda is not for layers; choose magnitude"):
         ChooseMasks(of="layers", score="wanda", sparsity=0.5).check(traced("llama"))
