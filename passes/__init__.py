@@ -1,5 +1,7 @@
 """The passes, one a file; `ALL` is the catalogue in the order of use."""
 
+from passes.allocate_ranks import AllocateRanks
+from passes.allocate_sparsity import AllocateSparsity
 from passes.calibrate import Calibrate
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
@@ -26,9 +28,11 @@ ALL = (
     InsertProbes,
     Calibrate,
     InsertMasks,
+    AllocateSparsity,
     ChooseMasks,
     RemoveProbes,
     InsertLora,
+    AllocateRanks,
     InsertSlorb,
     ChooseSlorb,
     InsertScales,

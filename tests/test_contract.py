@@ -18,6 +18,11 @@ SETTINGS = {
     "insert-probes": ("", "insert-probes{gram=true}"),
     "calibrate": ("insert-probes", "calibrate{samples=6 batch=4}"),
     "insert-masks": ("", "insert-masks{of=weights,channels,heads}"),
+    "allocate-sparsity": ("insert-masks", "allocate-sparsity{by=rmi samples=8}"),
+    "allocate-ranks": (
+        "insert-masks | choose-masks{pattern=2:4} | insert-lora{rank=3} | train{steps=2 batch=2 TRAIN}",
+        "allocate-ranks{mean=2 largest=4 samples=4}",
+    ),
     "choose-masks": ("insert-masks", "choose-masks{pattern=2:4}"),
     "remove-probes": ("insert-probes | calibrate{samples=6}", "remove-probes"),
     "insert-lora": ("insert-masks | choose-masks{pattern=2:4}", "insert-lora{rank=2}"),

@@ -23,7 +23,7 @@ SUFFIXES = {
 # Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
 PACKED = "packed"
 # Features that live in values, not in the graph: what probes know, and that scales are chosen.
-OF_VALUES = frozenset({"stats", "quantized"})
+OF_VALUES = frozenset({"stats", "quantized", "shares"})
 
 
 def weight_mask(path: str) -> str:

@@ -36,16 +36,15 @@ def masked_experts(program: Program) -> dict[str, Group]:
     return {mask.path: found[mask.weight] for mask in expert_masks(program)}
 
 
-def choose_experts(
-    program: Program, chosen: set[str], sparsity: float, multiple: int
-) -> int:
+def choose_experts(program: Program, chosen: set[str], sparsity: float, multiple: int) -> int:
     """Set the masks of experts by their weight norms, the same fraction at every router.
 
     `chosen` are the matrices of routers that count. At least as many experts stay as a token is sent
     to. Returns how many masks.
     """
     found = {
-        path: group for path, group in masked_experts(program).items()
+        path: group
+        for path, group in masked_experts(program).items()
         if path.removesuffix("_experts_mask") in chosen
     }
     if not found:
