@@ -121,13 +121,15 @@ def keep_affordable(
     flat = torch.cat([score.detach().double().reshape(-1) for score in scores])
     if flat.isnan().any():
         raise SparsifyError(_NAN)
-    price = torch.cat([torch.full((s.numel(),), c).double() for s, c in zip(scores, costs, strict=True)])
+    price = torch.cat(
+        [torch.full((s.numel(),), c).double() for s, c in zip(scores, costs, strict=True)]
+    )
     order = flat.argsort(descending=True, stable=True).flip(0)
     # a hair more, as in zeros_of: the budget of what adds up exactly must not be missed by rounding
     gone = price[order].cumsum(0) <= float(price.sum()) * (sparsity + 1e-12)
     mask = torch.ones(len(flat), dtype=torch.bool)
     mask[order[gone]] = False
-    parts = mask.split([score.numel() for score in scores])
+    parts = torch.split(mask, [score.numel() for score in scores])
     return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
 
 

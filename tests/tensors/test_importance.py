@@ -120,7 +120,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         fluctuation(drawn(0, 3, 4), torch.ones(3))
     with pytest.raises(SparsifyError, match="needs one mean for each of its 4 inputs"):
         mean_bias(drawn(0, 3, 4), torch.ones(3))
-    with pytest.raises(SparsifyError, match="curvature .* differ in shape"):
+    with pytest.raises(SparsifyError, match=r"curvature .* differ in shape"):
         second_order(torch.ones(2, 3), torch.ones(3, 2))
     with pytest.raises(SparsifyError, match="a score is NaN"):
         keep_affordable([torch.tensor([1.0, math.nan])], [1.0], 0.5)
