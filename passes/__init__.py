@@ -1,12 +1,15 @@
 """The passes, one a file; `ALL` is the catalogue in the order of use."""
 
 from passes.calibrate import Calibrate
+from passes.choose_bias import ChooseBias
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
+from passes.fold_bias import FoldBias
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
 from passes.fold_scales import FoldScales
+from passes.insert_bias import InsertBias
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
 from passes.insert_probes import InsertProbes
@@ -25,6 +28,8 @@ ALL = (
     Calibrate,
     InsertMasks,
     ChooseMasks,
+    InsertBias,
+    ChooseBias,
     RemoveProbes,
     InsertLora,
     InsertSlorb,
@@ -35,6 +40,7 @@ ALL = (
     Train,
     FoldLora,
     FoldScales,
+    FoldBias,
     FoldMasks,
     PruneHeads,
     PruneChannels,

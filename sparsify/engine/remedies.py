@@ -10,6 +10,7 @@ REMEDIES = {
     "mask.heads": "prune-heads",
     "lora": "fold-lora",
     "row-scales": "fold-scales",
+    "bias": "fold-bias",
     "quantizers": "pack-nm",
 }
 # Features that only one pass takes out, for that pass.
