@@ -95,6 +95,7 @@ def _scored(program: Program, site: Site, name: str, evidence: Evidence) -> tupl
     found = statistics_of(program, view.x, view.weight)
     weight = out_in(view, effective_weight(program, view))
     if name == "activation":
+        assert found.level is not None  # a probe always has it
         values = found.level
     elif name == "wanda":
         values = scores.wanda(weight, found.square).sum(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from sparsify.ir.names import probe as probe_path
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, Probe, probe_at, probe_behind
 from sparsify.tensors import scores
-from sparsify.tensors.moments import accumulate_gram, accumulate_level, accumulate_spread
+from sparsify.tensors.moments import (
+    accumulate_gram,
+    accumulate_level,
+    accumulate_spread,
+    add_upper_gram,
+    mirrored,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Statistics:
     tokens: int
     mean: Tensor
     scatter: Tensor
-    level: Tensor
+    level: Tensor | None
     gram: Tensor | None
 
     @property
@@ -39,6 +46,46 @@ class Statistics:
     def variance(self) -> Tensor:
         """Variance over tokens, `[features]`."""
         return self.scatter / self.tokens
+
+
+class Sums:
+    """Statistics of one activation, added up batch by batch outside a graph; without its levels."""
+
+    def __init__(self, size: int, *, gram: bool, device: torch.device | None = None) -> None:
+        zeros = partial(torch.zeros, dtype=torch.float32, device=device)
+        self.tokens, self.mean, self.scatter = 0, zeros(size), zeros(size)
+        self.gram = zeros(size, size) if gram else None
+
+    def add(self, rows: Tensor) -> None:
+        """Add `rows [tokens, features]`, of any precision."""
+        rows = rows.to(torch.float32)
+        spread = accumulate_spread(self.tokens, self.mean, self.scatter, rows)
+        self.tokens, self.mean, self.scatter = spread
+        if self.gram is not None:
+            add_upper_gram(self.gram, rows)
+
+    def statistics(self) -> Statistics:
+        """What was added so far."""
+        gram = None if self.gram is None else mirrored(self.gram)
+        return Statistics(self.tokens, self.mean, self.scatter, None, gram)
+
+
+def kept_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """An activation `x [..., features]` as `[tokens, features]`, padded tokens left out.
+
+    `mask [batch, length]` is the attention mask, None when nothing is padded; an activation that has
+    not one row a token is taken whole.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if mask is None or mask.numel() != rows.shape[0]:
+        return rows
+    return rows[mask.reshape(-1).bool()]
+
+
+def padding(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """The attention mask of a batch; None when there is none, or it leaves nothing out."""
+    mask = inputs.get("attention_mask")
+    return None if mask is None or bool(mask.all()) else mask
 
 
 def empty_statistics(path: str, size: int, *, gram: bool) -> dict[str, Tensor]:
@@ -94,9 +141,8 @@ class Collector(fx.Interpreter):
     def collect(self, batch: Mapping[str, Tensor]) -> None:
         """Run one batch of inputs `[batch, length]`."""
         inputs = self._program.complete(batch)
-        mask = inputs.get("attention_mask")
         self._shape = tuple(next(iter(inputs.values())).shape[:2])
-        self._kept = None if mask is None or bool(mask.all()) else mask.reshape(-1).bool()
+        self._kept = padding(inputs)
         self.run(*inputs.values())
 
     def run_node(self, n: fx.Node) -> Any:
@@ -107,17 +153,15 @@ class Collector(fx.Interpreter):
         return value
 
     def _add(self, probe: Probe, x: Tensor) -> None:
-        rows = x.detach().reshape(-1, x.shape[-1])
-        kept = self._kept
-        if kept is not None and kept.numel() != rows.shape[0]:
-            kept = None
+        rows = kept_rows(x, self._kept)
         count, mean, scatter, level, *gram = (self._program.tensor(p) for p in probe.statistics)
         sequences = self._sequences(x)
-        per_sequence = None if kept is None else kept.reshape(sequences.shape[:2])
+        tokens = sequences.shape[0] * sequences.shape[1]
+        kept = self._kept if self._kept is not None and self._kept.numel() == tokens else None
+        per_sequence = None if kept is None else kept.bool().reshape(sequences.shape[:2])
         level.copy_(accumulate_level(level, sequences, per_sequence))
-        rows = rows if kept is None else rows[kept]
-        tokens, *moments = accumulate_spread(int(count), mean, scatter, rows)
-        count.fill_(tokens)
+        seen, *moments = accumulate_spread(int(count), mean, scatter, rows)
+        count.fill_(seen)
         for buffer, value in zip((mean, scatter), moments, strict=True):
             buffer.copy_(value)
         for buffer in gram:
