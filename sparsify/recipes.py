@@ -130,6 +130,11 @@ RECIPES = (
         f"{_SMALLER} | train{{steps=400 batch=8 lr=0.001 warmup=0.1 task=0.0 distill=kl}}",
     ),
     Recipe(
+        "shortgpt",
+        "a quarter of the layers, those that turn the stream least, no retraining",
+        "insert-masks{of=layers} | choose-masks{of=layers score=influence sparsity=0.25} | prune-layers",
+    ),
+    Recipe(
         "encoder",
         "an encoder with half of its heads and channels, distilled from the dense one on plain sentences",
         "insert-probes | calibrate | insert-masks{of=heads,channels} | "

@@ -81,19 +81,24 @@ def importance(
     )
 
 
+def weight_norm(program: Program, of: Group | Heads) -> Tensor:
+    """The sum of |W| over every weight of a group, `[size]`."""
+    return _summed(program, of, lambda path: scores.magnitude(program.tensor(path)))
+
+
 def _scored(program: Program, site: Site, name: str, evidence: Evidence) -> tuple[Tensor, Tensor]:
     """Scores `[n]` and the channel or head of each: one for every input, or one for every group."""
     view, whole = site.mask.linear, torch.arange(site.of.size)
     if name == "taylor":
         return evidence.slopes[site.mask.path], whole
     if name == "magnitude":
-        return _summed(program, site.of, lambda path: scores.magnitude(program.tensor(path))), whole
+        return weight_norm(program, site.of), whole
     if name in OF_GRADIENTS:
         return _summed(
             program, site.of, lambda path: _sensitivity(program, path, name, evidence)
         ), whole
     found = statistics_of(program, view.x, view.weight)
-    weight = out_in(view, effective_weight(program, view))
+    weight = out_in(view, effective_weight(program, view)).flatten(0, -2)
     if name == "activation":
         assert found.level is not None  # a probe always has it
         values = found.level
