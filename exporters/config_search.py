@@ -22,7 +22,7 @@ from sparsify.ir.program import Program
 
 Shape = tuple[int, ...]
 Change = tuple[tuple[str, ...], int]
-_MOST_CHANGES = 4
+_MOST_CHANGES = 5
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,13 @@ class Search:
     def _changes(self, base: dict[str, Any]) -> list[Change]:
         """Single entries that may stand for a changed dimension, with their new value."""
         pairs = self._changed_sizes()
+        homeless = any(misfit.there is None for misfit in self._misfits(self._old))
         changes: dict[Change, None] = {}
         for path, value in _entries(base):
+            if isinstance(value, bool):
+                if homeless:
+                    changes[path, not value] = None
+                continue
             for old, new in pairs:
                 if value is None:
                     changes[path, new] = None
