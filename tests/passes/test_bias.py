@@ -92,7 +92,7 @@ def test_exports_hold_the_bias(family, traced, text, tmp_path):
 def test_a_config_that_has_no_place_for_the_bias_is_said(traced, text, tmp_path):
     program = run(traced("qwen2"), f"{START}{EVEN}{BIAS} | fold-bias{PRUNE}", text)
     with pytest.raises(
-        ExportError, match=r"no config of Qwen2ForCausalLM has the program's shapes: .* has no place|program's shapes"
+        ExportError, match=r"no config of Qwen2ForCausalLM has the program's shapes: .*; export to"
     ):
         export(program, tmp_path / "out", ["huggingface"])
 
