@@ -216,7 +216,8 @@ def test_passes_that_do_not_fit_each_other(pipeline, sentence, traced):
         (
             "choose-masks{score=hessian}",
             "choose-masks{score} cannot be 'hessian'; "
-            "it takes magnitude|wanda|sparsegpt|activation|fluctuation|taylor|first-order|second-order|mixed|influence",
+            "it takes magnitude|wanda|sparsegpt|activation|fluctuation|taylor|first-order|second-order|"
+            "mixed|influence",
         ),
         (
             "train{steps=1 distill=kl{temprature=2.0}}",
