@@ -3,12 +3,15 @@
 from passes.allocate_ranks import AllocateRanks
 from passes.allocate_sparsity import AllocateSparsity
 from passes.calibrate import Calibrate
+from passes.choose_bias import ChooseBias
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
+from passes.fold_bias import FoldBias
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
 from passes.fold_scales import FoldScales
+from passes.insert_bias import InsertBias
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
 from passes.insert_probes import InsertProbes
@@ -30,6 +33,8 @@ ALL = (
     InsertMasks,
     AllocateSparsity,
     ChooseMasks,
+    InsertBias,
+    ChooseBias,
     RemoveProbes,
     InsertLora,
     AllocateRanks,
@@ -41,6 +46,7 @@ ALL = (
     Train,
     FoldLora,
     FoldScales,
+    FoldBias,
     FoldMasks,
     PruneHeads,
     PruneChannels,

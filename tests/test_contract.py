@@ -29,6 +29,19 @@ SETTINGS = {
     "insert-slorb": ("insert-masks | choose-masks{pattern=2:4}", "insert-slorb{k=4}"),
     "insert-scales": ("insert-masks | choose-masks{pattern=2:4}", "insert-scales"),
     "fold-scales": ("insert-masks | insert-scales | train{steps=2 batch=2 TRAIN}", "fold-scales"),
+    "insert-bias": (
+        "insert-masks{of=heads,channels} | choose-masks{of=heads,channels sparsity=0.5}", "insert-bias",
+    ),
+    "choose-bias": (
+        "insert-probes | calibrate{samples=6} | insert-masks{of=heads,channels} | "
+        "choose-masks{of=heads,channels sparsity=0.5} | insert-bias",
+        "choose-bias",
+    ),
+    "fold-bias": (
+        "insert-probes | calibrate{samples=6} | insert-masks{of=heads,channels} | "
+        "choose-masks{of=heads,channels sparsity=0.5} | insert-bias | choose-bias",
+        "fold-bias",
+    ),
     "choose-slorb": ("insert-masks | choose-masks{pattern=2:4} | insert-slorb{k=4}", "choose-slorb"),
     "train": ("insert-lora{rank=2}", "train{steps=2 batch=2 update=lora TRAIN}"),
     "insert-quantizers": ("insert-masks | insert-lora{rank=2}", "insert-quantizers{values=int4}"),
@@ -60,6 +73,7 @@ ROUND_TRIPS = [
     "insert-lora{rank=2} | insert-masks | fold-lora | fold-masks",
     "insert-probes | insert-masks{of=heads} | remove-probes | fold-masks{of=heads}",
     "insert-quantizers | remove-quantizers",
+    "insert-masks{of=heads,channels} | insert-bias | fold-bias | fold-masks{of=heads,channels}",
     "insert-scales | fold-scales",
     "insert-quantizers | insert-scales | insert-masks | fold-scales | remove-quantizers | fold-masks",
     "insert-masks | insert-lora{rank=2} | insert-scales | fold-lora | fold-scales | fold-masks",

@@ -14,6 +14,7 @@ REMEDIES = {
     "mask.hidden": "prune-hidden",
     "lora": "fold-lora",
     "row-scales": "fold-scales",
+    "bias": "fold-bias",
     "quantizers": "pack-nm",
 }
 # Features that only one pass takes out, for that pass.

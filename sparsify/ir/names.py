@@ -14,6 +14,7 @@ SUFFIXES = {
     "_lora_a": "lora",
     "_lora_b": "lora",
     "_row_scales": "row-scales",
+    "_added_bias": "bias",
     "_slorb_x": "slorb",
     "_slorb_s": "slorb",
     "_probe_count": "probe",
@@ -49,6 +50,11 @@ def row_scales(path: str) -> str:
 def slorb(path: str) -> tuple[str, str]:
     """The paths of the branch beside a weight: `X [in / k, in]`, `S [out, in / k]`."""
     return f"{path}_slorb_x", f"{path}_slorb_s"
+
+
+def added_bias(path: str) -> str:
+    """The path of a bias `[out]` behind the linear that owns a weight."""
+    return f"{path}_added_bias"
 
 
 def probe(path: str, statistic: str) -> str:
