@@ -2,9 +2,10 @@
 
     mask <- keep(score, sparsity or N:M)
 
-Weights: `magnitude` |W| (one threshold a layer), `wanda` |W_ij| ||x_j|| (ranked in each row), `sparsegpt`
-(block by block with error feedback; it also moves the kept weights), `taylor` |W dL/dW| (ranked over all
-layers); an N:M pattern keeps N of every M inputs in each row. Channels and heads, summed over the group:
+Weights: `magnitude` |W| and `ria` (one threshold a linear), `wanda` |W_ij| ||x_j|| and `dsnot`, which swaps
+what it chose (ranked in each row), `sparsegpt` (with error feedback) and `alps` (by splitting), which also
+move the kept weights, `taylor` |W dL/dW| (ranked over all layers); an N:M pattern keeps N of every M inputs
+in each row. With neither sparsity nor pattern each gets its share of `allocate-sparsity`. Channels and heads:
 `magnitude`, `wanda` (Wanda-sp), `activation` (Minitron), `fluctuation` (FLAP), `taylor` |dL/dmask|, and of
 LLM-Pruner `first-order` |W G|, `second-order` |W^2 H|, `mixed` |W G - W^2 H / 2|. Experts: `magnitude`, at
 least as many stay as a token is sent to. Layers and blocks, all ranked together: `magnitude`, the mean of
@@ -12,12 +13,11 @@ least as many stay as a token is sent to. Layers and blocks, all ranked together
 means for them, too (Minitron). The text of the graph stays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.engine.shape import Shape
@@ -31,6 +31,7 @@ from sparsify.select import groups, weights
 from sparsify.select.gradients import weight_gradients
 from sparsify.select.importance import OF_DATA, OF_STATISTICS, Normalise, gather, importance
 from sparsify.select.influence import Span, block_influence
+from sparsify.select.one_shot import Method, OneShot, prune_linears
 from sparsify.select.structure import (
     blocks_among,
     choose_experts,
@@ -44,10 +45,9 @@ from sparsify.tensors.masks import keep_top
 from sparsify.train.data import sample
 
 Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks"]
-_SCOPES: Mapping[str, weights.Scope] = {"magnitude": "layer", "wanda": "row", "taylor": "global"}
-_OF_WEIGHTS = ("magnitude", "wanda", "sparsegpt", "taylor")
+_OF_WEIGHTS = (*get_args(Method), "taylor")
 _OF_BLOCKS = ("magnitude", "influence", "activation")
-_WITH_STATISTICS = {"sparsegpt", *OF_STATISTICS}
+_WITH_STATISTICS = {*get_args(Method), *OF_STATISTICS} - {"magnitude"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ class ChooseMasks(Pass):
     score: Literal[
         "magnitude",
         "wanda",
+        "ria",
+        "dsnot",
         "sparsegpt",
+        "alps",
         "activation",
         "fluctuation",
         "taylor",
@@ -100,6 +103,7 @@ class ChooseMasks(Pass):
         blocks = [kind for kind in self.of if kind in KINDS]
         others = set(self.of) - set(blocks)
         needs += ["stats"] if others and self.score in _WITH_STATISTICS else []
+        needs += ["shares"] if self._by_plan() else []
         runs = self.score in OF_DATA or (blocks and self.score in _OF_BLOCKS[1:])
         wants = ["data"] if runs else []
         return effect(needs=needs, wants=wants, bars=["row-scales"])
@@ -117,7 +121,6 @@ class ChooseMasks(Pass):
             raise OptionError(f"multiple={self.multiple} must be at least 1")
 
     def _check_weights(self, program: Program, views: Sequence[Linear]) -> None:
-        target = Target.of(self.sparsity, self.pattern)
         if self.score not in _OF_WEIGHTS:
             instead = "wanda" if self.score in OF_STATISTICS else "taylor"
             raise OptionError(
@@ -125,10 +128,12 @@ class ChooseMasks(Pass):
             )
         if self.to is not None or self.normalise != "auto":
             raise OptionError("to and normalise are for channels and heads, not for weights")
-        if target.pattern is not None:
-            for view in views:
-                size = program.tensor(view.weight).shape[0 if view.transposed else 1]
-                target.pattern.check_axis(size, f"@{view.weight}")
+        if not self._by_plan():
+            weights.check_axes(program, views, Target.of(self.sparsity, self.pattern))
+        elif self.scope == "global" or self.score == "taylor":
+            raise OptionError(
+                "a ranking over all layers has no place for their shares; give a sparsity"
+            )
 
     def _check_groups(self, program: Program) -> None:
         kinds = ",".join(self.of)
@@ -218,30 +223,29 @@ class ChooseMasks(Pass):
         views = {v.weight: v for v in linears(program) if v.mask is not None and v.weight in chosen}
         if not views:
             raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
-        target = Target.of(self.sparsity, self.pattern)
-        if self.score == "sparsegpt":
-            masks = self._sparsegpt(program, context, views, target)
-        else:
+        target = None if self._by_plan() else Target.of(self.sparsity, self.pattern)
+        targets = weights.targets_of(program, views, target)
+        if self.score == "taylor" or self.scope == "global":
             gradients = self._gradients(program, context)
-            scope = _SCOPES[self.score] if self.scope == "auto" else self.scope
+            scope = "global" if self.scope == "auto" else self.scope
             scored = {p: weights.score(program, v, self.score, gradients) for p, v in views.items()}
-            masks = weights.masks_by_score(scored, target, scope)
+            masks = weights.masks_by_score(scored, next(iter(targets.values())), scope)
+            weights.assert_reached(masks, next(iter(targets.values())))
+        else:
+            context.progress.start(self.name, len(views))
+            how = {
+                path: OneShot(self.score, target, self.scope, self.damping)  # type: ignore[arg-type]
+                for path, target in targets.items()
+            }
+            masks = prune_linears(program, views, how, context.progress.advance)
+            for path, mask in masks.items():
+                weights.assert_reached({path: mask}, targets[path])
         for path, mask in masks.items():
             weights.store_mask(program, views[path], mask)
-        weights.assert_reached(masks, target)
         return len(masks)
 
-    def _sparsegpt(
-        self, program: Program, context: Context, views: Mapping[str, Linear], target: Target
-    ) -> dict[str, Tensor]:
-        """Prune layer by layer, each from the statistics of the dense model."""
-        masks = {}
-        context.progress.start(self.name, len(views))
-        for path, view in views.items():
-            new, masks[path] = weights.sparsegpt_layer(program, view, target, self.damping)
-            weights.store_weight(program, view, new)
-            context.progress.advance()
-        return masks
+    def _by_plan(self) -> bool:
+        return self.of == ("weights",) and self.sparsity is None and self.pattern is None
 
     def _groups(
         self, program: Program, context: Context, chosen: set[str], kinds: Sequence[str]

@@ -9,6 +9,7 @@ one gets the gradient of the zero in its place (AST) or takes part until the end
 the first pass. Resumes at its last checkpoint, bitwise.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,6 +17,7 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.engine.training import AdamS, ArsSte, Every, Kl, Pull, Squared, SrSte
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
+from sparsify.ir.recompute import recomputed_weights
 from sparsify.ir.views import linears, out_in, targeted
 from sparsify.select.statistics import by_wanda
 from sparsify.tensors.pattern import Pattern
@@ -92,7 +94,9 @@ class Train(Pass):
         def show(figures: Figures) -> None:
             context.progress.advance(**figures)
 
-        with select_trainable(program, self.update) as trained:
+        # Whole weights that do not learn need no copy of their product with the mask.
+        lean = recomputed_weights(program) if self.update == "lora" else nullcontext()
+        with select_trainable(program, self.update) as trained, lean:
             history = train(
                 program,
                 context.data,

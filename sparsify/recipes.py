@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sparsify.errors import PipelineError
+from sparsify.tensors.allocation import cubic
 from sparsify.words import nearest
 
 
@@ -33,6 +34,30 @@ _ADAPTED = (
     "train{steps=400 batch=16 lr=0.0003 warmup=0.1 task=0.33 "
     "distill=kl{weight=0.67 temperature=2.0} masks=every decay=ars-ste{peak=0.0003}} | fold-masks"
 )
+
+_OBSERVED = "insert-probes | calibrate{samples=128}"
+
+
+def _losa(sparsity: float, m: str = "", steps: int = 5) -> str:
+    """LoSA's ladder as text: sparsity by a cubic rule, mean ranks 6 to 10, one training each."""
+    rungs = [
+        f"{_OBSERVED} | allocate-sparsity{{by=rmi sparsity={cubic(t, steps, sparsity):.4f}{m}}} | "
+        f"choose-masks{{score=wanda}} | remove-probes | allocate-ranks{{mean={5 + t} largest=16}} | "
+        "train{steps=80 batch=8 lr=0.002 warmup=0.3 schedule=linear update=lora}"
+        for t in range(1, steps + 1)
+    ]
+    return " | ".join(
+        ["insert-masks", "insert-lora{rank=8 alpha=16.0}", *rungs, "fold-lora", "fold-masks"]
+    )
+
+
+def _one_shot(score: str, gram: str = "") -> str:
+    """2:4 at once by a score of `choose-masks`."""
+    return (
+        f"insert-probes{gram} | calibrate{{samples=128}} | insert-masks | "
+        f"choose-masks{{score={score} pattern=2:4}} | remove-probes | fold-masks"
+    )
+
 
 # Steps and rates suit models of a few million parameters; for billions take lr=0.0002 and more steps.
 RECIPES = (
@@ -134,6 +159,20 @@ RECIPES = (
         "a quarter of the layers, those that turn the stream least, no retraining",
         "insert-masks{of=layers} | choose-masks{of=layers score=influence sparsity=0.25} | prune-layers",
     ),
+    Recipe(
+        "losa",
+        "70 % unstructured in five steps, layers and ranks by what the model says, branches merged",
+        _losa(0.7),
+    ),
+    Recipe(
+        "losa-n8",
+        "as losa, with N of each 8 kept, N by layer, a quarter in all",
+        _losa(0.75, " m=8"),
+    ),
+    Recipe("wanda", "2:4 at once by Wanda's score, weights as they were", _one_shot("wanda")),
+    Recipe("ria", "2:4 at once by relative importance and activations", _one_shot("ria")),
+    Recipe("sparsegpt", "2:4 at once by SparseGPT", _one_shot("sparsegpt", "{gram=true}")),
+    Recipe("alps", "2:4 at once by operator splitting (ALPS)", _one_shot("alps", "{gram=true}")),
     Recipe(
         "encoder",
         "an encoder with half of its heads and channels, distilled from the dense one on plain sentences",

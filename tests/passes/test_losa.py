@@ -6,12 +6,14 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.errors import OptionError, SparsifyError
+from sparsify.errors import OptionError, PipelineError, SparsifyError
 from sparsify.ir.modes import set_training
 from sparsify.ir.recompute import recomputed_weights
 from sparsify.ir.text import to_text
-from sparsify.ir.views import linears
+from sparsify.ir.views import composed_weight, linears
 from sparsify.select.layers import layer_errors, layers_of
+from sparsify.tensors.masks import check_nm
+from sparsify.tensors.pattern import Pattern
 from sparsify.train.data import batches
 
 MASKED = "insert-masks | choose-masks{pattern=2:4} | insert-lora{rank=3}"
@@ -232,3 +234,68 @@ def test_what_cannot_be_allocated_is_refused(traced, text):
     program = run(traced("llama"), "insert-masks{targets=lm_head}")
     with pytest.raises(SparsifyError, match="no target lies in a residual layer"):
         layers_of(program, masked(program))
+
+
+@pytest.mark.parametrize("score", ["wanda", "sparsegpt"])
+def test_a_ladder_of_shares_reaches_its_sparsity_at_every_step(score, traced, text):
+    """Wanda's masks are nested; SparseGPT's may let a weight back in. Branches stay what they were."""
+    probes = "insert-probes{gram=true} | calibrate{samples=4} | insert-masks | insert-lora{rank=3}"
+    program = run(traced("llama"), probes, text)
+    branches(program)
+    earlier = None
+    for sparsity in (0.3416, 0.5488, 0.6552):
+        factors = {v.branch.b: program.tensor(v.branch.b).clone() for v in masked(program)}
+        run(
+            program,
+            f"allocate-sparsity{{sparsity={sparsity} samples=8}} | choose-masks{{score={score}}}",
+            text,
+        )
+        masks = {v.weight: program.tensor(v.mask).clone() for v in masked(program)}
+        size = sum(mask.numel() for mask in masks.values())
+        zeros = size - sum(int(mask.sum()) for mask in masks.values())
+        assert abs(zeros / size - sparsity) < 1 / 64
+        if earlier is not None and score == "wanda":
+            assert not any(bool((mask & ~earlier[path]).any()) for path, mask in masks.items())
+        earlier = masks
+        assert all(torch.equal(program.tensor(path), b) for path, b in factors.items())
+
+
+def test_sparsegpt_under_a_branch_gives_the_weight_it_would_give_without(traced, text):
+    """What the linear computes is SparseGPT's weight, the branch beside it taken into account."""
+    probes = "insert-probes{gram=true} | calibrate{samples=4} | insert-masks"
+    plain = run(traced("gpt2"), f"{probes} | insert-lora{{rank=3}}", text)
+    branches(plain)
+    folded = run(plain.clone(), "fold-lora")
+    choice = "choose-masks{score=sparsegpt sparsity=0.5}"
+    run(plain, choice)
+    run(folded, choice)
+    here, there = ({v.weight: composed_weight(p, v) for v in linears(p)} for p in (plain, folded))
+    for path, value in here.items():
+        assert torch.allclose(value, there[path], rtol=1e-4, atol=1e-5), path
+
+
+@pytest.mark.parametrize("score", ["ria", "dsnot", "alps"])
+def test_relatives_prune_to_the_pattern(score, traced, text):
+    program = run(
+        traced("llama"),
+        "insert-probes{gram=true} | calibrate{samples=4} | insert-masks | "
+        f"choose-masks{{score={score} pattern=2:4}}",
+        text,
+    )
+    for view in masked(program):
+        check_nm(program.tensor(view.mask), Pattern(2, 4))
+
+
+def test_shares_that_have_no_place_are_refused(traced, text):
+    with pytest.raises(PipelineError, match="shares"):
+        run(traced("llama"), "insert-masks | choose-masks")
+    with pytest.raises(OptionError, match="has no place for their shares"):
+        run(
+            traced("llama"),
+            "insert-masks | allocate-sparsity{by=uniform} | choose-masks{scope=global}",
+        )
+    with pytest.raises(OptionError, match="give both passes the same targets"):
+        run(
+            traced("llama"),
+            "insert-masks | allocate-sparsity{by=uniform targets=*layers.0.*} | choose-masks",
+        )
