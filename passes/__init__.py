@@ -9,6 +9,7 @@ from passes.fold_masks import FoldMasks
 from passes.fold_scales import FoldScales
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
+from passes.insert_omission import InsertOmission
 from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
 from passes.insert_scales import InsertScales
@@ -16,6 +17,7 @@ from passes.insert_slorb import InsertSlorb
 from passes.pack_nm import PackNm
 from passes.prune_channels import PruneChannels
 from passes.prune_heads import PruneHeads
+from passes.remove_omission import RemoveOmission
 from passes.remove_probes import RemoveProbes
 from passes.remove_quantizers import RemoveQuantizers
 from passes.train import Train
@@ -32,7 +34,9 @@ ALL = (
     InsertScales,
     InsertQuantizers,
     ChooseScales,
+    InsertOmission,
     Train,
+    RemoveOmission,
     FoldLora,
     FoldScales,
     FoldMasks,

@@ -11,6 +11,7 @@ REMEDIES = {
     "lora": "fold-lora",
     "row-scales": "fold-scales",
     "quantizers": "pack-nm",
+    "omission": "remove-omission",
 }
 # Features that only one pass takes out, for that pass.
 _OWN = {
