@@ -53,7 +53,9 @@ class InsertOmission(Pass):
     def check(self, program: Program) -> None:
         """Something must be there to omit, in multiples that leave a choice."""
         if len(set(self.of)) < len(self.of) or not self.of:
-            raise OptionError(f"of={','.join(self.of)} must name heads, channels or both, each once")
+            raise OptionError(
+                f"of={','.join(self.of)} must name heads, channels or both, each once"
+            )
         if self.metric == "uniform" and self.select == "topk":
             raise OptionError("uniform scores have no best neurons; use select=sampling")
         found = self._sites(program, analyse(program))

@@ -34,9 +34,7 @@ _SIZES = (aten.sym_size.int, operator.mul, operator.add, operator.floordiv)
 
 @dataclass(frozen=True)
 class Neurons:
-    """The neurons of a coupled axis: `of` numbers them, `leaf` shrinks, as many stay in each of `groups`.
-
-    """
+    """The neurons of a coupled axis: `of` numbers them, `leaf` shrinks, as many stay in each of `groups`."""
 
     kind: str
     of: Group | Heads
@@ -68,9 +66,7 @@ def neurons(found: Group | Heads, rule: str) -> Neurons:
     if found.kv is not None and (found.rep is None or rule == "groups"):
         return Neurons("heads", found.kv, found.kv.leaf, found.kv.size, 1, found.consumers)
     assert found.rep is not None
-    return Neurons(
-        "heads", found, found.rep.leaf, found.size, found.kv_size, found.consumers
-    )
+    return Neurons("heads", found, found.rep.leaf, found.size, found.kv_size, found.consumers)
 
 
 def add_omission(
@@ -119,7 +115,9 @@ def add_omission(
                 target = node.target
                 patch(analysis, node, choice)
                 if node.target is not target:
-                    raise OptionError(f"{node.name} splits equal parts of which only some have neurons")
+                    raise OptionError(
+                        f"{node.name} splits equal parts of which only some have neurons"
+                    )
     program.module.recompile()
     return reasons
 
@@ -209,9 +207,7 @@ def _choice(
     x = makers[0][0].x
     layouts, dims, paths = [], [], []
     for view, dim in makers:
-        axis = next(
-            m.axis for m in site.of.members if (m.path, m.dim) == (view.weight, dim)
-        )
+        axis = next(m.axis for m in site.of.members if (m.path, m.dim) == (view.weight, dim))
         layouts.append(layout_of(numbers(axis, site.of), site.size))
         dims.append(dim)
         paths.append(view.weight)

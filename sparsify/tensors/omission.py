@@ -71,7 +71,8 @@ def input_statistic(x: Tensor, metric: str) -> Tensor | None:
         return flat.mean(0).float()
     if metric == "wanda":
         tokens = flat.shape[0]
-        return torch.linalg.vector_norm(flat, dim=0, dtype=torch.float32).square() / tokens
+        norms: Tensor = torch.linalg.vector_norm(flat, dim=0, dtype=torch.float32)
+        return norms.square() / tokens
     return None
 
 
@@ -85,13 +86,14 @@ def row_scores(weight: Tensor, metric: str, statistic: Tensor | None) -> Tensor:
     if metric == "uniform":
         return torch.ones(weight.shape[0], device=weight.device)
     if metric == "magnitude":
-        return torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+        lengths: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+        return lengths
     assert statistic is not None
     if metric == "maxip":
         return (weight @ statistic.to(weight.dtype)).float().abs()
     norms = statistic.sqrt()
     step = max(1, _PIECE // weight.shape[1])
-    pieces = [piece.float().abs() @ norms for piece in weight.split(step)]
+    pieces = [piece.float().abs() @ norms for piece in torch.split(weight, step)]
     return torch.cat(pieces)
 
 

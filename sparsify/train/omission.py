@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +15,6 @@ from sparsify.tensors.omission import (
     gumbel,
     input_statistic,
     kept_count,
-    ladder,
     neuron_sums,
     row_scores,
 )
@@ -24,19 +22,6 @@ from sparsify.tensors.omission import (
 # Coverage counts the neurons that took part in one of so many last steps.
 WINDOW = 100
 _NEVER = -(1 << 40)
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """The omission rate over a run: `rate` for a fraction `hold` of it, then `rungs` down to dense (LORS)."""
-
-    rate: float = 0.5
-    hold: float = 0.8
-    rungs: int = 5
-
-    def __call__(self, progress: float) -> float:
-        """The rate when a fraction of the steps is done."""
-        return ladder(progress, self.rate, self.hold, self.rungs)
 
 
 class Omitting:
@@ -54,10 +39,10 @@ class Omitting:
             raise OptionError("the program omits nothing; put insert-omission before")
         self.program, self.seed = program, seed
         self.rate, self.step = 0.0, 0
-        self.sites = {item.path: _Site(self, number, item.path) for number, item in enumerate(found)}
-        self._nodes: dict[fx.Node, Chooser] = {
-            item.node: self.sites[item.path] for item in found
+        self.sites = {
+            item.path: _Site(self, number, item.path) for number, item in enumerate(found)
         }
+        self._nodes: dict[fx.Node, Chooser] = {item.node: self.sites[item.path] for item in found}
 
     def training(self) -> AbstractContextManager[None]:
         """The graph as it is to be trained, inside the block."""
