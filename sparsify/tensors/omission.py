@@ -127,7 +127,7 @@ def gumbel(size: int, seeds: Iterable[int]) -> Tensor:
         mixed = (mixed * 1_000_003 + seed + 1) % (2**63 - 25)
     generator = torch.Generator().manual_seed(mixed)
     uniform = torch.rand(size, generator=generator).clamp_min(1e-20)
-    return -torch.log(-torch.log(uniform).clamp_min(1e-20))
+    return -torch.log((-torch.log(uniform)).clamp_min(1e-20))
 
 
 def ladder(progress: float, rate: float, hold: float, rungs: int) -> float:
