@@ -152,7 +152,9 @@ def test_products_shrink_to_what_is_kept(small):
             with FlopCounterMode(display=False) as flops:
                 gradients(program, batch())
             counts = flops.get_flop_counts()["Global"]
-            counted[rate] = sum(n for op, n in counts.items() if str(op) in ("aten.mm", "aten.addmm"))
+            counted[rate] = sum(
+                n for op, n in counts.items() if str(op) in ("aten.mm", "aten.addmm")
+            )
     tokens, hidden = 21, 64
     made = {0.0: 2 * 64 + 2 * 32 + 3 * 48, 0.5: 2 * 32 + 2 * 32 + 3 * 24}
     for rate, outputs in made.items():
@@ -229,7 +231,9 @@ def test_a_run_goes_by_the_ladder_and_tells_figures(traced, text):
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(traced, text):
     pipeline = SAT.format(" metric=uniform select=sampling", 6, "hold=1.0")
-    one, two, other = (dict(run(traced("llama"), pipeline, text, s)[0].tensors()) for s in (1, 1, 2))
+    one, two, other = (
+        dict(run(traced("llama"), pipeline, text, s)[0].tensors()) for s in (1, 1, 2)
+    )
     assert all(torch.equal(value, two[path]) for path, value in one.items())
     assert not all(torch.equal(value, other[path]) for path, value in one.items())
 
@@ -258,8 +262,8 @@ def test_a_run_that_was_stopped_goes_on_bitwise(traced, text, tmp_path):
         "batch=4", "batch=4 save_every=4"
     )
     whole, rows = run(traced("llama"), pipeline, text)
+    context = Context(data=text, progress=Killer(7))
     with pytest.raises(Interrupted):
-        context = Context(data=text, progress=Killer(7))
         parse(pipeline).run(traced("llama"), context, resume=tmp_path)
     assert any(tmp_path.rglob("step-00000004"))
     context = Context(data=text)
