@@ -168,6 +168,7 @@ def test_trainer_omits_and_leaves_a_dense_model(start, text, tmp_path):
         learning_rate=3e-3,
         eval_strategy="steps",
         eval_steps=2,
+        label_names=["labels"],
         save_strategy="no",
         report_to=[],
         remove_unused_columns=False,
