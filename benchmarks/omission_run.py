@@ -30,25 +30,27 @@ from sparsify.measure.quality import perplexity
 from sparsify.train.data import Data, split
 
 Results = dict[str, list[dict[str, Any]]]
-LADDER = "lors{{rate={rate} hold={hold} rungs=5}}"
 SAT = "SAT"
 EQUAL = "dense, as long as SAT"
-# Name -> the options of insert-omission (None: dense), the rate, and the share of the run it is held for.
-ROWS: dict[str, tuple[str | None, float, float]] = {
-    "dense": (None, 0.0, 1.0),
-    SAT: ("metric=uniform select=sampling", 0.5, 0.8),
-    EQUAL: (None, 0.0, 1.0),
-    "without LORS": ("metric=uniform select=sampling", 0.5, 1.0),
-    "half the rate": ("metric=uniform select=sampling", 0.25, 0.8),
-    "masked by zero": ("metric=uniform select=sampling form=zero", 0.5, 0.8),
-    "maxip, sampling": ("metric=maxip select=sampling", 0.5, 0.8),
-    "maxip, topk": ("metric=maxip select=topk", 0.5, 0.8),
-    "maxip, topk, without LORS": ("metric=maxip select=topk", 0.5, 1.0),
-    "wanda, sampling": ("metric=wanda select=sampling", 0.5, 0.8),
-    "wanda, topk": ("metric=wanda select=topk", 0.5, 0.8),
-    "magnitude, sampling": ("metric=magnitude select=sampling", 0.5, 0.8),
-    "magnitude, topk": ("metric=magnitude select=topk", 0.5, 0.8),
-    "channels only": ("of=channels metric=uniform select=sampling", 0.5, 0.8),
+CHOICE = "metric=maxip select=topk"
+# Name -> the options of insert-omission (None: dense), the part of the rate, and whether it comes down.
+ROWS: dict[str, tuple[str | None, float, bool]] = {
+    "dense": (None, 0.0, False),
+    SAT: (CHOICE, 1.0, True),
+    EQUAL: (None, 0.0, False),
+    "without LORS": (CHOICE, 1.0, False),
+    "half the rate": (CHOICE, 0.5, True),
+    "masked by zero": (f"{CHOICE} form=zero", 1.0, True),
+    "maxip, sampling": ("metric=maxip select=sampling", 1.0, True),
+    "wanda, topk": ("metric=wanda select=topk", 1.0, True),
+    "wanda, sampling": ("metric=wanda select=sampling", 1.0, True),
+    "magnitude, topk": ("metric=magnitude select=topk", 1.0, True),
+    "magnitude, topk, without LORS": ("metric=magnitude select=topk", 1.0, False),
+    "magnitude, sampling": ("metric=magnitude select=sampling", 1.0, True),
+    "uniform, sampling": ("metric=uniform select=sampling", 1.0, True),
+    "uniform, sampling, without LORS": ("metric=uniform select=sampling", 1.0, False),
+    "channels only": (f"of=channels {CHOICE}", 1.0, True),
+    "whole KV groups": (f"{CHOICE} rule=groups", 1.0, True),
 }
 
 
@@ -93,13 +95,14 @@ def run_of(
     name: str, steps: int, texts: tuple[Data, Data], seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """One row with one seed: seconds, perplexity at the end and along the way, and what was omitted."""
-    omission, rate, hold = ROWS[name]
+    omission, part, falls = ROWS[name]
     model, tokenizer = load_model(options.model)
     program = trace(model, tokenizer=tokenizer)
     how = f"steps={steps} batch={options.batch} lr={options.lr} warmup={options.warmup}"
     text = f"train{{{how}}}"
     if omission is not None:
-        ladder = LADDER.format(rate=rate, hold=hold)
+        hold = options.hold if falls else 1.0
+        ladder = f"lors{{rate={part * options.rate} hold={hold} rungs={options.rungs}}}"
         multiple = f"multiple={options.multiple}"
         text = (
             f"insert-omission{{{omission} {multiple}}} | train{{{how} schedule={ladder}}} | "
@@ -126,6 +129,12 @@ def run_of(
         "coverage": [row["coverage"] for row in figures if "coverage" in row],
         "jaccard": [row["jaccard"] for row in figures if "jaccard" in row],
     }
+
+
+def settings(options: argparse.Namespace) -> dict[str, str]:
+    """What a figure of the table depends on besides its row and seed."""
+    free = ("json", "seeds", "rows", "clock")
+    return {key: str(value) for key, value in vars(options).items() if key not in free}
 
 
 def steps_of(name: str, seed: int, results: Results, options: argparse.Namespace) -> int | None:
@@ -200,6 +209,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.0005)
     parser.add_argument("--warmup", type=float, default=0.05)
+    parser.add_argument("--rate", type=float, default=0.5)
+    parser.add_argument("--hold", type=float, default=0.8)
+    parser.add_argument("--rungs", type=int, default=5)
     parser.add_argument("--multiple", type=int, default=16)
     parser.add_argument("--limit", type=int, default=300, help="held-out sequences to measure on")
     parser.add_argument("--points", type=int, default=10, help="measurements along a run")
@@ -216,7 +228,10 @@ def main() -> None:
     console.print(machine_line(machine()), f"{options.threads} threads")
     results: Results = {}
     if options.json and options.json.is_file():
-        results = read_json(options.json)["rows"]
+        stored = read_json(options.json)
+        if stored["options"] != settings(options):
+            raise SystemExit(f"{options.json} was made with other options; name another file")
+        results = stored["rows"]
     wanted = options.rows.split(";") if options.rows else list(ROWS)
     for seed in [int(word) for word in options.seeds.split(",")]:
         for name in [name for name in ROWS if name in wanted]:
@@ -228,9 +243,8 @@ def main() -> None:
             shown = ("seed", "steps", "seconds", "cpu", "before", "perplexity")
             console.print(name, {key: runs[-1][key] for key in shown})
             if options.json:
-                kept = {key: value for key, value in vars(options).items() if key != "json"}
-                kept = {key: str(value) for key, value in kept.items()}
-                write_json(options.json, {"options": kept, "machine": machine(), "rows": results})
+                about = {"options": settings(options), "machine": machine()}
+                write_json(options.json, {**about, "rows": results})
     show({name: runs for name, runs in results.items() if runs}, options, console)
 
 
