@@ -16,7 +16,9 @@ from passes.insert_scales import InsertScales
 from passes.insert_slorb import InsertSlorb
 from passes.pack_nm import PackNm
 from passes.prune_channels import PruneChannels
+from passes.prune_experts import PruneExperts
 from passes.prune_heads import PruneHeads
+from passes.prune_layers import PruneLayers
 from passes.remove_omission import RemoveOmission
 from passes.remove_probes import RemoveProbes
 from passes.remove_quantizers import RemoveQuantizers
@@ -42,6 +44,8 @@ ALL = (
     FoldMasks,
     PruneHeads,
     PruneChannels,
+    PruneExperts,
+    PruneLayers,
     RemoveQuantizers,
     PackNm,
 )

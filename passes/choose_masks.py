@@ -5,7 +5,9 @@
 Weights: `magnitude` |W| (one threshold a layer), `wanda` |W_ij| ||x_j|| (ranked in each row), `sparsegpt`
 (block by block with error feedback; it also moves the kept weights), `taylor` |W dL/dW| (ranked over all
 layers); an N:M pattern keeps N of every M inputs in each row. Channels and heads: `magnitude`,
-`activation`, `wanda`, `taylor`, summed over the group. The text of the graph stays.
+`activation`, `wanda`, `taylor`, summed over the group. Experts: `magnitude`, at least as many
+stay as a token is sent to. Layers and blocks: `magnitude`, the mean of |W| inside, all ranked together.
+The text of the graph stays.
 """
 
 from collections.abc import Mapping
@@ -18,11 +20,13 @@ from torch import Tensor
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.blockmask import KINDS
 from sparsify.ir.groupmask import group_masks
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
 from sparsify.select import groups, weights
 from sparsify.select.gradients import mask_derivatives, weight_gradients
+from sparsify.select.structure import choose_blocks, choose_experts
 from sparsify.select.weights import Target
 from sparsify.tensors.masks import check_nm
 from sparsify.train.data import sample
@@ -43,7 +47,7 @@ class ChooseMasks(Pass):
 
     name: ClassVar[str] = "choose-masks"
     moves: ClassVar[Moves] = FUNCTION
-    of: Literal["weights", "channels", "heads"] = "weights"
+    of: Literal["weights", "channels", "heads", "experts", "layers", "blocks"] = "weights"
     score: Literal["magnitude", "wanda", "sparsegpt", "activation", "taylor"] = "magnitude"
     sparsity: float | None = None
     pattern: str | None = None
@@ -66,7 +70,8 @@ class ChooseMasks(Pass):
     def check(self, program: Program) -> None:
         """Sparsity, pattern, score and globs must fit each other and the weights."""
         target = Target.of(self.sparsity, self.pattern)
-        views = targeted(program, self.targets, self.ignore)
+        grouped = self.of != "weights"
+        views = targeted(program, self.targets, self.ignore, experts=grouped)
         if self.of == "weights":
             if self.score == "activation":
                 raise OptionError(
@@ -78,14 +83,24 @@ class ChooseMasks(Pass):
                     target.pattern.check_axis(size, f"@{view.weight}")
         elif target.pattern is not None or self.score == "sparsegpt":
             raise OptionError(f"a pattern or score=sparsegpt is for weights, not for {self.of}")
+        elif self.of in (*KINDS, "experts") and self.score != "magnitude":
+            raise OptionError(f"score={self.score} is not for {self.of}; choose magnitude")
         if self.multiple < 1:
             raise OptionError(f"multiple={self.multiple} must be at least 1")
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose every mask; returns how many."""
-        chosen = {view.weight for view in targeted(program, self.targets, self.ignore)}
+        grouped = self.of != "weights"
+        views = targeted(program, self.targets, self.ignore, experts=grouped)
+        chosen = {view.weight for view in views}
         if self.of == "weights":
             return self._weights(program, context, chosen)
+        if self.of == "experts":
+            assert self.sparsity is not None
+            return choose_experts(program, chosen, self.sparsity, self.multiple)
+        if self.of in KINDS:
+            assert self.sparsity is not None
+            return choose_blocks(program, self.of, chosen, self.sparsity, self.multiple)
         return self._groups(program, context, chosen)
 
     def _weights(self, program: Program, context: Context, chosen: set[str]) -> int:

@@ -68,7 +68,7 @@ def _fold_groups(program: Program, kind: str) -> int:
         _refuse_branch(view)
         stored = program.tensor(view.weight)
         weight = out_in(view, effective_weight(program, view))
-        kept = expand_group_mask(program, mask, weight.shape[1])
+        kept = expand_group_mask(program, mask, weight.shape[-1])
         with torch.no_grad():
             stored.copy_(out_in(view, torch.where(kept, weight, torch.zeros_like(weight))))
         drop_group_mask(program, mask)

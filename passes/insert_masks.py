@@ -2,9 +2,14 @@
 
     weights:          linear(x, W)  ->  linear(x, W * mask)              mask like W
     channels, heads:  linear(x, W)  ->  linear(x * expand(mask), W)      mask [channels] or [query heads]
+    experts:          scores        ->  where(mask, scores, -inf)        mask [experts]
+    layers, blocks:   y             ->  where(mask, y, x)                mask [1], x what y starts from
 
 A channel or head mask stands where the coupled axis is consumed (down projection, output projection of
 attention): a zero there removes the whole group. Multiplying by one is exact, so outputs stay bitwise.
+`layers` are whole layers, `blocks` the residual sums in them: attention and feed-forward, `x + f(x)`, with
+the norm after the sum if there is one. A block computed beside another, `x + f(x) + g(x)`, is multiplied
+by its mask.
 """
 
 from dataclasses import dataclass
@@ -14,15 +19,20 @@ import torch
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
+from sparsify.ir.axes.analysis import Router
 from sparsify.ir.axes.index import expand_index
+from sparsify.ir.axes.residual import Block, blocks
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.blockmask import KINDS, add_block_mask
+from sparsify.ir.experts import add_expert_mask
 from sparsify.ir.groupmask import add_group_mask
 from sparsify.ir.program import Program
-from sparsify.ir.views import linear_at, refuse_shared, targeted
+from sparsify.ir.views import product_at, refuse_shared, targeted
 from sparsify.ir.weights import add_mask
 from sparsify.select.groups import prunable
+from sparsify.select.structure import routers
 
-Kind = Literal["weights", "channels", "heads"]
+Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -41,21 +51,43 @@ class InsertMasks(Pass):
 
     def check(self, program: Program) -> None:
         """Globs must match, something must be prunable, and linears alone may read a masked weight."""
-        views = targeted(program, self.targets, self.ignore)
+        grouped = self._chosen(program) if set(self.of) != {"weights"} else set()
         if len(set(self.of)) < len(self.of):
             raise OptionError(f"of={','.join(self.of)} names one kind twice")
         for kind in self.of:
             if kind == "weights":
-                refuse_shared(program, views)
+                refuse_shared(program, targeted(program, self.targets, self.ignore))
+            elif kind in KINDS:
+                _blocks(program, kind, grouped)
+            elif kind == "experts":
+                _routers(program, grouped)
             else:
-                _check_groups(program, kind, {view.weight for view in views})
+                _check_groups(program, kind, grouped)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Insert every mask; returns how many."""
-        return sum(
-            self._weights(program) if kind == "weights" else self._groups(program, kind)
-            for kind in self.of
-        )
+        return sum(self._insert(program, kind) for kind in self.of)
+
+    def _insert(self, program: Program, kind: str) -> int:
+        if kind == "weights":
+            return self._weights(program)
+        chosen = self._chosen(program)
+        if kind == "experts":
+            routers = _routers(program, chosen)
+            for router in routers:
+                add_expert_mask(program, router)
+            return len(routers)
+        if kind in KINDS:
+            found = _blocks(program, kind, chosen)
+            # The last first: what a block starts from is then still the block before it, mask and all.
+            for block in reversed(found):
+                add_block_mask(program, block)
+            return len(found)
+        return self._groups(program, kind, chosen)
+
+    def _chosen(self, program: Program) -> set[str]:
+        views = targeted(program, self.targets, self.ignore, experts=True)
+        return {view.weight for view in views}
 
     def _weights(self, program: Program) -> int:
         views = targeted(program, self.targets, self.ignore)
@@ -64,17 +96,41 @@ class InsertMasks(Pass):
             add_mask(program, view.weight, mask, view)
         return len({view.weight for view in views})
 
-    def _groups(self, program: Program, kind: str) -> int:
-        chosen = {view.weight for view in targeted(program, self.targets, self.ignore)}
+    def _groups(self, program: Program, kind: str, chosen: set[str]) -> int:
         places = 0
         for found in prunable(analyse(program), kind):
             for consumer in found.consumers:
-                view = linear_at(program, consumer.node)
+                view = product_at(program, consumer.node)
                 if view is not None and view.weight in chosen:
                     index = expand_index(consumer, found)
                     add_group_mask(program, view, kind, found.size, index)
                     places += 1
         return places
+
+
+def _routers(program: Program, chosen: set[str]) -> list[Router]:
+    """The routers among the targets whose experts may go; OptionError when there are none."""
+    analysis = analyse(program)
+    found = routers(analysis)
+    if not found:
+        raise OptionError(
+            "the program has no prunable experts; `sparsify-fx show MODEL --axes` says why"
+        )
+    targets = [router for router in found if router.weight in chosen]
+    if not targets:
+        raise OptionError(f"no target is a router, as @{found[0].weight} is")
+    return targets
+
+
+def _blocks(program: Program, kind: str, chosen: set[str]) -> list[Block]:
+    """The layers or blocks that hold a target; OptionError when there are none."""
+    found = blocks(analyse(program), kind)
+    if not found:
+        raise OptionError(f"the program has no residual sum x + f(x), so no {kind} can go")
+    targets = [block for block in found if not chosen.isdisjoint(block.weights)]
+    if not targets:
+        raise OptionError(f"no target lies in one of the {kind}, as @{found[0].weights[-1]} does")
+    return targets
 
 
 def _check_groups(program: Program, kind: str, chosen: set[str]) -> None:

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import Analysis, analyse
+from sparsify.ir.names import PACKED, SUFFIXES
 from sparsify.ir.omission import Neurons, add_omission, neurons
 from sparsify.ir.program import Program
 from sparsify.ir.views import targeted
@@ -47,8 +48,7 @@ class InsertOmission(Pass):
 
     def effect(self) -> Effect:
         """Adds the feature; what other passes have put around weights must be gone."""
-        around = ["lora", "row-scales", "slorb", "quantizers", "packed", "probe"]
-        return effect(adds=["omission"], bars=[*around, *_MASKS])
+        return effect(adds=["omission"], bars={*SUFFIXES.values(), PACKED} - {"omission"})
 
     def check(self, program: Program) -> None:
         """Something must be there to omit, in multiples that leave a choice."""
@@ -98,6 +98,3 @@ class InsertOmission(Pass):
                 f"no target takes prunable {kinds} in; `sparsify-fx show MODEL --axes` says why"
             )
         return found
-
-
-_MASKS = ("mask.weights", "mask.heads", "mask.channels")

@@ -41,6 +41,9 @@ SETTINGS = {
     "prune-channels": (
         "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5}", "prune-channels",
     ),
+    "prune-layers": (
+        "insert-masks{of=blocks} | choose-masks{of=blocks sparsity=0.5}", "prune-layers{of=blocks}",
+    ),
 }  # fmt: skip
 # Inserting and what takes it out again: the text must come back.
 ROUND_TRIPS = [

@@ -58,6 +58,12 @@ CASES = {
         "insert-masks{of=heads} | choose-masks{of=heads sparsity=0.5}",
         "prune-heads",
     ),
+    "insert-masks-layers": ("block", "", "insert-masks{of=layers,blocks}"),
+    "prune-layers": (
+        "block",
+        "insert-masks{of=blocks} | choose-masks{of=blocks sparsity=0.5}",
+        "prune-layers{of=blocks}",
+    ),
     "prune-channels": (
         "mlp",
         "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5}",

@@ -11,7 +11,7 @@ from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.names import group_mask
 from sparsify.ir.ops import probe, quantize_activations
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, linears
+from sparsify.ir.views import Linear, products
 
 aten = torch.ops.aten
 # What may stand between a group mask and the linear it masks.
@@ -41,7 +41,7 @@ class GroupMask:
 def group_masks(program: Program) -> list[GroupMask]:
     """Every channel and head mask of the program, in graph order."""
     found = []
-    for linear in linears(program):
+    for linear in products(program):
         for kind in ("channels", "heads"):
             path = group_mask(linear.weight, kind)
             product = _masked_input(linear.x, path) if program.has(path) else None

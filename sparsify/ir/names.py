@@ -7,6 +7,10 @@ SUFFIXES = {
     "_mask": "mask.weights",
     "_channels_mask": "mask.channels",
     "_heads_mask": "mask.heads",
+    "_layers_mask": "mask.layers",
+    "_blocks_mask": "mask.blocks",
+    "_experts_mask": "mask.experts",
+    "_hidden_mask": "mask.hidden",
     "_lora_a": "lora",
     "_lora_b": "lora",
     "_row_scales": "row-scales",
@@ -29,7 +33,7 @@ def weight_mask(path: str) -> str:
 
 
 def group_mask(path: str, kind: str) -> str:
-    """The path of a group's boolean mask `[size]`; `kind` is `channels` or `heads`."""
+    """The path of a boolean mask `[size]`; `kind` is `channels`, `heads`, `layers` and so on."""
     return f"{path}_{kind}_mask"
 
 

@@ -21,6 +21,8 @@ from sparsify.ir.program import Program
 from sparsify.words import nearest
 
 aten = torch.ops.aten
+# One product a group of rows; by name, since some exist only when their library is loaded.
+_GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,29 @@ def linear_at(program: Program, node: fx.Node) -> Linear | None:
     )
 
 
+def products(program: Program) -> list[Linear]:
+    """Every linear map, those of experts too, in graph order."""
+    return [view for node in program.graph.nodes if (view := product_at(program, node)) is not None]
+
+
+def product_at(program: Program, node: fx.Node) -> Linear | None:
+    """The linear map that a node computes: as `linear_at`, or one a group of rows.
+
+    The matrices of such a one are stored together, `[experts, out, in]`, or `[experts, in, out]` when
+    it is `transposed`.
+    """
+    if str(node.target) not in _GROUPED:
+        return linear_at(program, node)
+    x, operand = node.args[:2]
+    if not isinstance(x, fx.Node) or not isinstance(operand, fx.Node):
+        return None
+    turned = operand.target is aten.transpose.int and set(operand.args[1:]) in ({-1, -2}, {1, 2})
+    stored = operand.args[0] if turned else operand
+    if not isinstance(stored, fx.Node) or stored.op != "get_attr":
+        return None
+    return Linear(node, x, str(stored.target), operand, transposed=not turned)
+
+
 def branched_weight(program: Program, linear: Linear) -> Tensor:
     """`W + c * B A` as the graph computes it, in the layout the weight is stored in."""
     weight = program.tensor(linear.weight).detach()
@@ -123,8 +148,11 @@ def effective_weight(program: Program, linear: Linear) -> Tensor:
 
 
 def out_in(linear: Linear, stored: Tensor) -> Tensor:
-    """A tensor in the weight's stored layout seen as `[out, in]` (a view; its own inverse)."""
-    return stored.t() if linear.transposed else stored
+    """A tensor in the weight's stored layout seen as `[out, in]` (a view; its own inverse).
+
+    For experts `[experts, out, in]`.
+    """
+    return stored.mT if linear.transposed else stored
 
 
 def consumers(program: Program, path: str) -> list[fx.Node]:
@@ -137,14 +165,16 @@ def consumers(program: Program, path: str) -> list[fx.Node]:
     ]
 
 
-def targeted(program: Program, targets: Sequence[str], ignore: Sequence[str]) -> list[Linear]:
-    """The linears whose weight path matches a glob of `targets` and none of `ignore`.
+def targeted(
+    program: Program, targets: Sequence[str], ignore: Sequence[str], *, experts: bool = False
+) -> list[Linear]:
+    """The linears, with `experts` theirs too, whose weight path matches `targets` and not `ignore`.
 
     A weight that also serves as an embedding table, or whose output is the program's output (the
     language-model head), or that a pass has added is left out unless `targets` names it.
     Raises OptionError when a glob of `targets` matches no linear at all, with the nearest path.
     """
-    every = linears(program)
+    every = products(program) if experts else linears(program)
     for glob in (*targets, *ignore):
         if not any(_matches(view.weight, glob) for view in every):
             paths = {view.weight for view in every}

@@ -8,7 +8,7 @@ from torch import Tensor
 from sparsify.ir.axes.index import reduce
 from sparsify.ir.modes import set_training
 from sparsify.ir.program import Program
-from sparsify.ir.views import effective_weight, linears, out_in
+from sparsify.ir.views import effective_weight, out_in, products
 from sparsify.select.groups import Site, input_index
 from sparsify.train.data import Data, batches
 from sparsify.train.losses import TaskLoss
@@ -35,7 +35,7 @@ def mask_derivatives(
     The mask multiplies the inputs of a linear, so `dLoss/dmask_g = sum W_ij dLoss/dW_ij` over all outputs i
     and the inputs j of group g: the weight's own gradient is enough.
     """
-    views = {view.weight: view for view in linears(program)}
+    views = {view.weight: view for view in products(program)}
     found = [views[site.mask.linear.weight] for site in chosen]
     fixed = [
         (site, view, effective_weight(program, view), input_index(site))
@@ -46,7 +46,7 @@ def mask_derivatives(
     for gradients in _each(program, data, indices, batch):
         count += 1
         for site, view, weight, index in fixed:
-            columns = out_in(view, weight * gradients[view.weight]).float().sum(0)
+            columns = out_in(view, weight * gradients[view.weight]).float().flatten(0, -2).sum(0)
             value = reduce(index, columns, site.of.size).abs()
             total[site.mask.path] = total.get(site.mask.path, torch.zeros_like(value)) + value
     return {path: value / count for path, value in total.items()}
@@ -55,7 +55,7 @@ def mask_derivatives(
 def _each(
     program: Program, data: Data, indices: Sequence[int], batch: int
 ) -> Iterator[dict[str, Tensor]]:
-    paths = sorted({view.weight for view in linears(program)})
+    paths = sorted({view.weight for view in products(program)})
     weights = [program.tensor(path) for path in paths]
     flags = [weight.requires_grad for weight in weights]
     loss_of = TaskLoss(program)

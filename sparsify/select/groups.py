@@ -67,12 +67,13 @@ def score(program: Program, site: Site, name: str, derivatives: Mapping[str, Ten
     """
     view, of = site.mask.linear, site.of
     if name == "magnitude":
-        return _weight_norm(program, of)
+        return weight_norm(program, of)
     if name == "taylor":
         return derivatives[site.mask.path]
     norms = statistics_of(program, view.x, view.weight).square.sqrt()
     if name == "wanda":
-        norms = norms * out_in(view, effective_weight(program, view)).float().abs().sum(0)
+        weight = out_in(view, effective_weight(program, view)).float().abs()
+        norms = norms * weight.flatten(0, -2).sum(0)
     return reduce(input_index(site), norms, of.size)
 
 
@@ -136,7 +137,8 @@ def _keep_in(pooled: Tensor, count: int, rule: Rule, multiple: int) -> Tensor:
     return torch.stack([keep_top(row, count) for row in pooled]).reshape(-1)
 
 
-def _weight_norm(program: Program, of: Group | Heads) -> Tensor:
+def weight_norm(program: Program, of: Group | Heads) -> Tensor:
+    """The sum of |W| over every weight of a group, `[size]`."""
     total = torch.zeros(of.size)
     parts = [(m.path, m.dim) for m in of.members] + [(c.weight, c.dim) for c in of.consumers]
     for path, dim in dict.fromkeys(parts):

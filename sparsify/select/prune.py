@@ -1,4 +1,4 @@
-"""Physical removal of what channel or head masks leave out."""
+"""Physical removal of what masks of channels, heads or experts leave out."""
 
 import torch
 
@@ -7,9 +7,11 @@ from sparsify.ir.axes.groups import Heads
 from sparsify.ir.axes.keep import Keep
 from sparsify.ir.axes.shrink import shrink
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.experts import drop_expert_mask, expert_masks
 from sparsify.ir.groupmask import drop_group_mask, group_masks
 from sparsify.ir.program import Program
 from sparsify.select.groups import sites
+from sparsify.select.structure import masked_experts
 
 
 def remove_masked(program: Program, kind: str) -> int:
@@ -29,8 +31,26 @@ def remove_masked(program: Program, kind: str) -> int:
             keep.heads(site.of, kept)
         else:
             keep.group(site.of, kept)
-    plan = shrink(program, keep)
-    program.plan.setdefault("axes", []).append(plan)
+    _shrink(program, keep)
     for mask in [m for m in group_masks(program) if m.kind == kind]:
         drop_group_mask(program, mask)
     return len(found)
+
+
+def remove_experts(program: Program) -> int:
+    """Slice the matrices of masked experts and the rows of their routers; returns the masks.
+
+    Raises OptionError when fewer experts would stay than a token is sent to.
+    """
+    keep = Keep()
+    found = masked_experts(program)
+    for path, group in found.items():
+        keep.group(group, torch.nonzero(program.tensor(path)).flatten().tolist())
+    _shrink(program, keep)
+    for mask in expert_masks(program):
+        drop_expert_mask(program, mask)
+    return len(found)
+
+
+def _shrink(program: Program, keep: Keep) -> None:
+    program.plan.setdefault("axes", []).append(shrink(program, keep))

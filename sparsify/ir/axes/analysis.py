@@ -46,13 +46,30 @@ class Site:
     made: tuple[Axis, ...]
 
 
+@dataclass(frozen=True)
+class Router:
+    """A choice of the `k` best of `axis` for each row, by scores that a linear map makes.
+
+    `scores` is the linear map, `weight` its matrix, one row an index of the axis. A score of -inf leaves
+    an index out, as its removal does, whatever the ops that gave the pins in `excuses` see.
+    """
+
+    node: fx.Node
+    scores: fx.Node
+    weight: str
+    axis: Axis
+    k: int
+    excuses: frozenset[str]
+
+
 @dataclass
 class Analysis:
     """Axes of every tensor of a program, tied as its ops tie them.
 
     `tensors` maps the path of each parameter and buffer to its axes, `axes` each node, `parts` each
     node with several outputs, `made` the axes that a node repeats (expand, repeat_interleave).
-    `widths` are the feature axes of embeddings, `vocabularies` their looked-up axes.
+    `widths` are the feature axes of embeddings, `vocabularies` their looked-up axes. `domains` says
+    which axis the numbers in an integer tensor are indices of, `counts` holds the nodes that count them.
     """
 
     program: Program
@@ -67,6 +84,10 @@ class Analysis:
     normalised: Axes = field(default_factory=list)
     widths: Axes = field(default_factory=list)
     vocabularies: Axes = field(default_factory=list)
+    routers: list[Router] = field(default_factory=list)
+    domains: dict[fx.Node, Axis] = field(default_factory=dict)
+    part_domains: dict[fx.Node, list[Axis | None]] = field(default_factory=dict)
+    counts: set[fx.Node] = field(default_factory=set)
     _symbols: dict[Any, int] = field(default_factory=dict)
 
     def length(self, size: int | torch.SymInt) -> tuple[int, bool]:
@@ -112,7 +133,8 @@ class Analysis:
         if path is not None:
             ours, theirs = self.axes[operand], self.tensors[path]
             same = [axis.root() for axis in ours] == [axis.root() for axis in theirs]
-            dim = dim % 2 if same else 1 - dim % 2
+            turned = [axis.root() for axis in theirs].index(ours[dim].root())
+            dim = dim % len(ours) if same else turned
         self.contractions.append(Contraction(node, x, axis, path, dim))
 
 
@@ -125,7 +147,8 @@ def stored_matrix(analysis: Analysis, operand: fx.Node) -> str | None:
         if node.op == "get_attr":
             axes = analysis.tensors.get(str(node.target), [])
             stored = analysis.program.tensor(str(node.target))
-            matches = len(axes) == 2 and {axis.root() for axis in axes} == ours
+            same = len(axes) == len(analysis.axes[operand]) >= 2
+            matches = same and {axis.root() for axis in axes} == ours
             if matches and stored.is_floating_point():
                 return str(node.target)
         for source in node.all_input_nodes:
@@ -133,6 +156,11 @@ def stored_matrix(analysis: Analysis, operand: fx.Node) -> str | None:
                 seen.add(source)
                 queue.append(source)
     return None
+
+
+def over(node: fx.Node) -> str:
+    """The pin of an axis that an op sees as a whole."""
+    return f"{opname(node)} at {node.name} runs over it"
 
 
 def opname(node: fx.Node) -> str:

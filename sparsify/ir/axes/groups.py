@@ -42,8 +42,9 @@ class Consumer:
 class Group:
     """One axis that many tensors share.
 
-    `kind` is one of channels, heads, kv, head_dim, rotary, residual, vocabulary, other. `pins` are
-    sentences that say why no index may go; the group is prunable when there are none.
+    `kind` is one of channels, heads, kv, head_dim, rotary, experts, hidden, vocabulary, other. `pins`
+    are sentences that say why no index may go; the group is prunable when there are none. At least
+    `least` indices must stay.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Group:
     pins: tuple[str, ...]
     key: Key
     leaf: Axis = field(repr=False, compare=False)
+    least: int = 1
 
     @property
     def prunable(self) -> bool:
@@ -106,13 +108,18 @@ def groups(analysis: Analysis) -> list[Group]:
     members = _members(analysis)
     consumers = _consumers(analysis)
     known = roles(analysis)
+    routers = {router.axis.root(): router for router in analysis.routers}
     result = []
     for leaf, (key, places) in members.items():
         if key is None or leaf.size < 2:
             continue
         eaters = tuple(consumers.get(leaf, []))
         kind = known.kind(leaf) or _plain_kind(known, leaf, places, eaters)
-        result.append(Group(kind, leaf.size, tuple(places), eaters, tuple(leaf.pins), key, leaf))
+        excuses, least = frozenset[str](), 1
+        if leaf in routers:
+            kind, excuses, least = "experts", routers[leaf].excuses, routers[leaf].k
+        pins = tuple(pin for pin in leaf.pins if pin not in excuses)
+        result.append(Group(kind, leaf.size, tuple(places), eaters, pins, key, leaf, least))
     return result
 
 

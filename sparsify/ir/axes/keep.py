@@ -25,7 +25,7 @@ class Keep:
     def group(self, group: Group, kept: Iterable[int]) -> None:
         """Keep these indices of a group; OptionError when it is pinned or they make no sense."""
         _refuse_pins(group.kind, group.key, group.pins)
-        self.leaves[group.key] = checked(kept, group.size, group.kind, group.key)
+        self.leaves[group.key] = checked(kept, group.size, group.kind, group.key, group.least)
 
     def heads(self, heads: Heads, kept: Iterable[int]) -> None:
         """Keep these query heads.
@@ -50,12 +50,16 @@ class Keep:
         self.joint[heads.kv.key, heads.rep.key] = list(table.items())
 
 
-def checked(kept: Iterable[int], size: int, kind: str, key: Key) -> list[int]:
-    """The indices in order; OptionError when there are none, or one is repeated or out of range."""
+def checked(kept: Iterable[int], size: int, kind: str, key: Key, least: int = 1) -> list[int]:
+    """The indices in order; OptionError when too few are left, or one is repeated or out of range."""
     given = [int(index) for index in kept]
     indices = sorted(set(given))
     if not indices:
         raise OptionError(f"all {size} {kind} at {key} would go; keep at least one")
+    if len(indices) < least:
+        raise OptionError(
+            f"{len(indices)} of the {kind} at {key} would stay, but {least} are chosen at a time"
+        )
     if len(indices) != len(given) or indices[0] < 0 or indices[-1] >= size:
         raise OptionError(f"kept {kind} at {key} must be distinct numbers from 0 to {size - 1}")
     return indices

@@ -62,6 +62,14 @@ def _slice(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
             _set(node, name, choice.below(whole, bound))
 
 
+def _count(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
+    """One bin an index."""
+    (axis,) = analysis.axes[node]
+    if choice.touches(axis):
+        _set(node, "bins", choice.size(axis))
+        _set(node, "max", choice.size(axis) - 1)
+
+
 def _split(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
     """Pieces that no longer are what one number said become a list of lengths."""
     given = arguments(node)
@@ -127,6 +135,7 @@ PATCHES: dict[object, Patch] = {
     **dict.fromkeys(overloads("layer_norm.default rms_norm.default"), _norm),
     **dict.fromkeys(overloads("repeat_interleave.self_int"), _repeat),
     **dict.fromkeys(overloads("slice.Tensor"), _slice),
+    **dict.fromkeys(overloads("histc.default"), _count),
     **dict.fromkeys(
         overloads("split.Tensor split.sizes split_with_sizes.default chunk.default"), _split
     ),

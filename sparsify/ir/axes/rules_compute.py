@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, Site, opname
+from sparsify.ir.axes.analysis import Analysis, Axes, Site, opname, over
 from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules import Rule, broadcast, overloads
 from sparsify.ir.axes.sites import repeated, softmax_site
@@ -88,7 +88,7 @@ def attention(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 def softmax(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """Weights along one dimension that add up to 1."""
     axes = list(analysis.axes[args["self"]])
-    axes[args["dim"]].pin(f"{opname(node)} at {node.name} runs over it")
+    axes[args["dim"]].pin(over(node))
     analysis.softmaxes.add(node)
     return axes
 
@@ -97,7 +97,7 @@ def along(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """An op whose result at an index depends on the other indices of one dimension."""
     axes = list(analysis.axes[args["self"]])
     if axes:
-        axes[args["dim"]].pin(f"{opname(node)} at {node.name} runs over it")
+        axes[args["dim"]].pin(over(node))
     return axes
 
 
@@ -146,7 +146,11 @@ def index(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     axes, numbers = analysis.axes[args["self"]], args["indices"]
     looked = [dim for dim, number in enumerate(numbers) if number is not None]
     for dim in looked:
-        axes[dim].pin(f"looked up by {opname(node)} at {node.name}")
+        domain = analysis.domains.get(numbers[dim])
+        if domain is None:
+            axes[dim].pin(f"looked up by {opname(node)} at {node.name}")
+        else:
+            analysis.tie(node, axes[dim], domain)
     picked = broadcast(analysis, node, [analysis.axes[numbers[dim]] for dim in looked])
     together = looked == list(range(looked[0], looked[-1] + 1))
     before = axes[: looked[0]] if together else []
@@ -209,7 +213,7 @@ COMPUTE: dict[object, Rule] = {
     **dict.fromkeys(overloads("matmul.default mm.default bmm.default"), matmul),
     **dict.fromkeys(overloads("scaled_dot_product_attention.default"), attention),
     **dict.fromkeys(overloads("softmax.int _softmax.default log_softmax.int"), softmax),
-    **dict.fromkeys(overloads("cumsum.default cumprod.default"), along),
+    **dict.fromkeys(overloads("cumprod.default"), along),
     **dict.fromkeys(overloads("layer_norm.default rms_norm.default"), norm),
     **dict.fromkeys(overloads(_REDUCTIONS), reduce),
     **dict.fromkeys(overloads("max.dim min.dim"), reduce_pair),

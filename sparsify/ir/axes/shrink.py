@@ -53,7 +53,7 @@ def _choice(analysis: Analysis, keep: Keep) -> Choice:
     choice = Choice()
     for key, kept in keep.leaves.items():
         group = _free(by_key.get(key), key)
-        _choose(choice, group.leaf, checked(kept, group.size, group.kind, key))
+        _choose(choice, group.leaf, checked(kept, group.size, group.kind, key, group.least))
     for (kv_key, rep_key), table in keep.joint.items():
         kv, rep = _free(by_key.get(kv_key), kv_key), _free(by_key.get(rep_key), rep_key)
         for path, axes in analysis.tensors.items():

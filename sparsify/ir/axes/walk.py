@@ -8,15 +8,18 @@ from torch import Tensor, fx
 
 from sparsify.ir.axes.analysis import Analysis, Axes, arguments, opname
 from sparsify.ir.axes.axis import Axis, Conflict
-from sparsify.ir.axes.rules import ELEMENTWISE
+from sparsify.ir.axes.rules import ELEMENTWISE, overloads
 from sparsify.ir.axes.rules_compute import COMPUTE
 from sparsify.ir.axes.rules_cut import CUT
+from sparsify.ir.axes.rules_route import KEEPING, ROUTE
 from sparsify.ir.axes.rules_shape import SHAPE
 from sparsify.ir.program import Program
 
 __all__ = ["Analysis", "analyse"]
 
-RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE}
+RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **ROUTE}
+# Ops whose rules read the domain of the numbers they are given.
+_KNOWING = frozenset(overloads("sort.default sort.stable histc.default index.Tensor"))
 
 
 def analyse(program: Program) -> Analysis:
@@ -53,14 +56,19 @@ def _visit(analysis: Analysis, node: fx.Node) -> None:
         analysis.constant.add(node)
     value = node.meta["val"]
     if node.target is operator.getitem and sources and sources[0] in analysis.parts:
-        analysis.axes[node] = analysis.parts[sources[0]][_number(node.args[1])]
+        number = _number(node.args[1])
+        analysis.axes[node] = analysis.parts[sources[0]][number]
+        domain = analysis.part_domains.get(sources[0], {number: None})[number]
+        if domain is not None:
+            analysis.domains[node] = domain
         return
+    _follow_domains(analysis, node)
     if not _has_tensors(value):
         if node.target is not torch.ops.aten.sym_size.int:
             for source in sources:
                 _pin_all(analysis, source, f"{opname(node)} at {node.name} reads its values")
         return
-    rule = RULES.get(node.target)
+    rule = RULES.get(node.target) or RULES.get(str(node.target))
     try:
         if rule is None:
             raise Conflict("no rule")
@@ -70,6 +78,16 @@ def _visit(analysis: Analysis, node: fx.Node) -> None:
         what = "has no axis rule" if rule is None else f"at {node.name} has a form without a rule"
         reason = f"op {opname(node)} {what}"
         _give_up(analysis, node, reason)
+
+
+def _follow_domains(analysis: Analysis, node: fx.Node) -> None:
+    """Numbers of indices go on through ops that move them; another op that reads them pins."""
+    for source in node.all_input_nodes:
+        domain = analysis.domains.get(source)
+        if domain is not None and node.target in KEEPING and source is node.args[0]:
+            analysis.domains[node] = domain
+        elif domain is not None and node.target not in _KNOWING:
+            domain.pin(f"{opname(node)} at {node.name} computes with numbers of its indices")
 
 
 def _bound(node: fx.Node) -> dict[str, Any]:
@@ -105,7 +123,8 @@ def _give_up(analysis: Analysis, node: fx.Node, reason: str) -> None:
 
 def _pin_all(analysis: Analysis, node: fx.Node, reason: str) -> None:
     lists: list[Axes] = analysis.parts.get(node, [])
-    for axes in [analysis.axes.get(node, []), *lists]:
+    domain = [analysis.domains[node]] if node in analysis.domains else []
+    for axes in [analysis.axes.get(node, []), domain, *lists]:
         for axis in axes:
             axis.pin(reason)
 

@@ -22,6 +22,7 @@ _SMALL = {
 _GROUPED = {**_SMALL, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 _ONE = {"num_hidden_layers": 1}
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_GEMMA = {**_GROUPED, **_IDS, "query_pre_attn_scalar": 8, "sliding_window": 8}
 
 
 def _gpt2() -> transformers.GPT2Config:
@@ -54,6 +55,11 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         transformers.MistralConfig(sliding_window=8, **{**_GROUPED, **_ONE})
     ),
     "phi3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**_GROUPED, **_IDS)),
+    "gpt-neox": lambda: transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(**_SMALL, **_IDS)
+    ),
+    "gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**_GEMMA)),
+    "gemma3": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**_GEMMA)),
     "gpt2": lambda: transformers.GPT2LMHeadModel(_gpt2()),
     "opt": lambda: transformers.OPTForCausalLM(_opt()),
     "bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**_SMALL)),

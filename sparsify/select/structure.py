@@ -1,0 +1,101 @@
+"""Masks of experts, whole layers and residual blocks: where they stand, and the lightest ones to go."""
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import OptionError
+from sparsify.ir.axes.analysis import Analysis, Router
+from sparsify.ir.axes.groups import Group, groups
+from sparsify.ir.axes.residual import Block, blocks
+from sparsify.ir.axes.walk import analyse
+from sparsify.ir.blockmask import block_mask_path, block_masks
+from sparsify.ir.experts import expert_masks
+from sparsify.ir.program import Program
+from sparsify.select.groups import weight_norm
+from sparsify.tensors.masks import keep_top, zeros_of
+
+
+def masked_blocks(program: Program, kind: str) -> dict[str, Block]:
+    """The layers or blocks that have a mask, by its path, in graph order."""
+    stand = {mask.path for mask in block_masks(program, kind)}
+    found = {block_mask_path(block): block for block in blocks(analyse(program), kind)}
+    return {path: block for path, block in found.items() if path in stand}
+
+
+def routers(analysis: Analysis) -> list[Router]:
+    """The routers whose experts nothing pins, in graph order."""
+    free = {group.leaf for group in groups(analysis) if group.kind == "experts" and group.prunable}
+    return [router for router in analysis.routers if router.axis.root() in free]
+
+
+def masked_experts(program: Program) -> dict[str, Group]:
+    """The experts that have a mask, by its path, in graph order."""
+    analysis = analyse(program)
+    by_leaf = {group.leaf: group for group in groups(analysis)}
+    found = {router.weight: by_leaf[router.axis.root()] for router in routers(analysis)}
+    return {mask.path: found[mask.weight] for mask in expert_masks(program)}
+
+
+def choose_experts(program: Program, chosen: set[str], sparsity: float, multiple: int) -> int:
+    """Set the masks of experts by their weight norms, the same fraction at every router.
+
+    `chosen` are the matrices of routers that count. At least as many experts stay as a token is sent
+    to. Returns how many masks.
+    """
+    found = {
+        path: group
+        for path, group in masked_experts(program).items()
+        if path.removesuffix("_experts_mask") in chosen
+    }
+    if not found:
+        raise OptionError("no target is a router with a mask; widen the targets")
+    for path, group in found.items():
+        scores = weight_norm(program, group)
+        kept = keep_blocks(scores, sparsity, multiple, group.least)
+        with torch.no_grad():
+            program.tensor(path).copy_(kept)
+    return len(found)
+
+
+def mean_weight(program: Program, block: Block) -> float:
+    """The mean of |W| over the matrices inside a layer or block."""
+    values = [program.tensor(path).detach().float().abs() for path in block.weights]
+    total = sum(float(value.sum()) for value in values)
+    return total / sum(value.numel() for value in values)
+
+
+def keep_blocks(scores: Tensor, sparsity: float, multiple: int, least: int = 1) -> Tensor:
+    """The keep-mask `[size]` of the highest scores; the number kept is rounded up to a multiple.
+
+    Raises OptionError when nothing would be removed.
+    """
+    size = scores.numel()
+    count = size - zeros_of(size, sparsity)
+    count = min(size, -(-max(least, count) // multiple) * multiple)
+    if count == size and sparsity > 0:
+        raise OptionError(
+            f"a sparsity of {sparsity} with multiple={multiple} removes none of {size}; raise it"
+        )
+    return keep_top(scores, count)
+
+
+def choose_blocks(
+    program: Program, kind: str, chosen: set[str], sparsity: float, multiple: int
+) -> int:
+    """Set the masks of a kind by the weight norms of their blocks, all ranked together.
+
+    `chosen` are the matrices that may go: a block counts when it holds one. Returns how many masks.
+    """
+    found = {
+        path: block
+        for path, block in masked_blocks(program, kind).items()
+        if not chosen.isdisjoint(block.weights)
+    }
+    if not found:
+        raise OptionError(f"no target lies in masked {kind}; widen the targets")
+    scores = torch.tensor([mean_weight(program, block) for block in found.values()])
+    kept = keep_blocks(scores, sparsity, multiple)
+    with torch.no_grad():
+        for path, stays in zip(found, kept, strict=True):
+            program.tensor(path).fill_(bool(stays))
+    return len(found)
