@@ -1,12 +1,17 @@
 """The passes, one a file; `ALL` is the catalogue in the order of use."""
 
+from passes.allocate_ranks import AllocateRanks
+from passes.allocate_sparsity import AllocateSparsity
 from passes.calibrate import Calibrate
+from passes.choose_bias import ChooseBias
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
+from passes.fold_bias import FoldBias
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
 from passes.fold_scales import FoldScales
+from passes.insert_bias import InsertBias
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
 from passes.insert_omission import InsertOmission
@@ -28,9 +33,13 @@ ALL = (
     InsertProbes,
     Calibrate,
     InsertMasks,
+    AllocateSparsity,
     ChooseMasks,
+    InsertBias,
+    ChooseBias,
     RemoveProbes,
     InsertLora,
+    AllocateRanks,
     InsertSlorb,
     ChooseSlorb,
     InsertScales,
@@ -41,6 +50,7 @@ ALL = (
     RemoveOmission,
     FoldLora,
     FoldScales,
+    FoldBias,
     FoldMasks,
     PruneHeads,
     PruneChannels,

@@ -18,12 +18,30 @@ SETTINGS = {
     "insert-probes": ("", "insert-probes{gram=true}"),
     "calibrate": ("insert-probes", "calibrate{samples=6 batch=4}"),
     "insert-masks": ("", "insert-masks{of=weights,channels,heads}"),
+    "allocate-sparsity": ("insert-masks", "allocate-sparsity{by=rmi samples=8}"),
+    "allocate-ranks": (
+        "insert-masks | choose-masks{pattern=2:4} | insert-lora{rank=3} | train{steps=2 batch=2 TRAIN}",
+        "allocate-ranks{mean=2 largest=4 samples=4}",
+    ),
     "choose-masks": ("insert-masks", "choose-masks{pattern=2:4}"),
     "remove-probes": ("insert-probes | calibrate{samples=6}", "remove-probes"),
     "insert-lora": ("insert-masks | choose-masks{pattern=2:4}", "insert-lora{rank=2}"),
     "insert-slorb": ("insert-masks | choose-masks{pattern=2:4}", "insert-slorb{k=4}"),
     "insert-scales": ("insert-masks | choose-masks{pattern=2:4}", "insert-scales"),
     "fold-scales": ("insert-masks | insert-scales | train{steps=2 batch=2 TRAIN}", "fold-scales"),
+    "insert-bias": (
+        "insert-masks{of=heads,channels} | choose-masks{of=heads,channels sparsity=0.5}", "insert-bias",
+    ),
+    "choose-bias": (
+        "insert-probes | calibrate{samples=6} | insert-masks{of=heads,channels} | "
+        "choose-masks{of=heads,channels sparsity=0.5} | insert-bias",
+        "choose-bias",
+    ),
+    "fold-bias": (
+        "insert-probes | calibrate{samples=6} | insert-masks{of=heads,channels} | "
+        "choose-masks{of=heads,channels sparsity=0.5} | insert-bias | choose-bias",
+        "fold-bias",
+    ),
     "choose-slorb": ("insert-masks | choose-masks{pattern=2:4} | insert-slorb{k=4}", "choose-slorb"),
     "insert-omission": ("", "insert-omission{multiple=4}"),
     "remove-omission": ("insert-omission{multiple=4}", "remove-omission"),
@@ -57,6 +75,7 @@ ROUND_TRIPS = [
     "insert-lora{rank=2} | insert-masks | fold-lora | fold-masks",
     "insert-probes | insert-masks{of=heads} | remove-probes | fold-masks{of=heads}",
     "insert-quantizers | remove-quantizers",
+    "insert-masks{of=heads,channels} | insert-bias | fold-bias | fold-masks{of=heads,channels}",
     "insert-scales | fold-scales",
     "insert-omission{multiple=4} | remove-omission",
     "insert-omission{multiple=4 form=zero} | remove-omission",

@@ -29,6 +29,13 @@ CASES = {
         "insert-masks{targets=down} | choose-masks{pattern=2:4 targets=down}",
         "insert-slorb{k=4 targets=down}",
     ),
+    "insert-bias": ("mlp", "insert-masks{of=channels}", "insert-bias{of=channels}"),
+    "insert-bias-transposed": (
+        "conv",
+        "insert-masks",
+        "insert-bias{of=weights}",
+    ),
+    "fold-bias": ("mlp", "insert-masks{of=channels} | insert-bias{of=channels}", "fold-bias"),
     "insert-scales": ("mlp", "insert-masks", "insert-scales"),
     "insert-scales-transposed": ("conv", "", "insert-scales | insert-masks"),
     "fold-scales": ("mlp", "insert-masks | insert-scales", "fold-scales"),

@@ -14,6 +14,7 @@ REMEDIES = {
     "mask.hidden": "prune-hidden",
     "lora": "fold-lora",
     "row-scales": "fold-scales",
+    "bias": "fold-bias",
     "quantizers": "pack-nm",
     "omission": "remove-omission",
 }

@@ -14,6 +14,7 @@ SUFFIXES = {
     "_lora_a": "lora",
     "_lora_b": "lora",
     "_row_scales": "row-scales",
+    "_added_bias": "bias",
     "_slorb_x": "slorb",
     "_slorb_s": "slorb",
     "_probe_count": "probe",
@@ -24,7 +25,7 @@ SUFFIXES = {
 # Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
 PACKED = "packed"
 # Features that live in values, not in the graph: what probes know, and that scales are chosen.
-OF_VALUES = frozenset({"stats", "quantized"})
+OF_VALUES = frozenset({"stats", "quantized", "shares"})
 
 
 def weight_mask(path: str) -> str:
@@ -50,6 +51,11 @@ def row_scales(path: str) -> str:
 def slorb(path: str) -> tuple[str, str]:
     """The paths of the branch beside a weight: `X [in / k, in]`, `S [out, in / k]`."""
     return f"{path}_slorb_x", f"{path}_slorb_s"
+
+
+def added_bias(path: str) -> str:
+    """The path of a bias `[out]` behind the linear that owns a weight."""
+    return f"{path}_added_bias"
 
 
 def probe(path: str, statistic: str) -> str:

@@ -10,10 +10,14 @@ from sparsify.errors import OptionError
 from sparsify.select.statistics import Statistics
 from sparsify.select.weights import Target
 from sparsify.tensors import scores
+from sparsify.tensors.alps import alps
+from sparsify.tensors.dsnot import dsnot
 from sparsify.tensors.masks import keep_global, keep_nm, keep_rows
 from sparsify.tensors.sparsegpt import sparsegpt
 
-Method = Literal["magnitude", "wanda", "sparsegpt"]
+Method = Literal["magnitude", "wanda", "ria", "dsnot", "sparsegpt", "alps"]
+# Methods that move the weights they keep, and need `sum x x^T` for it.
+_MOVING = ("sparsegpt", "alps")
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class OneShot:
     """How one linear is pruned: a method, a target, and what weights are ranked against.
 
     `scope` is `row` or `layer`, or `auto` for what the method's paper does; a pattern ranks within its
-    groups. `damping` is SparseGPT's.
+    groups. `damping` is that of `sparsegpt` and `alps`, which take no scope.
     """
 
     method: Method
@@ -39,26 +43,35 @@ class OneShot:
     @property
     def needs_gram(self) -> bool:
         """Whether `sum x x^T` is wanted of the input."""
-        return self.method == "sparsegpt"
+        return self.method in _MOVING
 
     def __call__(self, weight: Tensor, seen: Statistics) -> tuple[Tensor, Tensor]:
         """The pruned weight and the keep-mask, both `[out, in]`, of a weight `[out, in]`."""
-        if self.method == "sparsegpt":
+        if self.method in _MOVING:
             assert seen.gram is not None
-            target = self.target
-            return sparsegpt(
+            prune = sparsegpt if self.method == "sparsegpt" else alps
+            return prune(
                 weight,
                 seen.gram,
-                sparsity=target.sparsity,
-                pattern=target.pattern,
+                sparsity=self.target.sparsity,
+                pattern=self.target.pattern,
                 damping=self.damping,
             )
-        if self.method == "wanda":
-            score, scope = scores.wanda(weight, seen.square, seen.tokens), "row"
-        else:
-            score, scope = scores.magnitude(weight), "layer"
+        score, scope = self._score(weight, seen)
         mask = self._keep(score, scope if self.scope == "auto" else self.scope)
+        if self.method == "dsnot":
+            mean = seen.total / seen.tokens
+            variance = seen.square / seen.tokens - mean.square()
+            mask = dsnot(weight, mask, score, mean, variance, pattern=self.target.pattern)
         return weight * mask, mask
+
+    def _score(self, weight: Tensor, seen: Statistics) -> tuple[Tensor, str]:
+        """The scores `[out, in]` of a method, and what its paper ranks them against."""
+        if self.method == "magnitude":
+            return scores.magnitude(weight), "layer"
+        if self.method == "ria":
+            return scores.ria(weight, seen.square), "layer"
+        return scores.wanda(weight, seen.square, seen.tokens), "row"
 
     def _keep(self, score: Tensor, scope: str) -> Tensor:
         if self.target.pattern is not None:

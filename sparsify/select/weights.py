@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, composed_weight, out_in
 from sparsify.select.statistics import by_wanda, statistics_of
 from sparsify.tensors import scores
-from sparsify.tensors.masks import keep_across, keep_global, keep_nm, keep_rows
+from sparsify.tensors.masks import check_nm, keep_across, keep_global, keep_nm, keep_rows
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.sparsegpt import sparsegpt
 
@@ -98,3 +98,18 @@ def store_weight(program: Program, view: Linear, weight: Tensor) -> None:
     """Write values `[out, in]` into the weight of a linear."""
     with torch.no_grad():
         program.tensor(view.weight).copy_(out_in(view, weight))
+
+
+def assert_reached(masks: Mapping[str, Tensor], target: Target) -> None:
+    """The zeros counted must be the zeros asked for: exact N:M, or the fraction within a row's rounding."""
+    if target.pattern is not None:
+        for mask in masks.values():
+            check_nm(mask, target.pattern)
+        return
+    total = sum(mask.numel() for mask in masks.values())
+    zeros = total - sum(int(mask.sum()) for mask in masks.values())
+    rounding = sum(mask.shape[0] for mask in masks.values()) + 1
+    if abs(zeros - target.fraction * total) > rounding:
+        raise SparsifyError(
+            f"{zeros} of {total} weights were pruned, not the sparsity {target.fraction}"
+        )
