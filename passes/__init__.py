@@ -14,6 +14,7 @@ from passes.fold_scales import FoldScales
 from passes.insert_bias import InsertBias
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
+from passes.insert_omission import InsertOmission
 from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
 from passes.insert_scales import InsertScales
@@ -23,6 +24,7 @@ from passes.prune_channels import PruneChannels
 from passes.prune_experts import PruneExperts
 from passes.prune_heads import PruneHeads
 from passes.prune_layers import PruneLayers
+from passes.remove_omission import RemoveOmission
 from passes.remove_probes import RemoveProbes
 from passes.remove_quantizers import RemoveQuantizers
 from passes.train import Train
@@ -43,7 +45,9 @@ ALL = (
     InsertScales,
     InsertQuantizers,
     ChooseScales,
+    InsertOmission,
     Train,
+    RemoveOmission,
     FoldLora,
     FoldScales,
     FoldBias,

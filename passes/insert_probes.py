@@ -33,7 +33,7 @@ class InsertProbes(Pass):
 
     def effect(self) -> Effect:
         """Adds probes."""
-        return effect(adds=["probe"])
+        return effect(adds=["probe"], bars=["omission"])
 
     def check(self, program: Program) -> None:
         """Globs must match."""

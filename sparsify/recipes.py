@@ -58,6 +58,7 @@ def _one_shot(score: str, gram: str = "") -> str:
         f"choose-masks{{score={score} pattern=2:4}} | remove-probes | fold-masks"
     )
 
+_OMITTED = "insert-omission{of=heads,channels metric=maxip select=topk}"
 
 # Steps and rates suit models of a few million parameters; for billions take lr=0.0002 and more steps.
 RECIPES = (
@@ -107,6 +108,18 @@ RECIPES = (
         "insert-masks | insert-scales | train{steps=400 batch=8 lr=0.002 warmup=0.1 task=0.33 "
         "distill=kl{weight=0.67 temperature=2.0} masks=every decay=adams{peak=0.001 reach=1.0}} | "
         "fold-scales | fold-masks",
+    ),
+    Recipe(
+        "sat-cpt",
+        "dense training goes on, faster: half of heads and channels left out of each step, till near the end",
+        f"{_OMITTED} | train{{steps=400 batch=16 lr=0.0005 schedule=lors{{rate=0.5 hold=0.8 rungs=5}}}} | "
+        "remove-omission",
+    ),
+    Recipe(
+        "sat-sft",
+        "sat-cpt with less left out, for dialogues (--kind chat): prompts are read, answers are learnt",
+        f"{_OMITTED} | train{{steps=200 batch=16 lr=0.0001 schedule=lors{{rate=0.4 hold=0.7 rungs=5}}}} | "
+        "remove-omission",
     ),
     Recipe(
         "magnitude",

@@ -57,6 +57,9 @@ CASES = {
         "pack-nm{values=int8}",
     ),
     "fold-lora": ("mlp", "insert-masks | insert-lora{rank=2}", "fold-lora"),
+    "insert-omission": ("block", "", "insert-omission{multiple=4}"),
+    "insert-omission-zero": ("mlp", "", "insert-omission{of=channels multiple=4 form=zero}"),
+    "remove-omission": ("block", "insert-omission{multiple=4}", "remove-omission"),
     "prune-heads": (
         "block",
         "insert-masks{of=heads} | choose-masks{of=heads sparsity=0.5}",

@@ -16,6 +16,7 @@ REMEDIES = {
     "row-scales": "fold-scales",
     "bias": "fold-bias",
     "quantizers": "pack-nm",
+    "omission": "remove-omission",
 }
 # Features that only one pass takes out, for that pass.
 _OWN = {

@@ -20,6 +20,7 @@ SUFFIXES = {
     "_probe_count": "probe",
     "_quantizer_scales": "quantizers",
     "_quantizer_on": "quantizers",
+    "_omission": "omission",
 }
 # Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
 PACKED = "packed"
@@ -70,6 +71,11 @@ def scales_of(path: str) -> str:
 def switch_of(path: str) -> str:
     """The path of the switch `[]` of the rounding of a linear's input, by the linear's weight."""
     return f"{path}_quantizer_on"
+
+
+def omission(path: str) -> str:
+    """The path of the numbers `[size]` of all neurons of a site, by the first weight that makes them."""
+    return f"{path}_omission"
 
 
 def packed(path: str) -> str:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from sparsify.ir.nm_linear import nm_linear as nm_linear
+from sparsify.ir.omit import keep_rows, kept_neurons, zero_omitted
 from sparsify.ir.rounding import quantize_activations as quantize_activations
 from sparsify.ir.rounding import quantize_weight as quantize_weight
 from sparsify.ir.scaling import scale_weight as scale_weight
@@ -15,4 +16,9 @@ def probe(x: Tensor, *statistics: Tensor) -> Tensor:
 
 # Name in text and on disk -> the function; the loader accepts no other callable. Ops that torch knows
 # by their name, `sparsify.nm_linear`, the two roundings and `sparsify.scale_weight`, need no entry.
-OPS = {"sparsify.probe": probe}
+OPS = {
+    "sparsify.probe": probe,
+    "sparsify.kept_neurons": kept_neurons,
+    "sparsify.keep_rows": keep_rows,
+    "sparsify.zero_omitted": zero_omitted,
+}
