@@ -17,6 +17,7 @@ from passes.pack_nm import PackNm
 from passes.prune_channels import PruneChannels
 from passes.prune_experts import PruneExperts
 from passes.prune_heads import PruneHeads
+from passes.prune_hidden import PruneHidden
 from passes.prune_layers import PruneLayers
 from passes.remove_probes import RemoveProbes
 from passes.remove_quantizers import RemoveQuantizers
@@ -42,6 +43,7 @@ ALL = (
     PruneChannels,
     PruneExperts,
     PruneLayers,
+    PruneHidden,
     RemoveQuantizers,
     PackNm,
 )

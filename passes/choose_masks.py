@@ -5,9 +5,9 @@
 Weights: `magnitude` |W| (one threshold a layer), `wanda` |W_ij| ||x_j|| (ranked in each row), `sparsegpt`
 (block by block with error feedback; it also moves the kept weights), `taylor` |W dL/dW| (ranked over all
 layers); an N:M pattern keeps N of every M inputs in each row. Channels and heads: `magnitude`,
-`activation`, `wanda`, `taylor`, summed over the group. Experts: `magnitude`, at least as many
-stay as a token is sent to. Layers and blocks: `magnitude`, the mean of |W| inside, all ranked together.
-The text of the graph stays.
+`activation`, `wanda`, `taylor`, summed over the group. Experts and hidden: `magnitude`, at least
+as many experts stay as a token is sent to. Layers and blocks: `magnitude`, the mean of |W| inside, all
+ranked together. The text of the graph stays.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
 from sparsify.select import groups, weights
 from sparsify.select.gradients import mask_derivatives, weight_gradients
-from sparsify.select.structure import choose_blocks, choose_experts
+from sparsify.select.structure import choose_blocks, choose_experts, choose_width
 from sparsify.select.weights import Target
 from sparsify.tensors.masks import check_nm
 from sparsify.train.data import sample
@@ -47,7 +47,7 @@ class ChooseMasks(Pass):
 
     name: ClassVar[str] = "choose-masks"
     moves: ClassVar[Moves] = FUNCTION
-    of: Literal["weights", "channels", "heads", "experts", "layers", "blocks"] = "weights"
+    of: Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"] = "weights"
     score: Literal["magnitude", "wanda", "sparsegpt", "activation", "taylor"] = "magnitude"
     sparsity: float | None = None
     pattern: str | None = None
@@ -83,7 +83,7 @@ class ChooseMasks(Pass):
                     target.pattern.check_axis(size, f"@{view.weight}")
         elif target.pattern is not None or self.score == "sparsegpt":
             raise OptionError(f"a pattern or score=sparsegpt is for weights, not for {self.of}")
-        elif self.of in (*KINDS, "experts") and self.score != "magnitude":
+        elif self.of in (*KINDS, "experts", "hidden") and self.score != "magnitude":
             raise OptionError(f"score={self.score} is not for {self.of}; choose magnitude")
         if self.multiple < 1:
             raise OptionError(f"multiple={self.multiple} must be at least 1")
@@ -95,6 +95,9 @@ class ChooseMasks(Pass):
         chosen = {view.weight for view in views}
         if self.of == "weights":
             return self._weights(program, context, chosen)
+        if self.of == "hidden":
+            assert self.sparsity is not None
+            return choose_width(program, self.sparsity, self.multiple)
         if self.of == "experts":
             assert self.sparsity is not None
             return choose_experts(program, chosen, self.sparsity, self.multiple)
@@ -148,6 +151,7 @@ class ChooseMasks(Pass):
             indices = sample(context.data, self.samples, context.seed)
             derivatives = mask_derivatives(program, found, context.data, indices, self.batch)
         scored = [groups.score(program, site, self.score, derivatives) for site in found]
+        scored = groups.of_one_axis(scored, found)
         assert self.sparsity is not None
         masks = groups.keep(
             scored, found, self.sparsity, scope=self.scope, rule=self.rule, multiple=self.multiple

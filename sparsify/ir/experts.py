@@ -1,6 +1,6 @@
 """Experts in the graph: the mask of a router, a boolean `[experts]` on its scores.
 
-    scores   ->   where(mask, scores, -inf)
+scores   ->   where(mask, scores, -inf)
 """
 
 from dataclasses import dataclass

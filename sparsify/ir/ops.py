@@ -6,6 +6,9 @@ from sparsify.ir.nm_linear import nm_linear as nm_linear
 from sparsify.ir.rounding import quantize_activations as quantize_activations
 from sparsify.ir.rounding import quantize_weight as quantize_weight
 from sparsify.ir.scaling import scale_weight as scale_weight
+from sparsify.ir.widthops import masked_layer_norm as masked_layer_norm
+from sparsify.ir.widthops import masked_mean as masked_mean
+from sparsify.ir.widthops import masked_rms_norm as masked_rms_norm
 
 
 def probe(x: Tensor, *statistics: Tensor) -> Tensor:
@@ -15,4 +18,9 @@ def probe(x: Tensor, *statistics: Tensor) -> Tensor:
 
 # Name in text and on disk -> the function; the loader accepts no other callable. Ops that torch knows
 # by their name, `sparsify.nm_linear`, the two roundings and `sparsify.scale_weight`, need no entry.
-OPS = {"sparsify.probe": probe}
+OPS = {
+    "sparsify.probe": probe,
+    "sparsify.masked_mean": masked_mean,
+    "sparsify.masked_layer_norm": masked_layer_norm,
+    "sparsify.masked_rms_norm": masked_rms_norm,
+}

@@ -50,9 +50,7 @@ class Keep:
         self.joint[heads.kv.key, heads.rep.key] = list(table.items())
 
 
-def checked(
-    kept: Iterable[int], size: int, kind: str, key: Key, least: int = 1
-) -> list[int]:
+def checked(kept: Iterable[int], size: int, kind: str, key: Key, least: int = 1) -> list[int]:
     """The indices in order; OptionError when too few are left, or one is repeated or out of range."""
     given = [int(index) for index in kept]
     indices = sorted(set(given))

@@ -98,7 +98,7 @@ def test_kinds_of_a_decoder() -> None:
     assert found == {
         "vocabulary": [(60, False)],
         "other": [(60, False)],  # the head of its own: pinned as graph output
-        "residual": [(64, False)],
+        "hidden": [(64, False)],
         "kv": [(4, True)] * 2,
         "heads": [(2, True)] * 2,
         "rotary": [(4, True)],

@@ -31,7 +31,7 @@ def _first(program: Program, kind: str) -> Group:
 
 def test_a_pinned_axis_is_refused_with_its_reasons() -> None:
     program = traced("bert")
-    width = _first(program, "residual")
+    width = _first(program, "hidden")
     with pytest.raises(OptionError, match="cannot be pruned: normalised by layer_norm at layer_n"):
         Keep().group(width, range(8))
     with pytest.raises(OptionError, match="cannot be pruned: normalised by layer_norm at layer_n"):
