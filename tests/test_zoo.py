@@ -5,7 +5,6 @@ that a change is always seen.
 """
 
 import os
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def masked(program, chosen):
 
 @pytest.mark.parametrize("family", NAMES)
 def test_the_zoo_has_these_axes(family):
-    free, pinned = kinds(family)
+    _, pinned = kinds(family)
     missing = set() if family in ROUTED else {"experts"}
     missing |= MISSING.get(family, {}).keys()
     assert set(pinned) == missing
@@ -110,8 +109,8 @@ HEAD = """<!-- Written by tests/test_zoo.py (ZOO=write); do not edit. -->
 # The zoo
 
 Which axes each architecture has, found in its graph by the rules of [axes](axes.md). The models are small and
-random, of two layers (or one). A number says what the axis has here: `8 = 4 x 2` are 8 query heads in 4 KV groups.
-For each one the tests remove a half (a quarter of the hidden size) and hold the masked program against the
+random, of two layers. A number says what the axis has here: `8 = 4 x 2` are 8 query heads in 4 KV groups. For
+each one the tests remove a half (a quarter of the hidden size) and hold the masked program against the
 pruned one: the outputs agree within 1e-5, kind by kind in torch, and all kinds but blocks together in ONNX
 Runtime. `layers` are whole layers, `blocks` the attention and feed-forward blocks in them.
 

@@ -57,7 +57,7 @@ def _opt() -> transformers.OPTConfig:
 
 
 def _distilbert() -> transformers.DistilBertConfig:
-    sizes = {"dim": 64, "hidden_dim": 48, "n_layers": 1, "n_heads": 4}
+    sizes = {"dim": 64, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
     return transformers.DistilBertConfig(vocab_size=WORDS, max_position_embeddings=64, **sizes)
 
 
@@ -66,12 +66,10 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "llama-eager": lambda: transformers.LlamaForCausalLM(
         transformers.LlamaConfig(attn_implementation="eager", **{**_GROUPED, **_ONE})
     ),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**{**_GROUPED, **_ONE})
-    ),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_GROUPED)),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_GROUPED)),
     "mistral": lambda: transformers.MistralForCausalLM(
-        transformers.MistralConfig(sliding_window=8, **{**_GROUPED, **_ONE})
+        transformers.MistralConfig(sliding_window=8, **_GROUPED)
     ),
     "phi3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**_GROUPED, **_IDS)),
     "vit": lambda: transformers.ViTForImageClassification(_vit()),
@@ -97,7 +95,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         transformers.BertConfig(attn_implementation="eager", **_SMALL)
     ),
     "roberta": lambda: transformers.RobertaForSequenceClassification(
-        transformers.RobertaConfig(**{**_SMALL, **_ONE})
+        transformers.RobertaConfig(**_SMALL)
     ),
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(_distilbert()),
 }
