@@ -8,7 +8,19 @@ from sparsify.ir.axes.analysis import Analysis
 from sparsify.ir.axes.groups import Group, Heads, Member, groups, heads
 from sparsify.ir.axes.residual import blocks
 
-_ORDER = "layers blocks heads kv channels experts hidden head_dim rotary vocabulary other".split()
+_ORDER = (
+    "layers",
+    "blocks",
+    "heads",
+    "kv",
+    "channels",
+    "experts",
+    "hidden",
+    "head_dim",
+    "rotary",
+    "vocabulary",
+    "other",
+)
 # How a pin begins or ends -> what it says to someone who does not read graphs.
 _WORDS = (
     (r"graph output", "an output of the model"),
