@@ -6,7 +6,7 @@ is given. Every trained row takes the same sequences in the same order for the s
 learning rate and pull that ROWS gives. CAST refuses runs in which its masked weights cannot reach zero.
 With `--json` a run that was stopped goes on after the last row it had finished.
 
-    python benchmarks/adaptive.py --sources FOLDER --sources FOLDER [--text FILE] [--seeds 0,1,2] [--json FILE]
+    python benchmarks/adaptive.py --sources FOLDER --sources FOLDER [--text FILE] [--json FILE]
 """
 
 import argparse
@@ -44,10 +44,10 @@ ROWS = {
     "sparsegpt": ("insert-masks | choose-masks{score=sparsegpt pattern=2:4}", ""),
     "naive: fixed mask, no distillation": (CHOSEN, "lr=0.0006"),
     "fixed mask": (CHOSEN, f"lr=0.0006 {KD}"),
-    "AST without distillation": (CHOSEN, f"lr=0.0002 {EVERY} decay=ars-ste{{peak=0.0003}}"),
-    "static SR-STE": (CHOSEN, f"lr=0.0002 {KD} {EVERY} decay=sr-ste{{peak=0.0003}}"),
-    "AST": (CHOSEN, f"lr=0.0002 {KD} {EVERY} decay=ars-ste{{peak=0.0003}}"),
-    "AST-boosted, k=16": (BOOSTED, f"lr=0.0002 {KD} {EVERY} decay=ars-ste{{peak=0.0003}}"),
+    "AST without distillation": (CHOSEN, f"lr=0.0004 {EVERY} decay=ars-ste{{peak=0.0003}}"),
+    "static SR-STE": (CHOSEN, f"lr=0.0004 {KD} {EVERY} decay=sr-ste{{peak=0.0003}}"),
+    "AST": (CHOSEN, f"lr=0.0004 {KD} {EVERY} decay=ars-ste{{peak=0.0003}}"),
+    "AST-boosted, k=16": (BOOSTED, f"lr=0.0004 {KD} {EVERY} decay=ars-ste{{peak=0.0003}}"),
     "CAST": (SCALED, f"lr=0.001 {KD} {EVERY} decay=adams{{peak=0.001 reach=1.0}}"),
     "CAST without scales": (
         "insert-masks",
@@ -55,7 +55,7 @@ ROWS = {
     ),
     "CAST with SR-STE": (
         f"{CHOSEN} | insert-scales",
-        f"lr=0.0002 {KD} {EVERY} decay=sr-ste{{peak=0.0003}}",
+        f"lr=0.0004 {KD} {EVERY} decay=sr-ste{{peak=0.0003}}",
     ),
     "CAST, plain L1": (
         SCALED,
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--rows", help="words that the names of the rows wanted begin with")
+    parser.add_argument("--row", action="append", choices=list(ROWS), help="one row alone; repeat")
     parser.add_argument("--keep", type=Path, help="where to save the programs of the first seed")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -127,9 +127,8 @@ def main() -> None:
     results: Results = {}
     if options.json and options.json.is_file():
         results = read_json(options.json)["rows"]
-    wanted = tuple(options.rows.split(",")) if options.rows else ("",)
     for seed in [int(word) for word in options.seeds.split(",")]:
-        for name in [name for name in ROWS if name.startswith(wanted)]:
+        for name in options.row or ROWS:
             runs = results.setdefault(name, [])
             if any(run["seed"] == seed for run in runs) or (runs and not ROWS[name][1]):
                 continue  # done before, or nothing in it is drawn

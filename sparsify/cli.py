@@ -12,6 +12,7 @@ from sparsify.commands import bench as bench_command
 from sparsify.commands import evaluate as evaluate_command
 from sparsify.commands import run as run_command
 from sparsify.commands import show as show_command
+from sparsify.commands import stream as stream_command
 from sparsify.demo import demo as run_demo
 from sparsify.engine.export import export as export_program
 from sparsify.engine.pipeline import parse
@@ -86,6 +87,33 @@ def run(
     console.print(report.table())
     if json is not None:
         write_json(json, report.to_json())
+
+
+@app.command()
+def stream(
+    model: Annotated[str, typer.Option(help="A Hugging Face folder, or 'embedded'.")],
+    masks: Annotated[str, typer.Option(help="As in choose-masks{score=sparsegpt pattern=2:4}.")],
+    out: Annotated[Path, typer.Option(help="The new Hugging Face folder.")],
+    data: Annotated[str | None, typer.Option(help="Text to calibrate on, as for 'run'.")] = None,
+    samples: Annotated[int, typer.Option(help="Sequences to calibrate on.")] = 128,
+    length: Length = 512,
+    batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
+    seed: int = 0,
+    dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "bfloat16",
+    on_disk: Annotated[bool, typer.Option(help="Keep activations on disk.")] = False,
+    plan: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
+) -> None:
+    """Prune a model that need not fit in memory, layer by layer, into a Hugging Face folder."""
+    source = stream_command.Source(data, length)
+    job = stream_command.job_of(
+        model, masks, source, out=out, samples=samples, batch=batch, seed=seed, dtype=dtype,
+        on_disk=on_disk,
+    )  # fmt: skip
+    if plan:
+        stream_command.show_plan(job, source, console)
+    else:
+        stream_command.stream(job, source, console, resume=resume)
 
 
 @app.command()

@@ -47,3 +47,8 @@ class Bar:
                 f"{key} {value:.4g}" for key, value in figures.items() if key != "step"
             )
             self._bar.update(self._bar.task_ids[-1], advance=1, figures=shown)
+
+    def rename(self, title: str) -> None:
+        """Another title, the bar going on."""
+        if self._task is not None:
+            self._bar.update(self._bar.task_ids[-1], description=title)

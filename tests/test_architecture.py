@@ -30,7 +30,7 @@ FLOORS = [
     {"sparsify.train"},
     {"sparsify.select"},
     {"sparsify.engine"},
-    {"passes", "exporters", "sparsify.measure"},
+    {"passes", "exporters", "sparsify.measure", "sparsify.stream"},
     {"sparsify.recipes", "sparsify.artifacts", "sparsify.progress"},
     {"sparsify.demo"},
     {"sparsify.commands", "sparsify.cli", "sparsify.__main__", "sparsify"},

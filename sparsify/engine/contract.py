@@ -76,6 +76,9 @@ class Progress(Protocol):
     def advance(self, **figures: float) -> None:
         """One step further, with figures to show (loss, tokens per second)."""
 
+    def rename(self, title: str) -> None:
+        """Another title for the bar that stands."""
+
 
 class Silent:
     """A progress that shows nothing."""
@@ -84,6 +87,9 @@ class Silent:
         """Ignore."""
 
     def advance(self, **figures: float) -> None:
+        """Ignore."""
+
+    def rename(self, title: str) -> None:
         """Ignore."""
 
 

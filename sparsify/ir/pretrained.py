@@ -24,16 +24,13 @@ def load_model(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, Any]
     `name` is a folder, a hub id, or `embedded` for the small model that comes with the package.
     Raises DataError when there is no such model or its files are damaged, OptionError for a dtype.
     """
-    if dtype not in _DTYPES:
-        raise OptionError(f"no dtype is called '{dtype}'{nearest(dtype, _DTYPES)}")
-    source = source_of(name)
+    chosen, source = dtype_of(dtype), source_of(name)
     if Path(source).is_file():
         raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
     try:
         with quiet(), warnings.catch_warnings(action="ignore"):
             config = AutoConfig.from_pretrained(source)
-            kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
-            model: PreTrainedModel = kind.from_pretrained(source, dtype=_DTYPES[dtype])
+            model: PreTrainedModel = class_of_config(config).from_pretrained(source, dtype=chosen)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"no model could be loaded from '{name}': {reason}") from error
@@ -41,6 +38,18 @@ def load_model(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, Any]
         if not bool(torch.isfinite(value).all()):
             raise DataError(f"the model '{name}' holds values that are not finite in '{path}'")
     return model.eval(), load_tokenizer(source)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """A floating-point type by name; OptionError for another."""
+    if name not in _DTYPES:
+        raise OptionError(f"no dtype is called '{name}'{nearest(name, _DTYPES)}")
+    return _DTYPES[name]
+
+
+def class_of_config(config: Any) -> Any:
+    """The model class that a config names, `AutoModel` when it names none."""
+    return getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
 
 
 def source_of(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,12 @@ from sparsify.ir.names import probe as probe_path
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, Probe, probe_at, probe_behind
 from sparsify.tensors import scores
-from sparsify.tensors.moments import accumulate_gram, accumulate_square_sum
+from sparsify.tensors.moments import (
+    accumulate_gram,
+    accumulate_square_sum,
+    add_upper_gram,
+    mirrored,
+)
 
 # The order in which a probe node reads its buffers; `gram` may be missing.
 KINDS = ("count", "total", "square", "gram")
@@ -30,6 +36,50 @@ class Statistics:
     total: Tensor
     square: Tensor
     gram: Tensor | None
+
+
+class Sums:
+    """Statistics of one activation, added up batch by batch outside a graph."""
+
+    def __init__(self, size: int, *, gram: bool, device: torch.device | None = None) -> None:
+        zeros = partial(torch.zeros, dtype=torch.float32, device=device)
+        self.tokens, self.total, self.square = 0, zeros(size), zeros(size)
+        self.gram = zeros(size, size) if gram else None
+
+    def add(self, rows: Tensor) -> None:
+        """Add `rows [tokens, features]`, of any precision."""
+        rows = rows.to(torch.float32)
+        self.tokens += rows.shape[0]
+        self.total += rows.sum(0)
+        if self.gram is None:
+            self.square = accumulate_square_sum(self.square, rows)
+        else:
+            add_upper_gram(self.gram, rows)
+
+    def statistics(self) -> Statistics:
+        """What was added so far."""
+        if self.gram is None:
+            return Statistics(self.tokens, self.total, self.square, None)
+        gram = mirrored(self.gram)
+        return Statistics(self.tokens, self.total, gram.diagonal().clone(), gram)
+
+
+def kept_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """An activation `x [..., features]` as `[tokens, features]`, padded tokens left out.
+
+    `mask [batch, length]` is the attention mask, None when nothing is padded; an activation that has
+    not one row a token is taken whole.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if mask is None or mask.numel() != rows.shape[0]:
+        return rows
+    return rows[mask.reshape(-1).bool()]
+
+
+def padding(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """The attention mask of a batch; None when there is none, or it leaves nothing out."""
+    mask = inputs.get("attention_mask")
+    return None if mask is None or bool(mask.all()) else mask
 
 
 def empty_statistics(path: str, size: int, *, gram: bool) -> dict[str, Tensor]:
@@ -84,8 +134,7 @@ class Collector(fx.Interpreter):
     def collect(self, batch: Mapping[str, Tensor]) -> None:
         """Run one batch of inputs `[batch, length]`."""
         inputs = self._program.complete(batch)
-        mask = inputs.get("attention_mask")
-        self._kept = None if mask is None or bool(mask.all()) else mask.reshape(-1).bool()
+        self._kept = padding(inputs)
         self.run(*inputs.values())
 
     def run_node(self, n: fx.Node) -> Any:
@@ -96,9 +145,7 @@ class Collector(fx.Interpreter):
         return value
 
     def _add(self, probe: Probe, x: Tensor) -> None:
-        rows = x.detach().reshape(-1, x.shape[-1])
-        if self._kept is not None and self._kept.numel() == rows.shape[0]:
-            rows = rows[self._kept]
+        rows = kept_rows(x, self._kept)
         count, total, square, *gram = (self._program.tensor(path) for path in probe.statistics)
         count.add_(rows.shape[0])
         total.add_(rows.sum(0, dtype=total.dtype))

@@ -3,6 +3,7 @@
 Scores are float32 (float64 for float64 weights) whatever the weights are, and never negative.
 """
 
+import torch
 from torch import Tensor
 
 from sparsify.errors import SparsifyError
@@ -51,6 +52,32 @@ def wanda(weight: Tensor, square_sum: Tensor, tokens: int = 1) -> Tensor:
     if tokens < 1:
         raise SparsifyError(f"square sums over {tokens} tokens say nothing; calibrate first")
     return widen(weight).abs() * (widen(square_sum) / tokens).sqrt()
+
+
+def ria(weight: Tensor, square_sum: Tensor, power: float = 0.5) -> Tensor:
+    """Score by size relative to row and column, times input.
+
+        S_ij = (|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) ||X_j||^power
+
+    Rows and columns that are small as a whole keep their share.
+
+    Args:
+        weight: W [out, in].
+        square_sum: sum over tokens of x_j^2, [in].
+        power: how much the input says.
+
+    Returns:
+        S [out, in].
+
+    Raises:
+        SparsifyError: when W is no matrix or the statistic is not [in].
+
+    Source: Zhang et al. 2024 (RIA, Plug-and-Play, ICLR), section 3.1, equations 3 and 4.
+    """
+    size = wanda(weight, square_sum.new_ones(square_sum.shape))
+    tiny = torch.finfo(size.dtype).tiny
+    relative = size / size.sum(0).clamp_min(tiny) + size / size.sum(1, keepdim=True).clamp_min(tiny)
+    return relative * widen(square_sum).sqrt() ** power
 
 
 def taylor(weight: Tensor, gradient: Tensor) -> Tensor:

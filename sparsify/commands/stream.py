@@ -1,0 +1,87 @@
+"""`sparsify-fx stream`: one-shot pruning of a model that need not fit in memory."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from passes.choose_masks import ChooseMasks
+from sparsify.engine.pipeline import parse
+from sparsify.errors import DataError, OptionError
+from sparsify.ir.pretrained import load_tokenizer, source_of
+from sparsify.progress import Bar
+from sparsify.select.one_shot import OneShot
+from sparsify.select.weights import Target
+from sparsify.stream.plan import Plan, plan
+from sparsify.stream.prune import Job, prune
+from sparsify.train.data import load_data
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data of a run as it was named: file or dataset, and tokens in a sequence."""
+
+    data: str | None
+    length: int
+
+
+def job_of(model: str, text: str, source: Source, **others: Any) -> Job:
+    """A job from a `choose-masks{...}` in text; OptionError for what cannot be done layer by layer."""
+    passes = parse(text).passes
+    if len(passes) != 1 or not isinstance(passes[0], ChooseMasks):
+        raise OptionError(
+            f"'{text}' is not one choose-masks; as in choose-masks{{score=sparsegpt pattern=2:4}}"
+        )
+    chosen = passes[0]
+    if chosen.of != "weights" or chosen.scope == "global":
+        raise OptionError(
+            f"'{text}' looks at more than one linear at a time; "
+            "use 'run' for heads, channels and scope=global"
+        )
+    how = OneShot(
+        chosen.score,  # type: ignore[arg-type]  # refused there when it is no method of one linear
+        Target.of(chosen.sparsity, chosen.pattern),
+        chosen.scope,
+        chosen.damping,
+    )
+    about = {"data": source.data, "length": source.length}
+    return Job(
+        model=source_of(model),
+        how=how,
+        targets=chosen.targets,
+        ignore=chosen.ignore,
+        about=about,
+        **others,
+    )
+
+
+def stream(job: Job, source: Source, console: Console, *, resume: bool) -> None:
+    """Prune into the folder of the job and say what was done."""
+    if source.data is None:
+        raise DataError("pruning needs text to see what the linears are given; name it with --data")
+    data = load_data(source.data, load_tokenizer(job.model), source.length)
+    with Bar(console) as bar:
+        prune(job, data, bar, resume=resume)
+    console.print(f"written: {job.out}")
+
+
+def show_plan(job: Job, source: Source, console: Console) -> Plan:
+    """Print what a run would take."""
+    found = plan(job, source.length)
+    table = Table(box=SIMPLE_HEAD, show_header=False)
+    table.add_row("layers, linears", f"{found.layers}, {found.linears}")
+    table.add_row("weights to prune", f"{found.weights / 1e6:,.1f} M")
+    table.add_row("tokens", f"{found.tokens:,}")
+    table.add_row("forward", _time(found.forward))
+    table.add_row("sums over inputs", _time(found.sums))
+    table.add_row("choices", _time(found.choices))
+    table.add_row("together", _time(found.seconds))
+    table.add_row("peak memory", f"{found.memory / 1e9:.1f} GB")
+    console.print(table)
+    return found
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

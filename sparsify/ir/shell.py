@@ -1,0 +1,79 @@
+"""A model without its weights: traced as ever, while every parameter is a hole in an empty file."""
+
+import copy
+import os
+import tempfile
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from sparsify.errors import DataError
+from sparsify.ir.inputs import example_inputs
+from sparsify.ir.pretrained import class_of_config, dtype_of, load_tokenizer, quiet, source_of
+from sparsify.ir.program import Program
+from sparsify.ir.trace import trace
+
+
+def trace_shell(name: str, dtype: str) -> Program:
+    """The program of a Hugging Face folder whose parameters take no memory and read as zeros.
+
+    Shapes, names and buffers that the model computes for itself are real. `name` is a folder or
+    `embedded`. Raises DataError when it is no folder of a model, TraceError as `trace` does.
+    """
+    source = source_of(name)
+    if not Path(source).is_dir():
+        raise DataError(f"'{name}' is no folder; download the model and name its folder")
+    try:
+        with quiet(), warnings.catch_warnings(action="ignore"):
+            config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"no model could be loaded from '{name}': {error}") from error
+    model = _empty(config, dtype_of(dtype), holes=True)
+    # Whether positions are counted is asked of a twin of one layer: it must compute something.
+    small = copy.deepcopy(config)
+    if getattr(small, "num_hidden_layers", 1) > 1:
+        small.num_hidden_layers = 1
+    inputs, dynamic = example_inputs(_empty(small, dtype_of(dtype), holes=False))
+    return trace(model, inputs, dynamic, tokenizer=load_tokenizer(source))
+
+
+def _empty(config: object, dtype: torch.dtype, *, holes: bool) -> PreTrainedModel:
+    """A model with random weights, or with holes in their place."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            kind = class_of_config(config)
+            make = kind.from_config if kind is AutoModel else kind
+            with init_empty_weights(include_buffers=False) if holes else nullcontext():
+                model: PreTrainedModel = make(config)
+    finally:
+        torch.set_default_dtype(before)
+    if holes:
+        model.tie_weights()  # undone where modules registered their parameters once more
+        _dig(model)
+    model.eval()
+    return model
+
+
+def _dig(model: nn.Module) -> None:
+    """Put in place of every parameter one that maps an empty file, the same for tied ones."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            hole = made.setdefault(id(parameter), nn.Parameter(dug(parameter), requires_grad=False))
+            setattr(module, name, hole)
+
+
+def dug(like: torch.Tensor) -> torch.Tensor:
+    """Zeros of a shape and dtype that take neither memory nor disk until they are written."""
+    with tempfile.NamedTemporaryFile() as file:
+        os.truncate(file.name, max(1, like.numel() * like.element_size()))
+        flat = torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype)
+    return flat.view(like.shape)

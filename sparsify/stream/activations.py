@@ -1,0 +1,76 @@
+"""What crosses a cut, batch by batch, in memory or on disk."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from sparsify.files import new_folder
+from sparsify.ir.stages import Values
+
+
+class Activations:
+    """The values of every batch at the present cut.
+
+    With a folder they lie there, one file a batch, and memory holds one batch; without one in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._held: dict[int, Values] = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __setitem__(self, batch: int, values: Values) -> None:
+        """Keep a batch."""
+        if self.folder is None:
+            self._held[batch] = values
+        else:
+            _save(values, self.folder / _name(batch))
+
+    def __getitem__(self, batch: int) -> Values:
+        """The values of a batch."""
+        return self._held[batch] if self.folder is None else _load(self.folder / _name(batch))
+
+    def store(self, folder: Path, batches: int) -> None:
+        """Copy every batch into a new folder, which is there whole or not at all."""
+        with new_folder(folder, overwrite=True) as temporary:
+            for batch in range(batches):
+                if self.folder is None:
+                    _save(self._held[batch], temporary / _name(batch))
+                else:
+                    # A link: files are replaced, never written into.
+                    os.link(self.folder / _name(batch), temporary / _name(batch))
+
+    def restore(self, folder: Path, batches: int) -> None:
+        """Take every batch over from what `store` wrote."""
+        for batch in range(batches):
+            self[batch] = _load(folder / _name(batch))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._held.clear()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _name(batch: int) -> str:
+    return f"{batch:06d}.pt"
+
+
+def _save(values: Values, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    # A view of a larger tensor would be written with all of it.
+    owned = {k: v.clone() if _is_part(v) else v for k, v in values.items()}
+    torch.save(owned, temporary)
+    temporary.replace(path)
+
+
+def _is_part(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes
+
+
+def _load(path: Path) -> Values:
+    values: Values = torch.load(path, weights_only=True)
+    return values

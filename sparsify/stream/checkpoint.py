@@ -1,0 +1,120 @@
+"""The tensors of a Hugging Face folder, read one by one, and a program that borrows them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sparsify.errors import DataError
+from sparsify.files import read_json
+from sparsify.ir.program import Program
+from sparsify.ir.shell import dug
+
+INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """Where every tensor of a folder of safetensors lies; nothing is read before it is asked for.
+
+    Raises DataError when the folder has no safetensors or one of its files is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in _files(folder):
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for key in opened.keys():  # noqa: SIM118  (it is no mapping)
+                        self.files[key] = file
+                        self.shapes[key] = tuple(opened.get_slice(key).get_shape())
+            except (SafetensorError, OSError) as error:
+                raise DataError(f"'{file}' is damaged or missing: {error}") from error
+
+    def read(self, key: str, dtype: torch.dtype) -> Tensor:
+        """A tensor, floating-point ones as `dtype`; DataError when it is not finite."""
+        with safe_open(self.files[key], framework="pt") as opened:
+            value: Tensor = opened.get_tensor(key)
+        if not value.is_floating_point():
+            return value
+        if not bool(torch.isfinite(value).all()):
+            raise DataError(f"'{self.files[key]}' holds values that are not finite in '{key}'")
+        return value.to(dtype)
+
+    def keys_of(self, program: Program) -> dict[str, str]:
+        """The key of each tensor of a program, by path.
+
+        A folder may hold a model with or without the name of its body in front.
+        Raises DataError for a parameter that the folder does not hold, or in another shape.
+        """
+        found = {}
+        parameters = {path for path, _ in program.module.named_parameters()}
+        other_names: dict[str, list[str]] = {}
+        for alias, path in program.aliases.items():
+            other_names.setdefault(path, []).append(alias)
+        for path, tensor in program.tensors():
+            names = (path, *other_names.get(path, ()))
+            key = next((k for name in names for k in self._spellings(name)), None)
+            if key is not None:
+                self._check_shape(key, tuple(tensor.shape))
+                found[path] = key
+            elif path in parameters:
+                raise DataError(
+                    f"'{self.folder}' holds no tensor '{path}'; load the model and save it again"
+                )
+        return found
+
+    def _check_shape(self, key: str, expected: tuple[int, ...]) -> None:
+        if self.shapes[key] != expected:
+            raise DataError(
+                f"'{key}' is {list(self.shapes[key])} in '{self.folder}', "
+                f"where the config says {list(expected)}"
+            )
+
+    def _spellings(self, name: str) -> Iterator[str]:
+        body = name.partition(".")[2]
+        yield from (k for k in (name, body) if k in self.files)
+        yield from (
+            k for k in self.files if k.endswith(f".{name}") and k.count(".") == name.count(".") + 1
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise DataError(f"'{folder}' holds no safetensors; save the model with safetensors first")
+    return found
+
+
+class Borrowed:
+    """The tensors of a program that are in memory at the moment; the rest are holes."""
+
+    def __init__(self, program: Program, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self.program, self.checkpoint, self.dtype = program, checkpoint, dtype
+        self.keys: Mapping[str, str] = checkpoint.keys_of(program)
+        self.held: dict[str, Tensor] = {}
+        buffers = [path for path, _ in program.module.named_buffers() if path in self.keys]
+        self.need(buffers)
+
+    def need(self, paths: Iterable[str]) -> None:
+        """Read those that are not in memory."""
+        for path in paths:
+            if path in self.keys and path not in self.held:
+                self.put(path, self.checkpoint.read(self.keys[path], self.dtype))
+
+    def put(self, path: str, value: Tensor) -> None:
+        """Give a tensor another value of its shape."""
+        self.held[path] = self.program.tensor(path).data = value
+
+    def release(self, paths: Iterable[str]) -> None:
+        """Forget tensors; holes take their places."""
+        for path in paths:
+            if self.held.pop(path, None) is not None:
+                place = self.program.tensor(path)
+                place.data = dug(place)

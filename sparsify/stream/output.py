@@ -1,0 +1,68 @@
+"""A Hugging Face folder that is written one shard at a time."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsify.files import read_json, write_json
+from sparsify.stream.checkpoint import INDEX
+
+# Files of a folder that say what its weights are; the shards bring their own.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", INDEX)
+
+
+class Shards:
+    """Numbered safetensors in a folder of work, put where they belong at the end."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        work.mkdir(parents=True, exist_ok=True)
+
+    def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard, whole or not at all; what stood under the number is replaced."""
+        path = self.work / _name(number)
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file(
+            {key: value.contiguous() for key, value in tensors.items()},
+            temporary,
+            metadata={"format": "pt"},
+        )
+        temporary.replace(path)
+
+    def keys(self) -> dict[str, Path]:
+        """Which shard each tensor written so far lies in."""
+        found = {}
+        for path in sorted(self.work.glob("shard-*.safetensors")):
+            with safe_open(path, framework="pt") as opened:
+                found.update(dict.fromkeys(opened.keys(), path))
+        return found
+
+    def publish(self, source: Path, out: Path, dtype: str) -> None:
+        """Put the shards into `out`, with an index, and the other files of the source beside them."""
+        keys = self.keys()
+        paths = sorted(set(keys.values()))
+        names = {
+            p: f"model-{i + 1:05d}-of-{len(paths):05d}.safetensors" for i, p in enumerate(paths)
+        }
+        total = sum(path.stat().st_size for path in paths)
+        for file in sorted(source.iterdir()):
+            if file.is_file() and not file.name.endswith(_WEIGHTS):
+                shutil.copyfile(file, out / file.name)
+        config = read_json(out / "config.json")
+        config.pop("torch_dtype", None)
+        write_json(out / "config.json", {**config, "dtype": dtype})
+        for path, name in names.items():
+            (out / name).unlink(missing_ok=True)
+            # A link: after a kill in between, everything is still where it was looked for.
+            os.link(path, out / name)
+        weight_map = {key: names[path] for key, path in sorted(keys.items())}
+        write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"

@@ -1,0 +1,231 @@
+"""One-shot pruning layer by layer: each linear from the inputs that the pruned linears before it give.
+
+    for each cut:  run every batch from the cut before;  sum x x^T;  prune the linears that read x
+
+One forward pass over the data in all. Inside a layer the order is the truly sequential one (queries, keys
+and values; output; gate and up; down). Source: SparseGPT (2301.00774), section 4, there with two passes.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparsify.engine.contract import Progress, Silent
+from sparsify.errors import DataError, OptionError
+from sparsify.files import read_json, require_free, write_json
+from sparsify.ir.shell import trace_shell
+from sparsify.ir.stages import run_stage, stages
+from sparsify.ir.views import Linear, feature_size, out_in, refuse_shared, targeted
+from sparsify.select.one_shot import OneShot
+from sparsify.select.statistics import Sums, kept_rows, padding
+from sparsify.stream.activations import Activations
+from sparsify.stream.checkpoint import Borrowed, Checkpoint
+from sparsify.stream.output import Shards
+from sparsify.train.data import Data, batches, sample
+
+WORK = ".resume"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to prune, how, from which data, and where the result goes.
+
+    `samples` sequences of the data, `batch` at a time. `on_disk` keeps what crosses a cut on disk
+    rather than in memory. `dtype` is that of weights and activations; sums are float32.
+    """
+
+    model: str
+    how: OneShot
+    out: Path
+    samples: int = 128
+    batch: int = 8
+    seed: int = 0
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    on_disk: bool = False
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+    # What else decides the result, for `resume` to compare.
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def prune(job: Job, data: Data, progress: Progress | None = None, *, resume: bool = False) -> Path:
+    """Prune a Hugging Face folder into a new one, one layer in memory at a time; the new folder.
+
+    The new folder loads with stock `from_pretrained`; `sparsify.json` there says what each linear has
+    become. With `resume` an interrupted run goes on at the layer it had reached, to the same bytes.
+    Raises DataError, OptionError and TraceError.
+    """
+    work = job.out / WORK
+    _start(job, work, resume=resume)
+    run = _Run(job, data, work, progress or Silent())
+    run.go()
+    run.publish()
+    return job.out
+
+
+def _start(job: Job, work: Path, *, resume: bool) -> None:
+    if resume and (work / "job.json").is_file():
+        earlier = read_json(work / "job.json")
+        if earlier != _described(job):
+            raise DataError(
+                f"'{job.out}' holds an interrupted run with other options; give the same"
+            )
+        return
+    if resume and not work.is_dir() and job.out.is_dir() and any(job.out.iterdir()):
+        raise DataError(f"the run in '{job.out}' is finished; there is nothing to resume")
+    if work.is_dir() and not resume:
+        raise DataError(
+            f"'{job.out}' holds an interrupted run; resume it, or choose another folder"
+        )
+    require_free(job.out, overwrite=resume)
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "job.json", _described(job))
+
+
+def _described(job: Job) -> dict[str, Any]:
+    target = job.how.target
+    return {
+        "model": job.model,
+        "score": job.how.method,
+        "sparsity": target.sparsity,
+        "pattern": None if target.pattern is None else str(target.pattern),
+        "scope": job.how.scope,
+        "damping": job.how.damping,
+        "samples": job.samples,
+        "batch": job.batch,
+        "seed": job.seed,
+        "dtype": job.dtype,
+        "targets": list(job.targets),
+        "ignore": list(job.ignore),
+        **job.about,
+    }
+
+
+class _Run:
+    """The state of one run: the program and its weights, what crosses the cut, what is written."""
+
+    def __init__(self, job: Job, data: Data, work: Path, progress: Progress) -> None:
+        self.job, self.work, self.progress = job, work, progress
+        self.program = trace_shell(job.model, job.dtype)
+        views = targeted(self.program, job.targets, job.ignore)
+        refuse_shared(self.program, views, "pruning it would change more than a linear")
+        self._check(views)
+        self.stages = stages(self.program, views)
+        self.source = Path(job.model)
+        dtype = next(p.dtype for p in self.program.module.parameters())
+        self.borrowed = Borrowed(self.program, Checkpoint(self.source), dtype)
+        self.shards = Shards(work / "shards")
+        self.activations = Activations(work / "activations" if job.on_disk else None)
+        chosen = sample(data, job.samples, job.seed)
+        self.inputs = [self.program.complete(part) for part in batches(data, chosen, job.batch)]
+        self.rows: list[dict[str, Any]] = []
+
+    def _check(self, views: Sequence[Linear]) -> None:
+        pattern = self.job.how.target.pattern
+        if pattern is not None:
+            for view in views:
+                size = out_in(view, self.program.tensor(view.weight)).shape[1]
+                pattern.check_axis(size, f"@{view.weight}")
+        if self.job.samples < 1 or self.job.batch < 1:
+            raise OptionError("samples and batch must be at least 1")
+
+    def go(self) -> None:
+        """Every stage, from the first or from where an interrupted run had stored its cut."""
+        first = self._restore()
+        self.progress.start("prune", (len(self.stages) - first) * len(self.inputs))
+        for number in range(first, len(self.stages)):
+            self._stage(number, stored=number == first and first > 0)
+        self._write_layer(len(self.stages))
+
+    def _stage(self, number: int, *, stored: bool) -> None:
+        stage = self.stages[number]
+        started = time.perf_counter()
+        self.progress.rename(stage.linears[0].weight)
+        sums = Sums(feature_size(stage.x), gram=self.job.how.needs_gram)
+        if not stored:
+            self.borrowed.need(stage.reads)
+        for index, inputs in enumerate(self.inputs):
+            values = self.activations[index] if number else inputs
+            if not stored:
+                values = run_stage(self.program, stage, values)
+                self.activations[index] = values
+            sums.add(kept_rows(values[stage.x.name], padding(inputs)))
+            self.progress.advance(stage=number + 1)
+        if self._begins_layer(number) and not stored:
+            self._write_layer(number)
+            self._store(number)
+        seen = sums.statistics()
+        del sums
+        for view in stage.linears:
+            self._prune(view, seen, time.perf_counter() - started)
+            started = time.perf_counter()
+
+    def _prune(self, view: Linear, seen: Any, before: float) -> None:
+        started = time.perf_counter()
+        self.borrowed.need([view.weight])
+        weight = out_in(view, self.program.tensor(view.weight).detach())
+        new, mask = self.job.how(weight, seen)
+        self.borrowed.put(view.weight, out_in(view, new.to(weight.dtype)).contiguous())
+        seconds = before + time.perf_counter() - started
+        self.rows.append(
+            {"weight": view.weight, "sparsity": 1 - float(mask.float().mean()), "seconds": seconds}
+        )
+
+    def _begins_layer(self, number: int) -> bool:
+        return number > 0 and self.stages[number].layer != self.stages[number - 1].layer
+
+    def _layer(self, number: int) -> str:
+        """The layer that ends where a stage begins."""
+        return self.stages[number - 1].layer
+
+    def _write_layer(self, number: int) -> None:
+        """Write the weights of the layer before a stage, and forget every weight."""
+        inside = [p for p in self.borrowed.keys if _inside(p, self._layer(number))]
+        self.borrowed.need(inside)
+        pruned = {view.weight for stage in self.stages[:number] for view in stage.linears}
+        paths = {*inside, *(path for path in self.borrowed.held if path in pruned)}
+        tensors: dict[str, Tensor] = {self.borrowed.keys[p]: self.borrowed.held[p] for p in paths}
+        if tensors:
+            self.shards.write(number, tensors)
+        self.borrowed.release(list(self.borrowed.held))
+
+    def _store(self, number: int) -> None:
+        """Keep the cut before a stage, so that a killed run can go on from it."""
+        before = list(self.work.glob("cut-*"))
+        self.activations.store(self.work / f"cut-{number}", len(self.inputs))
+        write_json(self.work / "progress.json", {"stage": number, "rows": self.rows})
+        for folder in before:
+            shutil.rmtree(folder)
+
+    def _restore(self) -> int:
+        path = self.work / "progress.json"
+        if not path.is_file():
+            return 0
+        progress = read_json(path)
+        self.rows = progress["rows"]
+        number = int(progress["stage"])
+        self.activations.restore(self.work / f"cut-{number}", len(self.inputs))
+        return number
+
+    def publish(self) -> None:
+        """Write what no layer holds, then the folder as it is loaded."""
+        self.activations.clear()
+        checkpoint, written = self.borrowed.checkpoint, self.shards.keys()
+        rest = {
+            k: checkpoint.read(k, self.borrowed.dtype) for k in checkpoint.files if k not in written
+        }
+        if rest:
+            self.shards.write(0, rest)
+        self.shards.publish(self.source, self.job.out, self.job.dtype)
+        write_json(self.job.out / "sparsify.json", {**_described(self.job), "linears": self.rows})
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _inside(path: str, layer: str) -> bool:
+    return bool(layer) and path.startswith(layer + ".")
