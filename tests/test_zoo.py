@@ -112,7 +112,8 @@ Which axes each architecture has, found in its graph by the rules of [axes](axes
 random, of two layers. A number says what the axis has here: `8 = 4 x 2` are 8 query heads in 4 KV groups. For
 each one the tests remove a half (a quarter of the hidden size) and hold the masked program against the
 pruned one: the outputs agree within 1e-5, kind by kind in torch, and all kinds but blocks together in ONNX
-Runtime. `layers` are whole layers, `blocks` the attention and feed-forward blocks in them.
+Runtime. `layers` are whole layers, `blocks` the attention and feed-forward blocks in them. The sizes of heads
+(`head_dim`, `rotary`) are free in most, but no pass removes them.
 
 | architecture | {kinds} | not removable, and why |
 |---|{lines}---|
@@ -125,9 +126,18 @@ def page():
     for family, name in NAMES.items():
         found = rows(analyse(traced(family)))
         cells = [cell([r for r in found if r.kind == kind and not r.pins]) for kind in KINDS]
-        why = [f"{r.kind} ({', '.join(r.where)}): {', '.join(r.pins)}" for r in found if r.pins]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'; '.join(why)} |\n")
+        lines.append(f"| {name} | {' | '.join(cells)} | {reasons(found)} |\n")
     return "".join(lines)
+
+
+def reasons(found):
+    """Why the other axes stay: each reason once, with the kinds of axes, or the modules of plain ones."""
+    why = {}
+    for row in found:
+        if row.pins:
+            names = row.where if row.kind == "other" else (row.kind,)
+            why.setdefault(", ".join(row.pins), {}).update(dict.fromkeys(names))
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in why.items())
 
 
 def cell(found):
