@@ -26,7 +26,7 @@ def test_other_experts_at_every_router(tmp_path):
     masked.tensor(first.path)[[0, 3]] = False
     masked.tensor(second.path)[[1, 2, 4, 5]] = False
     broken = masked.clone()
-    broken.tensor(first.path)[1:] = False
+    broken.tensor(first.path)[2:] = False
     with pytest.raises(
         OptionError, match=r"1 of the experts at .* stay, but 2 are chosen at a time"
     ):
