@@ -35,8 +35,22 @@ class Huggingface(Exporter):
     tolerance: ClassVar[float] = 1e-5
 
     def check(self, program: Program) -> None:
-        """Refuse a program that does not come from a model class of transformers."""
+        """Refuse a program without a model class of transformers, or with layers removed.
+
+        The layers a config names would be there again, filled with zeros: right, but no smaller.
+        """
         class_of(program)
+        gone = [
+            path
+            for kind in ("layers", "blocks")
+            for part in program.plan.get(kind, [])
+            for path in part
+        ]
+        if gone:
+            raise ExportError(
+                f"huggingface cannot leave out the {len(gone)} layers or blocks that prune-layers removed; "
+                "export to onnx or safetensors"
+            )
 
     def write(self, program: Program, folder: Path) -> None:
         """Write the first config that fits and gives the same outputs, with the weights."""

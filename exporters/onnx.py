@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from exporters.onnx_experts import translations
 from exporters.onnx_packed import TRANSLATIONS, complete
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
@@ -130,7 +131,7 @@ def _export(program: Program, opset: int) -> ir.Model:
             input_names=list(program.sample),
             output_names=list(program.source.outputs),
             opset_version=opset,
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table={**TRANSLATIONS, **translations()},
             dynamo=True,
             verbose=False,
         )

@@ -23,6 +23,7 @@ from passes.pack_nm import PackNm
 from passes.prune_channels import PruneChannels
 from passes.prune_experts import PruneExperts
 from passes.prune_heads import PruneHeads
+from passes.prune_hidden import PruneHidden
 from passes.prune_layers import PruneLayers
 from passes.remove_omission import RemoveOmission
 from passes.remove_probes import RemoveProbes
@@ -56,6 +57,7 @@ ALL = (
     PruneChannels,
     PruneExperts,
     PruneLayers,
+    PruneHidden,
     RemoveQuantizers,
     PackNm,
 )

@@ -7,10 +7,10 @@ what it chose (ranked in each row), `sparsegpt` (with error feedback) and `alps`
 move the kept weights, `taylor` |W dL/dW| (ranked over all layers); an N:M pattern keeps N of every M inputs
 in each row. With neither sparsity nor pattern each gets its share of `allocate-sparsity`. Channels and heads:
 `magnitude`, `wanda` (Wanda-sp), `activation` (Minitron), `fluctuation` (FLAP), `taylor` |dL/dmask|, and of
-LLM-Pruner `first-order` |W G|, `second-order` |W^2 H|, `mixed` |W G - W^2 H / 2|. Experts: `magnitude`, at
-least as many stay as a token is sent to. Layers and blocks, all ranked together: `magnitude`, the mean of
-|W| inside, or `influence` 1 - cos(x, y) of what goes in and comes out (ShortGPT), which is what `activation`
-means for them, too (Minitron). The text of the graph stays.
+LLM-Pruner `first-order` |W G|, `second-order` |W^2 H|, `mixed` |W G - W^2 H / 2|. Experts and hidden:
+`magnitude`, at least as many experts stay as a token is sent to. Layers and blocks, all ranked together:
+`magnitude`, the mean of |W| inside, or `influence` 1 - cos(x, y) of what goes in and comes out (ShortGPT),
+which is what `activation` means for them, too (Minitron). The text of the graph stays.
 """
 
 from collections.abc import Sequence
@@ -27,24 +27,32 @@ from sparsify.ir.blockmask import KINDS
 from sparsify.ir.groupmask import group_masks
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
-from sparsify.select import groups, weights
+from sparsify.select import groups
 from sparsify.select.gradients import weight_gradients
 from sparsify.select.importance import OF_DATA, OF_STATISTICS, Normalise, gather, importance
-from sparsify.select.influence import Span, block_influence
+from sparsify.select.influence import influences
 from sparsify.select.one_shot import Method, OneShot, prune_linears
 from sparsify.select.structure import (
     blocks_among,
     choose_experts,
+    choose_width,
     keep_blocks,
     mean_weight,
     most,
     set_blocks,
 )
-from sparsify.select.weights import Target
+from sparsify.select.weights import (
+    Gradients,
+    Target,
+    check_axes,
+    choose_together,
+    store_masks,
+    targets_of,
+)
 from sparsify.tensors.masks import keep_top
 from sparsify.train.data import sample
 
-Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks"]
+Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"]
 _OF_WEIGHTS = (*get_args(Method), "taylor")
 _OF_BLOCKS = ("magnitude", "influence", "activation")
 _WITH_STATISTICS = {*get_args(Method), *OF_STATISTICS} - {"magnitude"}
@@ -129,7 +137,7 @@ class ChooseMasks(Pass):
         if self.to is not None or self.normalise != "auto":
             raise OptionError("to and normalise are for channels and heads, not for weights")
         if not self._by_plan():
-            weights.check_axes(program, views, Target.of(self.sparsity, self.pattern))
+            check_axes(program, views, Target.of(self.sparsity, self.pattern))
         elif self.scope == "global" or self.score == "taylor":
             raise OptionError(
                 "a ranking over all layers has no place for their shares; give a sparsity"
@@ -180,7 +188,7 @@ class ChooseMasks(Pass):
         """The scores that a kind of group takes."""
         if kind in KINDS:
             return _OF_BLOCKS
-        if kind == "experts":
+        if kind in ("experts", "hidden"):
             return ("magnitude",)
         return ("magnitude", "taylor", *sorted(OF_STATISTICS | OF_DATA))
 
@@ -196,6 +204,9 @@ class ChooseMasks(Pass):
             elif kind == "experts":
                 assert self.sparsity is not None
                 places += choose_experts(program, chosen, self.sparsity, self._multiple(kind))
+            elif kind == "hidden":
+                assert self.sparsity is not None
+                places += choose_width(program, self.sparsity, self._multiple(kind))
         kinds = [kind for kind in self.of if kind in ("channels", "heads")]
         return places + (self._groups(program, context, chosen, kinds) if kinds else 0)
 
@@ -208,10 +219,8 @@ class ChooseMasks(Pass):
             scores = torch.tensor([mean_weight(program, block) for block in found.values()])
         else:
             assert context.data is not None
-            spans = {p: Span(b.x, b.y, b.user is not None) for p, b in found.items()}
             indices = sample(context.data, self.samples, context.seed)
-            turns = block_influence(program, spans, context.data, indices, self.batch)
-            scores = torch.tensor([turns[path] for path in found])
+            scores = influences(program, found, context.data, indices, self.batch)
         if self.to is not None:
             kept = keep_top(scores, self.to.sizes()[kind])
         else:
@@ -224,24 +233,19 @@ class ChooseMasks(Pass):
         if not views:
             raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
         target = None if self._by_plan() else Target.of(self.sparsity, self.pattern)
-        targets = weights.targets_of(program, views, target)
-        if self.score == "taylor" or self.scope == "global":
+        targets = targets_of(program, views, target)
+        if target is not None and (self.score == "taylor" or self.scope == "global"):
             gradients = self._gradients(program, context)
             scope = "global" if self.scope == "auto" else self.scope
-            scored = {p: weights.score(program, v, self.score, gradients) for p, v in views.items()}
-            masks = weights.masks_by_score(scored, next(iter(targets.values())), scope)
-            weights.assert_reached(masks, next(iter(targets.values())))
+            masks = choose_together(program, views, self.score, gradients, target, scope)
         else:
             context.progress.start(self.name, len(views))
             how = {
-                path: OneShot(self.score, target, self.scope, self.damping)  # type: ignore[arg-type]
-                for path, target in targets.items()
+                path: OneShot(self.score, one, self.scope, self.damping)  # type: ignore[arg-type]
+                for path, one in targets.items()
             }
             masks = prune_linears(program, views, how, context.progress.advance)
-            for path, mask in masks.items():
-                weights.assert_reached({path: mask}, targets[path])
-        for path, mask in masks.items():
-            weights.store_mask(program, views[path], mask)
+        store_masks(program, views, masks, targets)
         return len(masks)
 
     def _by_plan(self) -> bool:
@@ -263,6 +267,7 @@ class ChooseMasks(Pass):
         evidence = gather(program, found, self.score, context.data, indices, self.batch)
         normalise = self._normalised()
         scored = [importance(program, site, self.score, evidence, normalise) for site in found]
+        scored = groups.of_one_axis(scored, found)
         costs = [groups.unit_cost(program, site, self.rule) for site in found]
         masks = groups.keep(scored, found, self._amount(normalise), costs)
         with torch.no_grad():
@@ -289,7 +294,7 @@ class ChooseMasks(Pass):
             per_parameter=several and normalise == "none",
         )
 
-    def _gradients(self, program: Program, context: Context) -> weights.Gradients:
+    def _gradients(self, program: Program, context: Context) -> Gradients:
         if self.score != "taylor":
             return {}
         assert context.data is not None

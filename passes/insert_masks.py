@@ -3,6 +3,8 @@
     weights:          linear(x, W)  ->  linear(x, W * mask)              mask like W
     channels, heads:  linear(x, W)  ->  linear(x * expand(mask), W)      mask [channels] or [query heads]
     experts:          scores        ->  where(mask, scores, -inf)        mask [experts]
+    hidden:           linear(x, W)  ->  linear(x * mask, W)              mask [hidden]
+                      norm(x)       ->  masked_norm(x, mask)             mean over what is kept
     layers, blocks:   y             ->  where(mask, y, x)                mask [1], x what y starts from
 
 A channel or head mask stands where the coupled axis is consumed (down projection, output projection of
@@ -29,10 +31,11 @@ from sparsify.ir.groupmask import add_group_mask
 from sparsify.ir.program import Program
 from sparsify.ir.views import product_at, refuse_shared, targeted
 from sparsify.ir.weights import add_mask
+from sparsify.ir.widthmask import add_width_mask
 from sparsify.select.groups import prunable
-from sparsify.select.structure import routers
+from sparsify.select.structure import routers, width_at, widths
 
-Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks"]
+Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class InsertMasks(Pass):
                 _blocks(program, kind, grouped)
             elif kind == "experts":
                 _routers(program, grouped)
+            elif kind == "hidden":
+                widths(analyse(program))
             else:
                 _check_groups(program, kind, grouped)
 
@@ -72,6 +77,12 @@ class InsertMasks(Pass):
         if kind == "weights":
             return self._weights(program)
         chosen = self._chosen(program)
+        if kind == "hidden":
+            found_widths = widths(analyse(program))
+            for key in [group.key for group in found_widths]:
+                analysis = analyse(program)
+                add_width_mask(program, analysis, width_at(analysis, key[0]))
+            return len(found_widths)
         if kind == "experts":
             routers = _routers(program, chosen)
             for router in routers:

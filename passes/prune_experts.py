@@ -1,6 +1,6 @@
 """prune-experts: remove the experts that masks leave out, with their rows of the router.
 
-    where(mask, linear(x, R), -inf) -> top-k -> E[chosen]   ->   linear(x, R[kept]) -> top-k -> E[kept][chosen]
+    top-k of where(mask, linear(x, R), -inf), E   ->   top-k of linear(x, R[kept]), E[kept]
 
 `R [experts, in]` is the router, `E [experts, out, in]` the matrices of the experts. An expert with a score
 of -inf was chosen by no token, so outputs stay up to rounding.

@@ -58,6 +58,7 @@ def _one_shot(score: str, gram: str = "") -> str:
         f"choose-masks{{score={score} pattern=2:4}} | remove-probes | fold-masks"
     )
 
+
 _OMITTED = "insert-omission{of=heads,channels metric=maxip select=topk}"
 
 # Steps and rates suit models of a few million parameters; for billions take lr=0.0002 and more steps.

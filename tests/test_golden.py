@@ -66,6 +66,18 @@ CASES = {
         "prune-heads",
     ),
     "insert-masks-layers": ("block", "", "insert-masks{of=layers,blocks}"),
+    "insert-masks-hidden": ("routed", "", "insert-masks{of=hidden}"),
+    "insert-masks-experts": ("routed", "", "insert-masks{of=experts,channels}"),
+    "prune-experts": (
+        "routed",
+        "insert-masks{of=experts} | choose-masks{of=experts sparsity=0.5}",
+        "prune-experts",
+    ),
+    "prune-hidden": (
+        "block",
+        "insert-masks{of=hidden} | choose-masks{of=hidden sparsity=0.25}",
+        "prune-hidden",
+    ),
     "prune-layers": (
         "block",
         "insert-masks{of=blocks} | choose-masks{of=blocks sparsity=0.5}",

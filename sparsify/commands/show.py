@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from typing import Any, get_type_hints
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +14,7 @@ from sparsify.engine.options import describe
 from sparsify.engine.pipeline import parse
 from sparsify.engine.registry import passes
 from sparsify.errors import PipelineError
-from sparsify.ir.axes.table import rows
+from sparsify.ir.axes.table import Row, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.text import header, to_text
 from sparsify.recipes import RECIPES, recipe
@@ -33,19 +34,32 @@ def show(model: str, pipeline: str | None, axes: bool, console: Console) -> None
 
 
 def axes_table(program: Any) -> Table:
-    """The groups of coupled axes: sizes, members, consumers and pins."""
-    table = Table("kind", "where", "size", "members", "consumed by", "pinned because")
+    """The axes, alike ones of all layers in one row: how many, how long, where, and why they are pinned."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("axis", "number", "size"):
+        table.add_column(name, no_wrap=True)
+    for name, width in (("where", 32), ("tensors", 22), ("may go", 24)):
+        table.add_column(name, overflow="fold", max_width=width)
     for row in rows(analyse(program)):
-        members = [
-            *row.members[:3],
-            *([f"and {len(row.members) - 3} more"] if row.members[3:] else []),
-        ]
-        pins = [*row.pins[:2], *([f"and {len(row.pins) - 2} more"] if row.pins[2:] else [])]
-        table.add_row(
-            row.kind, row.where, str(row.size), "\n".join(members), "\n".join(row.consumers[:2]),
-            "\n".join(pins) or "free",
-        )  # fmt: skip
+        tensors = "" if row.pins else _some(list(row.tensors), 3)
+        where = _some(list(row.where), 2)
+        table.add_row(row.kind, str(row.count), row.size, where, tensors, _verdict(row))
     return table
+
+
+def _verdict(row: Row) -> str:
+    """The pass that removes an axis, or why it stays."""
+    if row.pins:
+        return "no: " + _some(list(row.pins), 2, "; ")
+    removers = {"layers": "prune-layers", "blocks": "prune-layers of=blocks"}
+    names = passes()
+    name = removers.get(row.kind, f"prune-{row.kind}")
+    return name if name.partition(" ")[0] in names else "free, without a pass"
+
+
+def _some(words: list[str], count: int, joint: str = ", ") -> str:
+    more = f" +{len(words) - count}" if len(words) > count else ""
+    return joint.join(words[:count]) + more
 
 
 def show_passes(name: str | None, console: Console) -> None:

@@ -1,6 +1,9 @@
 """Lower a program for a runtime that only infers: fewer nodes, weights as the runtime wants them.
 
     dropout(x)                                    -> x
+    contiguous(x)                                 -> clone(x)
+    histc(numbers, n, 0, n - 1)                   -> sum over rows of (numbers == 0 .. n - 1)
+    grouped_mm(x, transpose(W), ends)             -> grouped_mm(x, W', ends)
     sdpa(q, repeat(k), repeat(v))                 -> sdpa(q, k, v, enable_gqa)
     view(addmm(b, view(x, [-1, in]), W[in, out])) -> matmul(x, W) + b
     linear(x, W[out, in], b)                      -> matmul(x, W'[in, out]) + b
@@ -16,6 +19,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.graph import Writer, redirect, sweep
+from sparsify.ir.lower_experts import lower_experts
 from sparsify.ir.modes import set_training
 from sparsify.ir.program import Program
 from sparsify.ir.types import propagate
@@ -34,6 +38,8 @@ def lowered(program: Program) -> fx.GraphModule:
     set_training(copy.module, False)
     propagate(copy)
     drop_dropout(copy)
+    keep_copies(copy)
+    lower_experts(copy)
     fold_repeat_kv(copy)
     canonical_conv1d(copy)
     lower_linear(copy)
@@ -54,6 +60,16 @@ def drop_dropout(program: Program) -> int:
     for node in dropouts:
         redirect(node, node.args[0])
     return _finish(program, len(dropouts))
+
+
+def keep_copies(program: Program) -> int:
+    """Spell `contiguous` as a copy: writers drop it where it copies nothing, and views need it."""
+    copies = [node for node in program.graph.nodes if node.target is aten.contiguous.default]
+    for node in copies:
+        writer = Writer(program, before=node)
+        form = {"memory_format": torch.contiguous_format}
+        redirect(node, writer.call(aten.clone.default, node.args[0], **form))
+    return _finish(program, len(copies))
 
 
 def fold_repeat_kv(program: Program) -> int:

@@ -7,6 +7,9 @@ from sparsify.ir.omit import keep_rows, kept_neurons, zero_omitted
 from sparsify.ir.rounding import quantize_activations as quantize_activations
 from sparsify.ir.rounding import quantize_weight as quantize_weight
 from sparsify.ir.scaling import scale_weight as scale_weight
+from sparsify.ir.widthops import masked_layer_norm as masked_layer_norm
+from sparsify.ir.widthops import masked_mean as masked_mean
+from sparsify.ir.widthops import masked_rms_norm as masked_rms_norm
 
 
 def probe(x: Tensor, *statistics: Tensor) -> Tensor:
@@ -21,4 +24,7 @@ OPS = {
     "sparsify.kept_neurons": kept_neurons,
     "sparsify.keep_rows": keep_rows,
     "sparsify.zero_omitted": zero_omitted,
+    "sparsify.masked_mean": masked_mean,
+    "sparsify.masked_layer_norm": masked_layer_norm,
+    "sparsify.masked_rms_norm": masked_rms_norm,
 }

@@ -79,6 +79,14 @@ def input_index(site: Site) -> Tensor:
     return expand_index(consumer, site.of)
 
 
+def of_one_axis(scored: list[Tensor], chosen: list[Site]) -> list[Tensor]:
+    """Scores summed over the masks of one axis: heads that several attentions share go together."""
+    total: dict[object, Tensor] = {}
+    for values, site in zip(scored, chosen, strict=True):
+        total[site.of.key] = total[site.of.key] + values if site.of.key in total else values
+    return [total[site.of.key] for site in chosen]
+
+
 def keep(
     scored: Sequence[Tensor], chosen: Sequence[Site], amount: Amount, costs: Sequence[float]
 ) -> list[Tensor]:

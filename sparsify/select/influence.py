@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sparsify.ir.axes.residual import Block
 from sparsify.ir.modes import set_training
 from sparsify.ir.program import Program
 from sparsify.select.statistics import kept_rows, padding
@@ -39,6 +40,15 @@ def block_influence(
         name: 1.0 - float(total) / max(1, watcher.tokens[name])
         for name, total in watcher.totals.items()
     }
+
+
+def influences(
+    program: Program, found: Mapping[str, Block], data: Data, indices: Sequence[int], batch: int
+) -> Tensor:
+    """The influence of residual blocks, in their order; `[blocks]`."""
+    spans = {path: Span(b.x, b.y, b.user is not None) for path, b in found.items()}
+    turns = block_influence(program, spans, data, indices, batch)
+    return torch.tensor([turns[path] for path in found])
 
 
 class _Watcher(fx.Interpreter):

@@ -1,4 +1,4 @@
-"""Physical removal of what masks of channels, heads or experts leave out."""
+"""Physical removal of what masks of channels, heads, experts or the width leave out."""
 
 import torch
 
@@ -10,8 +10,9 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.experts import drop_expert_mask, expert_masks
 from sparsify.ir.groupmask import drop_group_mask, group_masks
 from sparsify.ir.program import Program
+from sparsify.ir.widthmask import drop_width_mask, width_masks
 from sparsify.select.groups import sites
-from sparsify.select.structure import masked_experts
+from sparsify.select.structure import masked_experts, width_at
 
 
 def remove_masked(program: Program, kind: str) -> int:
@@ -50,6 +51,18 @@ def remove_experts(program: Program) -> int:
     for mask in expert_masks(program):
         drop_expert_mask(program, mask)
     return len(found)
+
+
+def remove_width(program: Program) -> int:
+    """Slice every tensor that carries a masked residual width; returns the masks."""
+    masks = width_masks(program)
+    for mask in masks:
+        kept = torch.nonzero(program.tensor(mask.path)).flatten().tolist()
+        drop_width_mask(program, mask)
+        keep = Keep()
+        keep.group(width_at(analyse(program), mask.weight), kept)
+        _shrink(program, keep)
+    return len(masks)
 
 
 def _shrink(program: Program, keep: Keep) -> None:

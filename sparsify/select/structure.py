@@ -1,4 +1,4 @@
-"""Masks of experts, whole layers and residual blocks: where they stand, and the lightest ones to go."""
+"""Masks of experts, the residual width, layers and blocks: where they stand, and the lightest ones to go."""
 
 from collections.abc import Mapping
 
@@ -13,6 +13,7 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.blockmask import KINDS, block_mask_path, block_masks
 from sparsify.ir.experts import expert_masks
 from sparsify.ir.program import Program
+from sparsify.ir.widthmask import width_masks
 from sparsify.select.groups import prunable
 from sparsify.select.importance import weight_norm
 from sparsify.tensors.masks import keep_top, zeros_of
@@ -58,6 +59,33 @@ def choose_experts(program: Program, chosen: set[str], sparsity: float, multiple
         with torch.no_grad():
             program.tensor(path).copy_(kept)
     return len(found)
+
+
+def widths(analysis: Analysis) -> list[Group]:
+    """The residual widths that nothing pins; OptionError when there are none."""
+    found = [group for group in groups(analysis) if group.kind == "hidden"]
+    free = [group for group in found if group.prunable and group.consumers]
+    if not free:
+        why = "; ".join(found[0].pins[:2]) if found else "there is no residual sum x + f(x)"
+        raise OptionError(f"the program has no prunable hidden size: {why}")
+    return free
+
+
+def width_at(analysis: Analysis, path: str) -> Group:
+    """The residual width whose first tensor is at a path."""
+    return next(group for group in widths(analysis) if group.key[0] == path)
+
+
+def choose_width(program: Program, sparsity: float, multiple: int) -> int:
+    """Set the mask of every residual width by the weight norms of its features; returns how many."""
+    analysis = analyse(program)
+    masks = width_masks(program)
+    for mask in masks:
+        group = width_at(analysis, mask.weight)
+        kept = keep_blocks(weight_norm(program, group), sparsity, multiple)
+        with torch.no_grad():
+            program.tensor(mask.path).copy_(kept)
+    return len(masks)
 
 
 def mean_weight(program: Program, block: Block) -> float:

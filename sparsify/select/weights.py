@@ -1,6 +1,6 @@
 """Masks for single weights: scores by name, and the comparison group they are ranked in."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,18 +72,16 @@ def check_axes(program: Program, views: Iterable[Linear], target: Target) -> Non
             target.pattern.check_axis(inputs, f"@{view.weight}")
 
 
-def score(program: Program, view: Linear, name: str, gradients: Gradients) -> Tensor:
-    """Scores `[out, in]` of a linear's weight, masked and branched, that compare between linears."""
-    weight = out_in(view, composed_weight(program, view))
-    if name == "magnitude":
-        return scores.magnitude(weight)
-    if name == "taylor":
-        return scores.taylor(weight, out_in(view, gradients[view.weight]))
-    return by_wanda(program)(view, weight)
-
-
-def masks_by_score(scored: Mapping[str, Tensor], target: Target, scope: Scope) -> dict[str, Tensor]:
-    """Keep-masks `[out, in]` by weight path: N:M in each row, else ranked per row, layer or globally."""
+def choose_together(
+    program: Program,
+    views: Mapping[str, Linear],
+    name: str,
+    gradients: Gradients,
+    target: Target,
+    scope: Scope,
+) -> dict[str, Tensor]:
+    """Keep-masks `[out, in]` by weight path, by scores that compare between linears: N:M, else by scope."""
+    scored = {path: _score(program, view, name, gradients) for path, view in views.items()}
     if target.pattern is not None:
         return {path: keep_nm(value, target.pattern) for path, value in scored.items()}
     sparsity = target.fraction
@@ -93,11 +91,33 @@ def masks_by_score(scored: Mapping[str, Tensor], target: Target, scope: Scope) -
     return {path: keep(value, sparsity) for path, value in scored.items()}
 
 
-def store_mask(program: Program, view: Linear, mask: Tensor) -> None:
-    """Write a keep-mask `[out, in]` into the mask buffer of a linear."""
-    assert view.mask is not None
+def _score(program: Program, view: Linear, name: str, gradients: Gradients) -> Tensor:
+    weight = out_in(view, composed_weight(program, view))
+    if name == "taylor":
+        return scores.taylor(weight, out_in(view, gradients[view.weight]))
+    if name == "magnitude":
+        return scores.magnitude(weight)
+    if name == "wanda":
+        return by_wanda(program)(view, weight)
+    raise OptionError(f"score={name} compares weights of one linear alone; leave scope=global out")
+
+
+def store_masks(
+    program: Program,
+    views: Mapping[str, Linear],
+    masks: Mapping[str, Tensor],
+    targets: Mapping[str, Target],
+) -> None:
+    """Write keep-masks `[out, in]` into the buffers of their linears, when they are what was asked for.
+
+    Raises SparsifyError when zeros are not the pattern, or the sparsity within a row's rounding.
+    """
+    for target in set(targets.values()):
+        assert_reached([masks[path] for path in views if targets[path] == target], target)
     with torch.no_grad():
-        program.tensor(view.mask).copy_(out_in(view, mask))
+        for path, view in views.items():
+            assert view.mask is not None
+            program.tensor(view.mask).copy_(out_in(view, masks[path]))
 
 
 def store_weight(program: Program, view: Linear, weight: Tensor) -> None:
@@ -106,15 +126,15 @@ def store_weight(program: Program, view: Linear, weight: Tensor) -> None:
         program.tensor(view.weight).copy_(out_in(view, weight))
 
 
-def assert_reached(masks: Mapping[str, Tensor], target: Target) -> None:
+def assert_reached(masks: Sequence[Tensor], target: Target) -> None:
     """The zeros counted must be the zeros asked for: exact N:M, or the fraction within a row's rounding."""
     if target.pattern is not None:
-        for mask in masks.values():
+        for mask in masks:
             check_nm(mask, target.pattern)
         return
-    total = sum(mask.numel() for mask in masks.values())
-    zeros = total - sum(int(mask.sum()) for mask in masks.values())
-    rounding = sum(mask.shape[0] for mask in masks.values()) + 1
+    total = sum(mask.numel() for mask in masks)
+    zeros = total - sum(int(mask.sum()) for mask in masks)
+    rounding = sum(mask.shape[0] for mask in masks) + 1
     if abs(zeros - target.fraction * total) > rounding:
         raise SparsifyError(
             f"{zeros} of {total} weights were pruned, not the sparsity {target.fraction}"

@@ -97,8 +97,11 @@ def test_show_prints_the_program_and_its_axes(out, model, cli):
     assert printed.startswith("program LlamaForCausalLM features {mask.weights}")
     code, printed, _ = cli("show", out, "--axes")
     assert code == 0
-    assert "channels" in printed
-    assert "free" in printed
+    heads = next(line for line in printed.splitlines() if line.startswith("heads"))
+    assert heads.split()[-1] == "prune-heads"
+    assert "model.layers.0-1" in heads
+    words = next(line for line in printed.splitlines() if line.startswith("vocabulary"))
+    assert "no: entries are" in words
 
 
 def test_catalogues(cli):

@@ -8,7 +8,9 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from exporters.huggingface import Huggingface
+from sparsify.engine.contract import Context
 from sparsify.engine.export import relative_difference, write_checked
+from sparsify.engine.pipeline import parse
 from sparsify.errors import ExportError
 from sparsify.ir.pretrained import quiet
 from sparsify.ir.trace import trace
@@ -133,3 +135,11 @@ def test_tokenizer_and_generation_config(programs, tokenizer, tmp_path):
     found = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "generation_config.json"} <= found
     assert {"tokenizer.json", "tokenizer_config.json"} <= found
+
+
+def test_removed_layers_are_refused(programs, tmp_path):
+    program = parse(
+        "insert-masks{of=layers} | choose-masks{of=layers sparsity=0.5} | prune-layers"
+    ).run(programs("llama"), Context())
+    with pytest.raises(ExportError, match="cannot leave out the 1 layers or blocks that prune-l"):
+        write_checked(Huggingface(), program, tmp_path)

@@ -70,6 +70,7 @@ class Analysis:
     node with several outputs, `made` the axes that a node repeats (expand, repeat_interleave).
     `widths` are the feature axes of embeddings, `vocabularies` their looked-up axes. `domains` says
     which axis the numbers in an integer tensor are indices of, `counts` holds the nodes that count them.
+    `averaged` are the ops that average over the last axis of their input, with that axis.
     """
 
     program: Program
@@ -81,13 +82,14 @@ class Analysis:
     sites: list[Site] = field(default_factory=list)
     softmaxes: set[fx.Node] = field(default_factory=set)
     constant: set[fx.Node] = field(default_factory=set)
-    normalised: Axes = field(default_factory=list)
     widths: Axes = field(default_factory=list)
     vocabularies: Axes = field(default_factory=list)
     routers: list[Router] = field(default_factory=list)
     domains: dict[fx.Node, Axis] = field(default_factory=dict)
     part_domains: dict[fx.Node, list[Axis | None]] = field(default_factory=dict)
     counts: set[fx.Node] = field(default_factory=set)
+    averaged: list[tuple[Axis, fx.Node]] = field(default_factory=list)
+    memo: dict[str, Any] = field(default_factory=dict)
     _symbols: dict[Any, int] = field(default_factory=dict)
 
     def length(self, size: int | torch.SymInt) -> tuple[int, bool]:

@@ -9,6 +9,7 @@ from torch import fx
 from sparsify.ir.axes.analysis import Analysis, Contraction
 from sparsify.ir.axes.axis import Axis
 from sparsify.ir.axes.roles import Roles, roles
+from sparsify.ir.axes.rules_compute import averaging, normalising
 
 # Path of a tensor, dimension, number of the leaf in that dimension from left to right.
 Key = tuple[str, int, int]
@@ -109,18 +110,28 @@ def groups(analysis: Analysis) -> list[Group]:
     consumers = _consumers(analysis)
     known = roles(analysis)
     routers = {router.axis.root(): router for router in analysis.routers}
+    averaged = _averaged(analysis)
     result = []
     for leaf, (key, places) in members.items():
         if key is None or leaf.size < 2:
             continue
         eaters = tuple(consumers.get(leaf, []))
         kind = known.kind(leaf) or _plain_kind(known, leaf, places, eaters)
-        excuses, least = frozenset[str](), 1
+        # Means over the residual width are taken over what is kept of it.
+        excuses, least = averaged.get(leaf, frozenset()) if kind == "hidden" else frozenset(), 1
         if leaf in routers:
             kind, excuses, least = "experts", routers[leaf].excuses, routers[leaf].k
         pins = tuple(pin for pin in leaf.pins if pin not in excuses)
         result.append(Group(kind, leaf.size, tuple(places), eaters, pins, key, leaf, least))
     return result
+
+
+def _averaged(analysis: Analysis) -> dict[Axis, frozenset[str]]:
+    """The pins of each leaf that are norms and means over it alone."""
+    found: dict[Axis, set[str]] = {}
+    for axis, node in analysis.averaged:
+        found.setdefault(axis.root(), set()).update((normalising(node), averaging(node)))
+    return {leaf: frozenset(pins) for leaf, pins in found.items()}
 
 
 def heads(analysis: Analysis) -> list[Heads]:

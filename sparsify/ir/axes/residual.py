@@ -57,7 +57,7 @@ def blocks(analysis: Analysis, kind: str) -> list[Block]:
 
     Blocks that share all of their matrices with another are one block in several places: left out.
     """
-    flow = Flow(analysis)
+    flow = flow_of(analysis)
     found = []
     if kind == "layers":
         for run in _layers(flow):
@@ -78,7 +78,15 @@ def blocks(analysis: Analysis, kind: str) -> list[Block]:
 
 def streams(analysis: Analysis) -> list[fx.Node]:
     """The values that residual sums add to."""
-    return list(dict.fromkeys(item.x for item in Flow(analysis).sums))
+    return list(dict.fromkeys(item.x for item in flow_of(analysis).sums))
+
+
+def flow_of(analysis: Analysis) -> "Flow":
+    """The flow of an analysis, made once."""
+    found = analysis.memo.setdefault("flow", None) or Flow(analysis)
+    analysis.memo["flow"] = found
+    assert isinstance(found, Flow)
+    return found
 
 
 class Flow:
@@ -124,10 +132,10 @@ class Flow:
         found = []
         for node in self._analysis.program.graph.nodes:
             if _adds(node) and _absorbed(node) is None:
-                terms = list(_terms(node))
-                x = self._stream(terms)
+                parts = list(_terms(node))
+                x = self._stream(parts)
                 if x is not None:
-                    found.append((x, tuple(term for term in terms if term is not x), node))
+                    found.append((x, tuple(part for part in parts if part is not x), node))
         heads = {x for x, _, _ in found}
         sums: list[Sum] = []
         for x, terms, root in found:

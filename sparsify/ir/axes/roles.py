@@ -6,6 +6,7 @@ from torch import fx
 
 from sparsify.ir.axes.analysis import Analysis, Site
 from sparsify.ir.axes.axis import Axis
+from sparsify.ir.axes.residual import streams
 from sparsify.ir.axes.rules import overloads
 from sparsify.ir.ops import probe
 
@@ -45,10 +46,8 @@ def roles(analysis: Analysis) -> Roles:
     kinds: dict[Axis, str] = {}
     pairs = _name_heads(analysis, kinds)
     _name_sizes(analysis, kinds)
-    for axes, kind in (
-        (analysis.vocabularies, "vocabulary"),
-        (analysis.widths or analysis.normalised, "residual"),
-    ):
+    residual = [analysis.axes[node][-1] for node in streams(analysis)]
+    for axes, kind in ((analysis.vocabularies, "vocabulary"), (residual, "hidden")):
         for axis in axes:
             for leaf in axis.leaves():
                 kinds.setdefault(leaf, kind)

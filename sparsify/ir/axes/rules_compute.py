@@ -9,7 +9,14 @@ from sparsify.ir.axes.analysis import Analysis, Axes, Site, opname, over
 from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules import Rule, broadcast, overloads
 from sparsify.ir.axes.sites import repeated, softmax_site
-from sparsify.ir.ops import nm_linear, quantize_activations, quantize_weight
+from sparsify.ir.ops import (
+    masked_layer_norm,
+    masked_mean,
+    masked_rms_norm,
+    nm_linear,
+    quantize_activations,
+    quantize_weight,
+)
 from sparsify.ir.ops import probe as probe_op
 
 aten = torch.ops.aten
@@ -108,9 +115,32 @@ def norm(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
         for name in ("weight", "bias"):
             if args.get(name) is not None:
                 analysis.tie(node, axes[-back], analysis.axes[args[name]][-back])
-        axes[-back].pin(f"normalised by {opname(node)} at {node.name}")
-        analysis.normalised.append(axes[-back])
+        axes[-back].pin(normalising(node))
+    if len(args["normalized_shape"]) == 1:
+        analysis.averaged.append((axes[-1], node))
     return axes
+
+
+def normalising(node: fx.Node) -> str:
+    """The pin of an axis that a norm runs over."""
+    return f"normalised by {opname(node)} at {node.name}"
+
+
+def averaging(node: fx.Node) -> str:
+    """The pin of an axis that a mean runs over."""
+    return f"averaged by {opname(node)} at {node.name}"
+
+
+def masked_norm(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """A norm or mean over the kept features of its last axis."""
+    x, mask, dims, *rest = node.args
+    assert isinstance(x, fx.Node)
+    assert isinstance(mask, fx.Node)
+    analysis.tie(node, analysis.axes[x][-1], analysis.axes[mask][0])
+    if node.target is masked_mean:
+        return reduce(analysis, node, {"self": x, "dim": dims, "keepdim": (*rest, False)[0]})
+    named = dict(zip(("weight", "bias"), (v for v in rest if isinstance(v, fx.Node)), strict=False))
+    return norm(analysis, node, {"input": x, "normalized_shape": dims, **named})
 
 
 def reduce(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
@@ -119,10 +149,11 @@ def reduce(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     dims = args.get("dim")
     dims = list(range(len(axes))) if dims is None or dims == [] else dims
     folded = {dim % len(axes) for dim in ([dims] if isinstance(dims, int) else dims)}
-    verb = "averaged" if opname(node).startswith("mean") else "reduced"
+    mean = node.target in _MEANS
     for dim in folded:
-        axes[dim].pin(f"{verb} by {opname(node)} at {node.name}")
-        analysis.normalised.append(axes[dim])
+        axes[dim].pin(averaging(node) if mean else f"reduced by {opname(node)} at {node.name}")
+    if mean and folded == {len(axes) - 1}:
+        analysis.averaged.append((axes[-1], node))
     kept = [a if i not in folded else Axis(1) for i, a in enumerate(axes)]
     return [a for i, a in enumerate(kept) if i not in folded or args.get("keepdim")]
 
@@ -202,8 +233,11 @@ std.correction std.dim any.dim any.default all.dim all.default argmax.default ar
 logsumexp.default linalg_vector_norm.default norm.ScalarOpt_dim prod.dim_int max.default min.default
 """
 
+_MEANS = frozenset([*overloads("mean.dim"), masked_mean])
+
 COMPUTE: dict[object, Rule] = {
     probe_op: probe,
+    **dict.fromkeys((masked_mean, masked_layer_norm, masked_rms_norm), masked_norm),
     nm_linear: packed_linear,
     quantize_weight: quantized_weight,
     quantize_activations: quantized_input,

@@ -11,15 +11,18 @@ from sparsify.ir.axes.axis import Axis, Conflict
 from sparsify.ir.axes.rules import ELEMENTWISE, overloads
 from sparsify.ir.axes.rules_compute import COMPUTE
 from sparsify.ir.axes.rules_cut import CUT
+from sparsify.ir.axes.rules_product import PRODUCT
 from sparsify.ir.axes.rules_route import KEEPING, ROUTE
 from sparsify.ir.axes.rules_shape import SHAPE
 from sparsify.ir.program import Program
 
 __all__ = ["Analysis", "analyse"]
 
-RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **ROUTE}
+RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **PRODUCT, **ROUTE}
 # Ops whose rules read the domain of the numbers they are given.
-_KNOWING = frozenset(overloads("sort.default sort.stable histc.default index.Tensor"))
+_KNOWING = frozenset(
+    overloads("sort.default sort.stable histc.default index.Tensor index_select.default")
+)
 
 
 def analyse(program: Program) -> Analysis:

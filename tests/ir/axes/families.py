@@ -23,6 +23,25 @@ _GROUPED = {**_SMALL, "num_attention_heads": 8, "num_key_value_heads": 4, "head_
 _ONE = {"num_hidden_layers": 1}
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _GEMMA = {**_GROUPED, **_IDS, "query_pre_attn_scalar": 8, "sliding_window": 8}
+_ROUTED = {
+    **_GROUPED,
+    **_IDS,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+}
+
+
+def _vit() -> transformers.ViTConfig:
+    sizes = {key: value for key, value in _SMALL.items() if key not in ("vocab_size",)}
+    return transformers.ViTConfig(image_size=16, patch_size=4, num_labels=3, **sizes)
+
+
+def _t5() -> transformers.T5Config:
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return transformers.T5Config(
+        vocab_size=WORDS, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **sizes
+    )
 
 
 def _gpt2() -> transformers.GPT2Config:
@@ -38,7 +57,7 @@ def _opt() -> transformers.OPTConfig:
 
 
 def _distilbert() -> transformers.DistilBertConfig:
-    sizes = {"dim": 64, "hidden_dim": 48, "n_layers": 1, "n_heads": 4}
+    sizes = {"dim": 64, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
     return transformers.DistilBertConfig(vocab_size=WORDS, max_position_embeddings=64, **sizes)
 
 
@@ -47,14 +66,23 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "llama-eager": lambda: transformers.LlamaForCausalLM(
         transformers.LlamaConfig(attn_implementation="eager", **{**_GROUPED, **_ONE})
     ),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**{**_GROUPED, **_ONE})
-    ),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_GROUPED)),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_GROUPED)),
     "mistral": lambda: transformers.MistralForCausalLM(
-        transformers.MistralConfig(sliding_window=8, **{**_GROUPED, **_ONE})
+        transformers.MistralConfig(sliding_window=8, **_GROUPED)
     ),
     "phi3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**_GROUPED, **_IDS)),
+    "vit": lambda: transformers.ViTForImageClassification(_vit()),
+    "t5": lambda: transformers.T5ForConditionalGeneration(_t5()),
+    "mixtral": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(num_local_experts=6, num_experts_per_tok=2, **_GROUPED, **_IDS)
+    ),
+    "qwen2-moe": lambda: transformers.Qwen2MoeForCausalLM(
+        transformers.Qwen2MoeConfig(shared_expert_intermediate_size=40, **_ROUTED)
+    ),
+    "qwen3-moe": lambda: transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(norm_topk_prob=True, **_ROUTED)
+    ),
     "gpt-neox": lambda: transformers.GPTNeoXForCausalLM(
         transformers.GPTNeoXConfig(**_SMALL, **_IDS)
     ),
@@ -67,7 +95,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         transformers.BertConfig(attn_implementation="eager", **_SMALL)
     ),
     "roberta": lambda: transformers.RobertaForSequenceClassification(
-        transformers.RobertaConfig(**{**_SMALL, **_ONE})
+        transformers.RobertaConfig(**_SMALL)
     ),
     "distilbert": lambda: transformers.DistilBertForSequenceClassification(_distilbert()),
 }

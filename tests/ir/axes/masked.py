@@ -76,13 +76,18 @@ def _some_heads(rng: random.Random, site: Heads) -> list[int]:
 
 
 def batches(program: Program) -> Iterator[dict[str, Tensor]]:
-    """Inputs of several batch sizes and lengths, some padded, for a model that reads token ids."""
+    """Inputs of several batch sizes and lengths, some padded: token ids, or pixels of one size."""
     for batch, length in SHAPES:
         generator = torch.Generator().manual_seed(length)
+        if "pixel_values" in program.sample:
+            shape = program.sample["pixel_values"].shape[1:]
+            yield {"pixel_values": torch.randn(batch, *shape, generator=generator)}
+            continue
         ids = torch.randint(3, 60, (batch, length), generator=generator)
         mask = torch.ones(batch, length, dtype=torch.long)
         mask[-1, length - 2 :] = 0
-        yield program.complete({"input_ids": ids, "attention_mask": mask})
+        shorter = {"decoder_input_ids": ids[:, : length - 3].contiguous()}
+        yield program.complete({"input_ids": ids, "attention_mask": mask, **shorter})
 
 
 def outputs(program: Program, run: Any) -> list[Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sparsify.errors import OptionError
 from sparsify.ir.axes.groups import Group, groups, heads
 from sparsify.ir.axes.index import expand_index, group_scores, reduce, spread
-from sparsify.ir.axes.table import rows
+from sparsify.ir.axes.table import in_words, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
 from sparsify.ir.trace import trace
@@ -65,7 +65,7 @@ def test_an_op_without_a_rule_pins_and_says_so() -> None:
     [
         (nn.LayerNorm(10), "normalised by layer_norm at layer_norm"),
         (nn.Softmax(-1), "softmax.int at softmax runs over it"),
-        (Best(), "op topk has no axis rule"),
+        (Best(), "topk at topk runs over it"),
     ],
 )
 def test_ops_over_a_whole_axis_pin_it(middle: nn.Module, pin: str) -> None:
@@ -98,7 +98,7 @@ def test_kinds_of_a_decoder() -> None:
     assert found == {
         "vocabulary": [(60, False)],
         "other": [(60, False)],  # the head of its own: pinned as graph output
-        "residual": [(64, False)],
+        "hidden": [(64, True)],
         "kv": [(4, True)] * 2,
         "heads": [(2, True)] * 2,
         "rotary": [(4, True)],
@@ -153,11 +153,28 @@ def test_reduce_and_spread_leave_out_what_belongs_to_no_group() -> None:
 
 
 def test_rows_for_people() -> None:
-    table = rows(analyse(traced("bert")))
-    (channels,) = [r for r in table if r.where == "bert.encoder.layer.1" and r.kind == "channels"]
-    assert channels.size == 48
-    assert channels.members[0] == "bert.encoder.layer.1.intermediate.dense.weight[0]"
-    assert channels.consumers == ("bert.encoder.layer.1.output.dense.weight",)
-    assert channels.pins == ()
-    words = next(r for r in table if r.kind == "vocabulary")
-    assert words.pins == ("looked up by embedding at embedding",)
+    table = {row.kind: row for row in rows(analyse(traced("bert")))}
+    channels = table["channels"]
+    assert (channels.size, channels.count, channels.pins) == ("48", 2, ())
+    assert channels.where == ("bert.encoder.layer.0-1",)
+    assert channels.tensors == ("dense",)
+    assert (table["layers"].count, table["blocks"].count) == (2, 4)
+    assert table["vocabulary"].pins == ("entries are looked up by number",)
+    grouped = next(row for row in rows(analyse(traced("llama"))) if row.kind == "heads")
+    assert (grouped.size, grouped.tensors) == (
+        "8 = 4 x 2",
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+    )
+
+
+def test_pins_in_words() -> None:
+    pins = ["normalised by layer_norm at layer_norm", "normalised by layer_norm at layer_norm_1"]
+    assert in_words(pins) == ("a norm runs over it",)
+    assert in_words(["op flip has no axis rule"]) == ("no rule for the op flip",)
+    assert in_words(["op view at view_1 has a form without a rule"]) == (
+        "no rule for this form of the op view",
+    )
+    assert in_words(["looked up by embedding at embedding_2", "graph output"]) == (
+        "entries are looked up by number",
+        "an output of the model",
+    )

@@ -31,11 +31,11 @@ def _first(program: Program, kind: str) -> Group:
 
 def test_a_pinned_axis_is_refused_with_its_reasons() -> None:
     program = traced("bert")
-    width = _first(program, "residual")
-    with pytest.raises(OptionError, match="cannot be pruned: normalised by layer_norm at layer_n"):
-        Keep().group(width, range(8))
-    with pytest.raises(OptionError, match="cannot be pruned: normalised by layer_norm at layer_n"):
-        shrink(program, Keep({width.key: [0, 1]}))
+    words = _first(program, "vocabulary")
+    with pytest.raises(OptionError, match="cannot be pruned: looked up by embedding at emb"):
+        Keep().group(words, range(8))
+    with pytest.raises(OptionError, match="cannot be pruned: looked up by embedding at emb"):
+        shrink(program, Keep({words.key: [0, 1]}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""Products of experts in ONNX: rows of one expert stand together, so each expert is one plain product.
+
+    grouped_mm(x [n, in], W [experts, in, out], ends [experts])
+      ->  Concat over e of MatMul(x[ends[e - 1] : ends[e]], W[e])
+
+An expert that no token chose multiplies no rows.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from onnxscript import opset18
+
+op: Any = opset18
+_INT64 = 7
+# By name: some of these ops exist only when their library is loaded.
+_NAMES = (("transformers", "grouped_mm_fallback"), ("aten", "_grouped_mm"))
+
+
+def _grouped(x: Any, weight: Any, ends: Any) -> Any:
+    parts = []
+    start = op.Constant(value_ints=[0])
+    first = op.Constant(value_ints=[0])
+    for expert in range(int(weight.shape[0])):
+        number = op.Constant(value_ints=[expert])
+        end = op.Cast(op.Gather(ends, number, axis=0), to=_INT64)
+        rows = op.Slice(x, start, end, first)
+        matrix = op.Squeeze(op.Gather(weight, number, axis=0), first)
+        parts.append(op.MatMul(rows, matrix))
+        start = end
+    return op.Concat(*parts, axis=0)
+
+
+@functools.cache
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How torch.onnx writes the grouped products that are loaded."""
+    found = {}
+    for library, name in _NAMES:
+        packet = getattr(getattr(torch.ops, library), name, None)
+        if packet is not None:
+            found[packet.default] = _grouped
+    return found

@@ -1,0 +1,72 @@
+"""Experts: masked and removed alike, with their rows of the router; at least as many as are chosen."""
+
+import pytest
+import torch
+
+from sparsify.engine.contract import Context
+from sparsify.engine.pipeline import parse
+from sparsify.errors import OptionError
+from sparsify.ir.axes.groups import groups
+from sparsify.ir.axes.walk import analyse
+from sparsify.ir.experts import expert_masks
+from sparsify.ir.store import load, save
+from sparsify.ir.text import to_text
+from tests.ir.axes.families import traced as family_traced
+from tests.ir.axes.masked import difference, outputs
+
+
+def run(program, pipeline):
+    return parse(pipeline).run(program, Context())
+
+
+def test_other_experts_at_every_router(tmp_path):
+    dense = family_traced("mixtral")
+    masked = run(dense.clone(), "insert-masks{of=experts}")
+    first, second = expert_masks(masked)
+    masked.tensor(first.path)[[0, 3]] = False
+    masked.tensor(second.path)[[1, 2, 4, 5]] = False
+    broken = masked.clone()
+    broken.tensor(first.path)[2:] = False
+    with pytest.raises(
+        OptionError, match=r"1 of the experts at .* stay, but 2 are chosen at a time"
+    ):
+        run(broken, "prune-experts")
+    pruned = run(masked.clone(), "prune-experts")
+    assert difference(outputs(pruned, pruned.module), outputs(masked, masked.module)) <= 1e-5
+    assert difference(outputs(pruned, pruned.module), outputs(dense, dense.module)) > 1e-2
+    for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
+        path = f"model.layers.0.mlp.{name}"
+        assert torch.equal(pruned.tensor(path), dense.tensor(path)[[1, 2, 4, 5]])
+        assert pruned.tensor(f"model.layers.1.mlp.{name}").shape[0] == 2
+    again = load(save(pruned, tmp_path / "p"))
+    assert to_text(again) == to_text(pruned)
+    assert [g.size for g in groups(analyse(pruned)) if g.kind == "experts"] == [4, 2]
+
+
+def test_choosing_leaves_as_many_as_a_token_is_sent_to():
+    program = run(family_traced("mixtral"), "insert-masks{of=experts}")
+    with torch.no_grad():
+        program.tensor("model.layers.0.mlp.experts.down_proj")[4] *= 5
+    few = run(program.clone(), "choose-masks{of=experts sparsity=0.9}")
+    assert [int(few.tensor(m.path).sum()) for m in expert_masks(few)] == [2, 2]
+    assert bool(few.tensor(expert_masks(few)[0].path)[4])
+    even = run(program.clone(), "choose-masks{of=experts sparsity=0.5 multiple=4}")
+    assert [int(even.tensor(m.path).sum()) for m in expert_masks(even)] == [4, 4]
+
+
+def test_channels_of_experts_are_folded_where_they_stand():
+    steps = "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5}"
+    masked = run(family_traced("qwen3-moe"), steps)
+    folded = run(masked.clone(), "fold-masks{of=channels}")
+    assert difference(outputs(folded, folded.module), outputs(masked, masked.module)) <= 1e-5
+    weight = folded.tensor("model.layers.0.mlp.experts.down_proj")
+    assert int((weight.abs().sum((0, 1)) == 0).sum()) == 12
+
+
+def test_refusals(traced):
+    with pytest.raises(OptionError, match="the program has no prunable experts"):
+        run(traced("llama"), "insert-masks{of=experts}")
+    with pytest.raises(
+        OptionError, match=r"no target is a router, as @model\.layers\.0\.mlp\.gate"
+    ):
+        run(family_traced("mixtral"), "insert-masks{of=experts targets=*.q_proj}")
