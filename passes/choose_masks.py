@@ -149,21 +149,17 @@ class ChooseMasks(Pass):
             raise OptionError(f"of={kinds} mixes weights with groups; choose them in two passes")
         if self.pattern is not None or self.score == "sparsegpt":
             raise OptionError(f"a pattern or score=sparsegpt is for weights, not for {kinds}")
-        self._check_scores()
+        for kind in self.of:
+            if self.score not in (scores := self._scores_of(kind)):
+                raise OptionError(
+                    f"score={self.score} is not for {kind}; choose {' or '.join(scores[:2])}"
+                )
         if self.scope != "global" and self.normalise != "auto":
             raise OptionError("normalise is for scope=global; elsewhere layers are not compared")
         if self.to is None:
             Target.of(self.sparsity, None)
         else:
             self._check_shape(program, self.to)
-
-    def _check_scores(self) -> None:
-        for kind in self.of:
-            scores = self._scores_of(kind)
-            if self.score not in scores:
-                raise OptionError(
-                    f"score={self.score} is not for {kind}; choose {' or '.join(scores[:2])}"
-                )
 
     def _check_shape(self, program: Program, to: Shape) -> None:
         kinds, sizes = ",".join(self.of), to.sizes()
