@@ -1,5 +1,6 @@
 """`sparsify-fx stream`: one-shot pruning of a model that need not fit in memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from passes.choose_masks import ChooseMasks
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.pretrained import load_tokenizer, source_of
@@ -29,19 +29,19 @@ class Source:
 
 def job_of(model: str, text: str, source: Source, **others: Any) -> Job:
     """A job from a `choose-masks{...}` in text; OptionError for what cannot be done layer by layer."""
-    passes = parse(text).passes
-    if len(passes) != 1 or not isinstance(passes[0], ChooseMasks):
+    passes: Sequence[Any] = parse(text).passes
+    if [item.name for item in passes] != ["choose-masks"]:
         raise OptionError(
             f"'{text}' is not one choose-masks; as in choose-masks{{score=sparsegpt pattern=2:4}}"
         )
-    chosen = passes[0]
+    (chosen,) = passes
     if chosen.of != ("weights",) or chosen.scope == "global":
         raise OptionError(
             f"'{text}' looks at more than one linear at a time; "
             "use 'run' for heads, channels and scope=global"
         )
     how = OneShot(
-        chosen.score,  # type: ignore[arg-type]  # refused there when it is no method of one linear
+        chosen.score,
         Target.of(chosen.sparsity, chosen.pattern),
         chosen.scope,
         chosen.damping,

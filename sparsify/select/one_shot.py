@@ -31,7 +31,7 @@ class OneShot:
     """
 
     method: Method
-    target: Target
+    wanted: Target
     scope: Literal["auto", "row", "layer"] = "auto"
     damping: float = 0.01
 
@@ -64,8 +64,8 @@ class OneShot:
             return prune(
                 weight,
                 seen.gram,
-                sparsity=self.target.sparsity,
-                pattern=self.target.pattern,
+                sparsity=self.wanted.sparsity,
+                pattern=self.wanted.pattern,
                 damping=self.damping,
             )
         if self.method == "ria":
@@ -74,16 +74,16 @@ class OneShot:
             score, scope = scores.wanda(weight, seen.square, seen.tokens), "row"
         mask = self._keep(score, scope)
         if self.method == "dsnot":
-            mask = dsnot(weight, mask, score, seen.mean, seen.variance, pattern=self.target.pattern)
+            mask = dsnot(weight, mask, score, seen.mean, seen.variance, pattern=self.wanted.pattern)
         return weight * mask, mask
 
     def _keep(self, score: Tensor, own: str) -> Tensor:
         """The mask by scores `[out, in]`, ranked as asked or as the method's `own` paper does."""
-        if self.target.pattern is not None:
-            return keep_nm(score, self.target.pattern)
+        if self.wanted.pattern is not None:
+            return keep_nm(score, self.wanted.pattern)
         scope = own if self.scope == "auto" else self.scope
         keep: Callable[[Tensor, float], Tensor] = keep_rows if scope == "row" else keep_global
-        return keep(score, self.target.fraction)
+        return keep(score, self.wanted.fraction)
 
 
 def prune_linears(

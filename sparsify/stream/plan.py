@@ -93,7 +93,7 @@ class _Rates:
         seen = Sums(_SIDE, gram=gram)
         seen.add(x)
         statistics = seen.statistics()
-        how = OneShot(job.how.method, Target(0.5)) if job.how.target.pattern is None else job.how
+        how = OneShot(job.how.method, Target(0.5)) if job.how.wanted.pattern is None else job.how
         return cls(
             product=2 * _ROWS * _SIDE**2 / _seconds(lambda: torch.nn.functional.linear(own, half)),
             sums=(2 * _SIDE**2 if gram else 2 * _SIDE) * _ROWS / _seconds(lambda: sums.add(x)),

@@ -90,7 +90,7 @@ def _start(job: Job, work: Path, *, resume: bool) -> None:
 
 
 def _described(job: Job) -> dict[str, Any]:
-    target = job.how.target
+    target = job.how.wanted
     return {
         "model": job.model,
         "score": job.how.method,
@@ -128,7 +128,7 @@ class _Run:
         self.rows: list[dict[str, Any]] = []
 
     def _check(self, views: Sequence[Linear]) -> None:
-        check_axes(self.program, views, self.job.how.target)
+        check_axes(self.program, views, self.job.how.wanted)
         if self.job.samples < 1 or self.job.batch < 1:
             raise OptionError("samples and batch must be at least 1")
 

@@ -89,7 +89,8 @@ def slowly(source, how, data, task):
             kept = inputs["attention_mask"].reshape(-1).bool()
             rows.append(watch.seen.reshape(-1, watch.seen.shape[-1])[kept])
         x = torch.cat(rows)
-        seen = Statistics(len(x), x.sum(0), x.square().sum(0), x.T @ x)
+        scatter = (x - x.mean(0)).square().sum(0)
+        seen = Statistics(len(x), x.mean(0), scatter, None, x.T @ x)
         for view in views:
             new, _ = how(out_in(view, program.tensor(view.weight)), seen)
             program.tensor(view.weight).data = out_in(view, new)
