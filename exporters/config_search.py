@@ -2,7 +2,8 @@
 
 Nothing is known of architectures: a config entry is a candidate when scaling it as a changed
 dimension was scaled (`heads * new / old`), or giving an unset entry the new size, moves a tensor
-that does not fit yet and leaves those that fit. Combinations of a few such changes are tried on the
+that does not fit yet and leaves those that fit; so is a switch that makes room for a tensor without
+a place, such as a bias. Combinations of a few such changes are tried on the
 meta device.
 """
 
@@ -21,7 +22,7 @@ from sparsify.ir.program import Program
 
 Shape = tuple[int, ...]
 Change = tuple[tuple[str, ...], int]
-_MOST_CHANGES = 4
+_MOST_CHANGES = 5
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,13 @@ class Search:
     def _changes(self, base: dict[str, Any]) -> list[Change]:
         """Single entries that may stand for a changed dimension, with their new value."""
         pairs = self._changed_sizes()
+        homeless = any(misfit.there is None for misfit in self._misfits(self._old))
         changes: dict[Change, None] = {}
         for path, value in _entries(base):
+            if isinstance(value, bool):
+                if homeless:
+                    changes[path, not value] = None
+                continue
             for old, new in pairs:
                 if value is None:
                     changes[path, new] = None
@@ -132,7 +138,9 @@ class Search:
             return set()
         self._remember(shapes)
         moved = {name for name in self._old if shapes.get(name) != self._old[name]}
-        return moved if moved <= wrong else set()
+        # A name that is new under the change is a place for a tensor that had none.
+        placed = {name for name in wrong if name in shapes and name not in self._old}
+        return moved | placed if moved <= wrong else set()
 
     def _pinned(self) -> dict[str, Any] | None:
         """The source config with its head size said outright, when the model class reads it.
@@ -196,11 +204,11 @@ class Search:
 def _entries(
     config: Mapping[str, Any], prefix: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], int | None]]:
-    """Whole numbers and unset entries of a config and of the configs inside it."""
+    """Whole numbers, switches and unset entries of a config and of the configs inside it."""
     for key, value in config.items():
         if isinstance(value, Mapping) and key.endswith("_config"):
             yield from _entries(value, (*prefix, key))
-        elif value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        elif value is None or isinstance(value, int):
             yield (*prefix, key), value
 
 

@@ -1,14 +1,20 @@
 """The passes, one a file; `ALL` is the catalogue in the order of use."""
 
+from passes.allocate_ranks import AllocateRanks
+from passes.allocate_sparsity import AllocateSparsity
 from passes.calibrate import Calibrate
+from passes.choose_bias import ChooseBias
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
+from passes.fold_bias import FoldBias
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
 from passes.fold_scales import FoldScales
+from passes.insert_bias import InsertBias
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
+from passes.insert_omission import InsertOmission
 from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
 from passes.insert_scales import InsertScales
@@ -19,6 +25,7 @@ from passes.prune_experts import PruneExperts
 from passes.prune_heads import PruneHeads
 from passes.prune_hidden import PruneHidden
 from passes.prune_layers import PruneLayers
+from passes.remove_omission import RemoveOmission
 from passes.remove_probes import RemoveProbes
 from passes.remove_quantizers import RemoveQuantizers
 from passes.train import Train
@@ -27,17 +34,24 @@ ALL = (
     InsertProbes,
     Calibrate,
     InsertMasks,
+    AllocateSparsity,
     ChooseMasks,
+    InsertBias,
+    ChooseBias,
     RemoveProbes,
     InsertLora,
+    AllocateRanks,
     InsertSlorb,
     ChooseSlorb,
     InsertScales,
     InsertQuantizers,
     ChooseScales,
+    InsertOmission,
     Train,
+    RemoveOmission,
     FoldLora,
     FoldScales,
+    FoldBias,
     FoldMasks,
     PruneHeads,
     PruneChannels,

@@ -1,6 +1,6 @@
 """calibrate: run data through the program and fill its probes.
 
-    statistics <- sums over the tokens of `samples` sequences
+    statistics <- moments over the tokens of `samples` sequences
 
 Statistics start from zero each time; padded tokens are left out. The graph and the weights stay.
 """

@@ -2,56 +2,94 @@
 
     mask <- keep(score, sparsity or N:M)
 
-Weights: `magnitude` |W| (one threshold a layer), `wanda` |W_ij| ||x_j|| (ranked in each row), `sparsegpt`
-(block by block with error feedback; it also moves the kept weights), `taylor` |W dL/dW| (ranked over all
-layers); an N:M pattern keeps N of every M inputs in each row. Channels and heads: `magnitude`,
-`activation`, `wanda`, `taylor`, summed over the group. Experts and hidden: `magnitude`, at least
-as many experts stay as a token is sent to. Layers and blocks: `magnitude`, the mean of |W| inside, all
-ranked together. The text of the graph stays.
+Weights: `magnitude` |W| and `ria` (one threshold a linear), `wanda` |W_ij| ||x_j|| and `dsnot`, which swaps
+what it chose (ranked in each row), `sparsegpt` (with error feedback) and `alps` (by splitting), which also
+move the kept weights, `taylor` |W dL/dW| (ranked over all layers); an N:M pattern keeps N of every M inputs
+in each row. With neither sparsity nor pattern each gets its share of `allocate-sparsity`. Channels and heads:
+`magnitude`, `wanda` (Wanda-sp), `activation` (Minitron), `fluctuation` (FLAP), `taylor` |dL/dmask|, and of
+LLM-Pruner `first-order` |W G|, `second-order` |W^2 H|, `mixed` |W G - W^2 H / 2|. Experts, hidden:
+`magnitude`; as many experts stay as a token is sent to. Layers and blocks, all ranked together: `magnitude`,
+the mean of |W| inside, or `influence` 1 - cos(x, y) of what goes in and comes out (ShortGPT), which is what
+`activation` means for them, too (Minitron). The text of the graph stays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
-from sparsify.errors import OptionError, SparsifyError
+from sparsify.engine.shape import Shape
+from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.blockmask import KINDS
 from sparsify.ir.groupmask import group_masks
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
 from sparsify.select import groups, weights
-from sparsify.select.gradients import mask_derivatives, weight_gradients
-from sparsify.select.structure import choose_blocks, choose_experts, choose_width
+from sparsify.select.gradients import weight_gradients
+from sparsify.select.importance import OF_DATA, OF_STATISTICS, Normalise, gather, importance
+from sparsify.select.influence import Span, block_influence
+from sparsify.select.one_shot import Method, OneShot, prune_linears
+from sparsify.select.structure import (
+    blocks_among,
+    choose_experts,
+    choose_width,
+    keep_blocks,
+    mean_weight,
+    most,
+    set_blocks,
+)
 from sparsify.select.weights import Target
-from sparsify.tensors.masks import check_nm
+from sparsify.tensors.masks import keep_top
 from sparsify.train.data import sample
 
-_SCOPES: Mapping[str, weights.Scope] = {"magnitude": "layer", "wanda": "row", "taylor": "global"}
-_WITH_STATISTICS = {"wanda", "sparsegpt", "activation"}
+Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"]
+_OF_WEIGHTS = (*get_args(Method), "taylor")
+_OF_BLOCKS = ("magnitude", "influence", "activation")
+_WITH_STATISTICS = {*get_args(Method), *OF_STATISTICS} - {"magnitude"}
 
 
 @dataclass(frozen=True)
 class ChooseMasks(Pass):
-    """Choose the masks of one kind by a score, to a sparsity or an N:M pattern.
+    """Choose masks by a score, to a sparsity, an N:M pattern or a target shape.
 
     `scope` is what weights are ranked against: `row`, `layer`, `global`, or `auto` for what the method's
-    paper does; for groups `global` ranks over all layers and anything else keeps the same fraction in
-    each. `rule` and `multiple` hold for heads and channels: whole KV groups or the same number `inside`
-    each; the number kept is rounded up to a multiple. `samples` and `batch` are for `taylor`.
+    paper does. Groups: `global` ranks over all layers, and over all kinds of `of` together, with `sparsity`
+    the fraction of their parameters that goes; anything else keeps the same fraction in each layer.
+    `normalise` makes layers and kinds comparable in a global ranking: `standard` scores less their mean over
+    their spread, in each layer, as FLAP does (auto: for all but the scores that estimate the loss, where
+    several kinds are ranked by score over parameters); `mean` scores over their mean; `none`.
+    `to=shape{layers=24 heads=16 channels=5504}` keeps so many layers, and gives each these sizes. `rule` and
+    `multiple` hold for groups: whole KV groups or the same number of heads `inside` each; the number kept is
+    rounded up to a multiple (of channels alone when there are several kinds). `samples` and `batch` are for
+    scores that run the model.
     """
 
     name: ClassVar[str] = "choose-masks"
     moves: ClassVar[Moves] = FUNCTION
-    of: Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"] = "weights"
-    score: Literal["magnitude", "wanda", "sparsegpt", "activation", "taylor"] = "magnitude"
+    of: tuple[Kind, ...] = ("weights",)
+    score: Literal[
+        "magnitude",
+        "wanda",
+        "ria",
+        "dsnot",
+        "sparsegpt",
+        "alps",
+        "activation",
+        "fluctuation",
+        "taylor",
+        "first-order",
+        "second-order",
+        "mixed",
+        "influence",
+    ] = "magnitude"
     sparsity: float | None = None
     pattern: str | None = None
+    to: Shape | None = None
     scope: Literal["auto", "row", "layer", "global"] = "auto"
+    normalise: Literal["auto", "none", "mean", "standard"] = "auto"
     rule: groups.Rule = "groups"
     multiple: int = 1
     damping: float = 0.01
@@ -62,104 +100,197 @@ class ChooseMasks(Pass):
 
     def effect(self) -> Effect:
         """Needs the masks, and statistics or data when the score does."""
-        needs = [f"mask.{self.of}"]
-        needs += ["stats"] if self.score in _WITH_STATISTICS else []
-        wants = ["data"] if self.score == "taylor" else []
+        needs = [f"mask.{kind}" for kind in self.of]
+        blocks = [kind for kind in self.of if kind in KINDS]
+        others = set(self.of) - set(blocks)
+        needs += ["stats"] if others and self.score in _WITH_STATISTICS else []
+        needs += ["shares"] if self._by_plan() else []
+        runs = self.score in OF_DATA or (blocks and self.score in _OF_BLOCKS[1:])
+        wants = ["data"] if runs else []
         return effect(needs=needs, wants=wants, bars=["row-scales"])
 
     def check(self, program: Program) -> None:
-        """Sparsity, pattern, score and globs must fit each other and the weights."""
-        target = Target.of(self.sparsity, self.pattern)
-        grouped = self.of != "weights"
-        views = targeted(program, self.targets, self.ignore, experts=grouped)
-        if self.of == "weights":
-            if self.score == "activation":
-                raise OptionError(
-                    "score=activation is for channels and heads; use wanda for weights"
-                )
-            if target.pattern is not None:
-                for view in views:
-                    size = program.tensor(view.weight).shape[0 if view.transposed else 1]
-                    target.pattern.check_axis(size, f"@{view.weight}")
-        elif target.pattern is not None or self.score == "sparsegpt":
-            raise OptionError(f"a pattern or score=sparsegpt is for weights, not for {self.of}")
-        elif self.of in (*KINDS, "experts", "hidden") and self.score != "magnitude":
-            raise OptionError(f"score={self.score} is not for {self.of}; choose magnitude")
+        """Sparsity, pattern, shape, score and globs must fit each other and the weights."""
+        views = self._targeted(program)
+        if len(set(self.of)) < len(self.of):
+            raise OptionError(f"of={','.join(self.of)} names one kind twice")
+        if self.of == ("weights",):
+            self._check_weights(program, views)
+        else:
+            self._check_groups(program)
         if self.multiple < 1:
             raise OptionError(f"multiple={self.multiple} must be at least 1")
 
+    def _check_weights(self, program: Program, views: Sequence[Linear]) -> None:
+        if self.score not in _OF_WEIGHTS:
+            instead = "wanda" if self.score in OF_STATISTICS else "taylor"
+            raise OptionError(
+                f"score={self.score} is for channels and heads; use {instead} for weights"
+            )
+        if self.to is not None or self.normalise != "auto":
+            raise OptionError("to and normalise are for channels and heads, not for weights")
+        if not self._by_plan():
+            weights.check_axes(program, views, Target.of(self.sparsity, self.pattern))
+        elif self.scope == "global" or self.score == "taylor":
+            raise OptionError(
+                "a ranking over all layers has no place for their shares; give a sparsity"
+            )
+
+    def _check_groups(self, program: Program) -> None:
+        kinds = ",".join(self.of)
+        if "weights" in self.of:
+            raise OptionError(f"of={kinds} mixes weights with groups; choose them in two passes")
+        if self.pattern is not None or self.score == "sparsegpt":
+            raise OptionError(f"a pattern or score=sparsegpt is for weights, not for {kinds}")
+        self._check_scores()
+        if self.scope != "global" and self.normalise != "auto":
+            raise OptionError("normalise is for scope=global; elsewhere layers are not compared")
+        if self.to is None:
+            Target.of(self.sparsity, None)
+        else:
+            self._check_shape(program, self.to)
+
+    def _check_scores(self) -> None:
+        for kind in self.of:
+            scores = self._scores_of(kind)
+            if self.score not in scores:
+                raise OptionError(
+                    f"score={self.score} is not for {kind}; choose {' or '.join(scores[:2])}"
+                )
+
+    def _check_shape(self, program: Program, to: Shape) -> None:
+        kinds, sizes = ",".join(self.of), to.sizes()
+        if self.sparsity is not None or self.scope == "global" or self.multiple != 1:
+            raise OptionError(
+                "to says every size, so that sparsity, scope and multiple have no place"
+            )
+        if sizes.keys() != set(self.of):
+            raise OptionError(f"of={kinds} and to={to} must name the same kinds")
+        for kind, size in sizes.items():
+            largest = most(program, kind)
+            if not 0 < size <= largest:
+                raise OptionError(
+                    f"{kind}={size} cannot be kept of the {largest} {kind} that the program has"
+                )
+
+    def _targeted(self, program: Program) -> list[Linear]:
+        experts = self.of != ("weights",)
+        return targeted(program, self.targets, self.ignore, experts=experts)
+
+    def _scores_of(self, kind: str) -> tuple[str, ...]:
+        """The scores that a kind of group takes."""
+        if kind in KINDS:
+            return _OF_BLOCKS
+        if kind in ("experts", "hidden"):
+            return ("magnitude",)
+        return ("magnitude", "taylor", *sorted(OF_STATISTICS | OF_DATA))
+
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose every mask; returns how many."""
-        grouped = self.of != "weights"
-        views = targeted(program, self.targets, self.ignore, experts=grouped)
-        chosen = {view.weight for view in views}
-        if self.of == "weights":
+        chosen = {view.weight for view in self._targeted(program)}
+        if self.of == ("weights",):
             return self._weights(program, context, chosen)
-        if self.of == "hidden":
+        places = 0
+        for kind in self.of:
+            if kind in KINDS:
+                places += self._blocks(program, context, kind, chosen)
+            elif kind in ("experts", "hidden"):
+                assert self.sparsity is not None
+                choose = choose_experts if kind == "experts" else choose_width
+                places += choose(program, chosen, self.sparsity, self._multiple(kind))
+        kinds = [kind for kind in self.of if kind in ("channels", "heads")]
+        return places + (self._groups(program, context, chosen, kinds) if kinds else 0)
+
+    def _multiple(self, kind: str) -> int:
+        return self.multiple if self.of == (kind,) else 1
+
+    def _blocks(self, program: Program, context: Context, kind: str, chosen: set[str]) -> int:
+        found = blocks_among(program, kind, chosen)
+        if self.score == "magnitude":
+            scores = torch.tensor([mean_weight(program, block) for block in found.values()])
+        else:
+            assert context.data is not None
+            spans = {p: Span(b.x, b.y, b.user is not None) for p, b in found.items()}
+            indices = sample(context.data, self.samples, context.seed)
+            turns = block_influence(program, spans, context.data, indices, self.batch)
+            scores = torch.tensor([turns[path] for path in found])
+        if self.to is not None:
+            kept = keep_top(scores, self.to.sizes()[kind])
+        else:
             assert self.sparsity is not None
-            return choose_width(program, self.sparsity, self.multiple)
-        if self.of == "experts":
-            assert self.sparsity is not None
-            return choose_experts(program, chosen, self.sparsity, self.multiple)
-        if self.of in KINDS:
-            assert self.sparsity is not None
-            return choose_blocks(program, self.of, chosen, self.sparsity, self.multiple)
-        return self._groups(program, context, chosen)
+            kept = keep_blocks(scores, self.sparsity, self._multiple(kind))
+        return set_blocks(program, found, kept)
 
     def _weights(self, program: Program, context: Context, chosen: set[str]) -> int:
         views = {v.weight: v for v in linears(program) if v.mask is not None and v.weight in chosen}
         if not views:
             raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
-        target = Target.of(self.sparsity, self.pattern)
-        if self.score == "sparsegpt":
-            masks = self._sparsegpt(program, context, views, target)
-        else:
+        target = None if self._by_plan() else Target.of(self.sparsity, self.pattern)
+        targets = weights.targets_of(program, views, target)
+        if self.score == "taylor" or self.scope == "global":
             gradients = self._gradients(program, context)
-            scope = _SCOPES[self.score] if self.scope == "auto" else self.scope
+            scope = "global" if self.scope == "auto" else self.scope
             scored = {p: weights.score(program, v, self.score, gradients) for p, v in views.items()}
-            masks = weights.masks_by_score(scored, target, scope)
+            masks = weights.masks_by_score(scored, next(iter(targets.values())), scope)
+            weights.assert_reached(masks, next(iter(targets.values())))
+        else:
+            context.progress.start(self.name, len(views))
+            how = {
+                path: OneShot(self.score, target, self.scope, self.damping)  # type: ignore[arg-type]
+                for path, target in targets.items()
+            }
+            masks = prune_linears(program, views, how, context.progress.advance)
+            for path, mask in masks.items():
+                weights.assert_reached({path: mask}, targets[path])
         for path, mask in masks.items():
             weights.store_mask(program, views[path], mask)
-        _assert_reached(masks, target)
         return len(masks)
 
-    def _sparsegpt(
-        self, program: Program, context: Context, views: Mapping[str, Linear], target: Target
-    ) -> dict[str, Tensor]:
-        """Prune layer by layer, each from the statistics of the dense model."""
-        masks = {}
-        context.progress.start(self.name, len(views))
-        for path, view in views.items():
-            new, masks[path] = weights.sparsegpt_layer(program, view, target, self.damping)
-            weights.store_weight(program, view, new)
-            context.progress.advance()
-        return masks
+    def _by_plan(self) -> bool:
+        return self.of == ("weights",) and self.sparsity is None and self.pattern is None
 
-    def _groups(self, program: Program, context: Context, chosen: set[str]) -> int:
-        found = [
-            s
-            for s in groups.sites(analyse(program), group_masks(program), self.of)
-            if s.mask.linear.weight in chosen
-        ]
-        if not found:
-            raise OptionError(
-                f"no target has a mask of {self.of}; name the linears that take them in"
-            )
-        derivatives: Mapping[str, Tensor] = {}
-        if self.score == "taylor":
-            assert context.data is not None
-            indices = sample(context.data, self.samples, context.seed)
-            derivatives = mask_derivatives(program, found, context.data, indices, self.batch)
-        scored = [groups.score(program, site, self.score, derivatives) for site in found]
+    def _groups(
+        self, program: Program, context: Context, chosen: set[str], kinds: Sequence[str]
+    ) -> int:
+        analysis, present = analyse(program), group_masks(program)
+        found = []
+        for kind in kinds:
+            sites = groups.sites(analysis, present, kind)
+            found += [site for site in sites if site.mask.linear.weight in chosen]
+            if not found or found[-1].mask.kind != kind:
+                raise OptionError(
+                    f"no target has a mask of {kind}; name the linears that take them in"
+                )
+        indices = sample(context.data, self.samples, context.seed) if context.data else []
+        evidence = gather(program, found, self.score, context.data, indices, self.batch)
+        normalise = self._normalised()
+        scored = [importance(program, site, self.score, evidence, normalise) for site in found]
         scored = groups.of_one_axis(scored, found)
-        assert self.sparsity is not None
-        masks = groups.keep(
-            scored, found, self.sparsity, scope=self.scope, rule=self.rule, multiple=self.multiple
-        )
+        costs = [groups.unit_cost(program, site, self.rule) for site in found]
+        masks = groups.keep(scored, found, self._amount(normalise), costs)
         with torch.no_grad():
             for site, mask in zip(found, masks, strict=True):
                 program.tensor(site.mask.path).copy_(mask)
         return len(masks)
+
+    def _normalised(self) -> Normalise:
+        """How layers are made comparable; `auto` leaves scores that estimate the loss as they are."""
+        if self.normalise != "auto":
+            return self.normalise
+        comparable = self.score in OF_DATA or (len(self.of) == 1 and self.score != "fluctuation")
+        return "none" if self.scope != "global" or comparable else "standard"
+
+    def _amount(self, normalise: Normalise) -> groups.Amount:
+        several = len(self.of) > 1
+        return groups.Amount(
+            sparsity=self.sparsity or 0.0,
+            sizes=self.to.sizes() if self.to is not None else {},
+            scope=self.scope,
+            rule=self.rule,
+            multiple=self.multiple,
+            rounded=frozenset({"channels"} if several else self.of),
+            per_parameter=several and normalise == "none",
+        )
 
     def _gradients(self, program: Program, context: Context) -> weights.Gradients:
         if self.score != "taylor":
@@ -167,18 +298,3 @@ class ChooseMasks(Pass):
         assert context.data is not None
         indices = sample(context.data, self.samples, context.seed)
         return weight_gradients(program, context.data, indices, self.batch)
-
-
-def _assert_reached(masks: Mapping[str, Tensor], target: Target) -> None:
-    """The zeros counted must be the zeros asked for: exact N:M, or the fraction within a row's rounding."""
-    if target.pattern is not None:
-        for mask in masks.values():
-            check_nm(mask, target.pattern)
-        return
-    total = sum(mask.numel() for mask in masks.values())
-    zeros = total - sum(int(mask.sum()) for mask in masks.values())
-    rounding = sum(mask.shape[0] for mask in masks.values()) + 1
-    if abs(zeros - target.fraction * total) > rounding:
-        raise SparsifyError(
-            f"{zeros} of {total} weights were pruned, not the sparsity {target.fraction}"
-        )

@@ -34,7 +34,7 @@ class InsertLora(Pass):
 
     def effect(self) -> Effect:
         """Adds low-rank branches."""
-        return effect(adds=["lora"])
+        return effect(adds=["lora"], bars=["omission"])
 
     def check(self, program: Program) -> None:
         """The rank must be smaller than every targeted weight, and linears alone may read it."""

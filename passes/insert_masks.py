@@ -50,7 +50,7 @@ class InsertMasks(Pass):
 
     def effect(self) -> Effect:
         """Adds one feature for each kind."""
-        return effect(adds=[f"mask.{kind}" for kind in self.of])
+        return effect(adds=[f"mask.{kind}" for kind in self.of], bars=["omission"])
 
     def check(self, program: Program) -> None:
         """Globs must match, something must be prunable, and linears alone may read a masked weight."""

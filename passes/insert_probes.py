@@ -2,8 +2,9 @@
 
     linear(x, W)  ->  linear(probe(x, statistics), W)
 
-`x [..., in]`; the statistics are sums over tokens: their count, `sum x [in]`, `sum x^2 [in]`, and with
-`gram=true` `sum x x^T [in, in]`. A probe is the identity, so outputs stay bitwise; `calibrate` fills it.
+`x [..., in]`; the statistics are over tokens: their count, the mean `[in]`, the scatter `sum (x - mean)^2
+[in]`, over sequences the squared mean size `[in]`, and with `gram=true` `sum x x^T [in, in]`. A probe is
+the identity, so outputs stay bitwise; `calibrate` fills it.
 Linears that read the same activation share one probe.
 """
 
@@ -32,7 +33,7 @@ class InsertProbes(Pass):
 
     def effect(self) -> Effect:
         """Adds probes."""
-        return effect(adds=["probe"])
+        return effect(adds=["probe"], bars=["omission"])
 
     def check(self, program: Program) -> None:
         """Globs must match."""

@@ -35,7 +35,7 @@ class InsertQuantizers(Pass):
 
     def effect(self) -> Effect:
         """Adds quantizers; heads and channels must be gone before, because their columns share scales."""
-        return effect(adds=["quantizers"], bars=["mask.channels", "mask.heads"])
+        return effect(adds=["quantizers"], bars=["mask.channels", "mask.heads", "omission"])
 
     def check(self, program: Program) -> None:
         """The group must be one that can be packed, globs must match, linears alone may read the weights."""

@@ -29,7 +29,7 @@ class InsertScales(Pass):
 
     def effect(self) -> Effect:
         """Adds scales of rows; heads and channels must be gone before, as removing them would move blocks."""
-        return effect(adds=["row-scales"], bars=["mask.channels", "mask.heads"])
+        return effect(adds=["row-scales"], bars=["mask.channels", "mask.heads", "omission"])
 
     def check(self, program: Program) -> None:
         """The blocks must divide the inputs, and linears alone may read the weights."""

@@ -5,17 +5,20 @@
 by AdamW. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
 With `masks=every{...}` they are chosen anew as the weights move, and every weight learns: a masked
 one gets the gradient of the zero in its place (AST) or takes part until the end (CAST,
-`decay=adams`), and `decay` pulls it towards zero. The dense twin is the program as it was before
+`decay=adams`), and `decay` pulls it towards zero. With `schedule=lors{...}` heads and channels are left
+out of each step, at a rate that falls to zero (SAT). The dense twin is the program as it was before
 the first pass. Resumes at its last checkpoint, bitwise.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
-from sparsify.engine.training import AdamS, ArsSte, Every, Kl, Pull, Squared, SrSte
+from sparsify.engine.training import AdamS, ArsSte, Every, Kl, Lors, Pull, Squared, SrSte
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
+from sparsify.ir.recompute import recomputed_weights
 from sparsify.ir.views import linears, out_in, targeted
 from sparsify.select.statistics import by_wanda
 from sparsify.tensors.pattern import Pattern
@@ -30,9 +33,9 @@ class Train(Pass):
     """Train for `steps` steps of `batch` sequences.
 
     `update` names what learns: `lora` (branches only), `all`, or `norms` (branches, norms and
-    biases). `task` weighs the task loss, `distill` adds a distance to the dense twin. `masks` says
-    when masks are chosen anew, `decay` how masked weights are pulled to zero. `save_every` steps
-    lie between checkpoints.
+    biases). `schedule` is that of the learning rate, or `lors`: that of omission too. `task` weighs
+    the task loss, `distill` adds a distance to the dense twin. `masks` says when masks are chosen
+    anew, `decay` how masked weights are pulled to zero. `save_every` steps lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -41,7 +44,7 @@ class Train(Pass):
     batch: int = 8
     lr: float = 1e-3
     update: Literal["all", "lora", "norms"] = "all"
-    schedule: Shape = "cosine"
+    schedule: Shape | Lors = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -57,7 +60,10 @@ class Train(Pass):
         if self.masks is not None:
             needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
         wants = ["data"] + (["dense"] if self.distill is not None else [])
-        return effect(needs=needs, wants=wants)
+        if isinstance(self.schedule, Lors):
+            return effect(needs=[*needs, "omission"], wants=wants)
+        # Without a schedule that says how much, a program that can omit would quietly train dense.
+        return effect(needs=needs, wants=wants, bars=["omission"])
 
     def check(self, program: Program) -> None:
         """Sizes must be positive and there must be a loss."""
@@ -69,6 +75,8 @@ class Train(Pass):
             raise OptionError("task=0 without distill leaves no loss")
         if isinstance(self.distill, Kl) and self.distill.temperature <= 0:
             raise OptionError(f"temperature={self.distill.temperature} must be positive")
+        if isinstance(self.schedule, Lors):
+            self.schedule.check()
         self._check_sparse(program)
 
     def rewrite(self, program: Program, context: Context) -> int:
@@ -79,7 +87,7 @@ class Train(Pass):
             steps=self.steps,
             batch=self.batch,
             lr=self.lr,
-            shape=self.schedule,
+            shape=self._shape(),
             warmup=self.warmup,
             weight_decay=self.weight_decay,
             clip=self.clip,
@@ -92,7 +100,9 @@ class Train(Pass):
         def show(figures: Figures) -> None:
             context.progress.advance(**figures)
 
-        with select_trainable(program, self.update) as trained:
+        # Whole weights that do not learn need no copy of their product with the mask.
+        lean = recomputed_weights(program) if self.update == "lora" else nullcontext()
+        with select_trainable(program, self.update) as trained, lean:
             history = train(
                 program,
                 context.data,
@@ -100,6 +110,7 @@ class Train(Pass):
                 dense=context.dense if self.distill is not None else None,
                 distillation=self.distill,
                 sparse=sparse,
+                omission=self.schedule.omission if isinstance(self.schedule, Lors) else None,
                 device=context.device,
                 scratch=context.scratch,
                 on_step=show,
@@ -133,7 +144,7 @@ class Train(Pass):
     def _check_reach(self, program: Program, rule: AdamS) -> None:
         """Masked weights must be able to come down to zero in the steps there are."""
         rates = (
-            self.lr * factor(self.schedule, t, self.steps, self.warmup) for t in range(self.steps)
+            self.lr * factor(self._shape(), t, self.steps, self.warmup) for t in range(self.steps)
         )
         reach = sum(rate * t / self.steps for t, rate in enumerate(rates))
         views = [view for view in linears(program) if view.mask is not None]
@@ -147,6 +158,10 @@ class Train(Pass):
                 f"weights are {mean:.3g} on average and should be reachable {rule.reach:g} times; "
                 "take more steps, a larger lr, or a smaller reach"
             )
+
+    def _shape(self) -> Shape:
+        """How the learning rate goes."""
+        return self.schedule.shape if isinstance(self.schedule, Lors) else self.schedule
 
     def _sparse(self, program: Program) -> Sparse | None:
         if self.masks is None:

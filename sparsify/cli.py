@@ -63,7 +63,7 @@ def run(
     ] = "safetensors",
     length: Length = 128,
     kind: Annotated[
-        str, typer.Option(help="'text' in blocks, or one 'sentences' a line.")
+        str, typer.Option(help="'text' in blocks, 'sentences' by line, or 'chat' for dialogues.")
     ] = "text",
     seed: int = 0,
     device: str = "cpu",

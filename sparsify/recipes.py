@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sparsify.errors import PipelineError
+from sparsify.tensors.allocation import cubic
 from sparsify.words import nearest
 
 
@@ -23,10 +24,42 @@ _RECOVERED = (
     "train{steps=80 batch=8 lr=0.002 update=lora task=0.0 distill=kl} | fold-lora | fold-masks"
 )
 _SEMI_STRUCTURED = f"{_PRUNED} | {_RECOVERED}"
+_GROUPS = "insert-masks{of=heads,channels}"
+_SMALLER = "prune-heads | prune-channels"
+_HEALED = (
+    "insert-lora{rank=32 alpha=32.0} | "
+    "train{steps=150 batch=8 lr=0.006 update=lora task=0.0 distill=kl} | fold-lora"
+)
 _ADAPTED = (
     "train{steps=400 batch=16 lr=0.0003 warmup=0.1 task=0.33 "
     "distill=kl{weight=0.67 temperature=2.0} masks=every decay=ars-ste{peak=0.0003}} | fold-masks"
 )
+
+_OBSERVED = "insert-probes | calibrate{samples=128}"
+
+
+def _losa(sparsity: float, m: str = "", steps: int = 5) -> str:
+    """LoSA's ladder as text: sparsity by a cubic rule, mean ranks 6 to 10, one training each."""
+    rungs = [
+        f"{_OBSERVED} | allocate-sparsity{{by=rmi sparsity={cubic(t, steps, sparsity):.4f}{m}}} | "
+        f"choose-masks{{score=wanda}} | remove-probes | allocate-ranks{{mean={5 + t} largest=16}} | "
+        "train{steps=80 batch=8 lr=0.002 warmup=0.3 schedule=linear update=lora}"
+        for t in range(1, steps + 1)
+    ]
+    return " | ".join(
+        ["insert-masks", "insert-lora{rank=8 alpha=16.0}", *rungs, "fold-lora", "fold-masks"]
+    )
+
+
+def _one_shot(score: str, gram: str = "") -> str:
+    """2:4 at once by a score of `choose-masks`."""
+    return (
+        f"insert-probes{gram} | calibrate{{samples=128}} | insert-masks | "
+        f"choose-masks{{score={score} pattern=2:4}} | remove-probes | fold-masks"
+    )
+
+
+_OMITTED = "insert-omission{of=heads,channels metric=maxip select=topk}"
 
 # Steps and rates suit models of a few million parameters; for billions take lr=0.0002 and more steps.
 RECIPES = (
@@ -78,6 +111,18 @@ RECIPES = (
         "fold-scales | fold-masks",
     ),
     Recipe(
+        "sat-cpt",
+        "dense training goes on, faster: half of heads and channels left out of each step, till near the end",
+        f"{_OMITTED} | train{{steps=400 batch=16 lr=0.0005 schedule=lors{{rate=0.5 hold=0.8 rungs=5}}}} | "
+        "remove-omission",
+    ),
+    Recipe(
+        "sat-sft",
+        "sat-cpt with less left out, for dialogues (--kind chat): prompts are read, answers are learnt",
+        f"{_OMITTED} | train{{steps=200 batch=16 lr=0.0001 schedule=lors{{rate=0.4 hold=0.7 rungs=5}}}} | "
+        "remove-omission",
+    ),
+    Recipe(
         "magnitude",
         "half of the weights by size, one threshold a layer, no data",
         "insert-masks | choose-masks{score=magnitude sparsity=0.5} | fold-masks",
@@ -94,6 +139,54 @@ RECIPES = (
         "insert-probes{gram=true} | calibrate | insert-masks | "
         "choose-masks{score=sparsegpt sparsity=0.5} | remove-probes | fold-masks",
     ),
+    Recipe(
+        "flap",
+        "a fifth of what heads and channels hold, what fluctuates least first, its mean kept as a bias; "
+        "layers end up uneven; no retraining",
+        f"insert-probes | calibrate{{samples=1024}} | {_GROUPS} | "
+        "choose-masks{of=heads,channels score=fluctuation sparsity=0.2 scope=global} | insert-bias | "
+        f"choose-bias | remove-probes | fold-bias | {_SMALLER}",
+    ),
+    Recipe(
+        "wanda-sp",
+        "a quarter of the heads and channels of every layer by size times input norm, no retraining",
+        f"insert-probes | calibrate | {_GROUPS} | "
+        "choose-masks{of=heads,channels score=wanda sparsity=0.25} | remove-probes | "
+        f"{_SMALLER}",
+    ),
+    Recipe(
+        "llm-pruner",
+        "a quarter of the heads and channels of every layer by first and second order of the loss, "
+        "recovered by low-rank branches",
+        f"{_GROUPS} | choose-masks{{of=heads,channels score=mixed sparsity=0.25 samples=10}} | "
+        f"{_SMALLER} | {_HEALED}",
+    ),
+    Recipe(
+        "minitron",
+        "heads and channels (width) by the size of their activations, half of them, all weights distilled",
+        f"insert-probes | calibrate{{samples=1024}} | {_GROUPS} | "
+        "choose-masks{of=heads,channels score=activation sparsity=0.5 multiple=8} | remove-probes | "
+        f"{_SMALLER} | train{{steps=400 batch=8 lr=0.001 warmup=0.1 task=0.0 distill=kl}}",
+    ),
+    Recipe(
+        "shortgpt",
+        "a quarter of the layers, those that turn the stream least, no retraining",
+        "insert-masks{of=layers} | choose-masks{of=layers score=influence sparsity=0.25} | prune-layers",
+    ),
+    Recipe(
+        "losa",
+        "70 % unstructured in five steps, layers and ranks by what the model says, branches merged",
+        _losa(0.7),
+    ),
+    Recipe(
+        "losa-n8",
+        "as losa, with N of each 8 kept, N by layer, a quarter in all",
+        _losa(0.75, " m=8"),
+    ),
+    Recipe("wanda", "2:4 at once by Wanda's score, weights as they were", _one_shot("wanda")),
+    Recipe("ria", "2:4 at once by relative importance and activations", _one_shot("ria")),
+    Recipe("sparsegpt", "2:4 at once by SparseGPT", _one_shot("sparsegpt", "{gram=true}")),
+    Recipe("alps", "2:4 at once by operator splitting (ALPS)", _one_shot("alps", "{gram=true}")),
     Recipe(
         "encoder",
         "an encoder with half of its heads and channels, distilled from the dense one on plain sentences",

@@ -37,7 +37,7 @@ FLOORS = [
 ]
 # Names of models and of their parts: the graph says what is what.
 FOREIGN = re.compile(
-    r"llama|qwen|(?<!sparse)gpt|mistral|gemma|roberta|distil(?!l)|q_proj|k_proj|v_proj|o_proj|up_proj|down_proj|"
+    r"llama|qwen|(?<!sparse)(?<!short)gpt|mistral|gemma|roberta|distil(?!l)|q_proj|k_proj|v_proj|o_proj|up_proj|down_proj|"
     r"gate_proj|c_attn|c_fc|c_proj|self_attn|lm_head|\bwte\b|\bbert\b|\bopt\b",
     re.IGNORECASE,
 )

@@ -18,13 +18,33 @@ SETTINGS = {
     "insert-probes": ("", "insert-probes{gram=true}"),
     "calibrate": ("insert-probes", "calibrate{samples=6 batch=4}"),
     "insert-masks": ("", "insert-masks{of=weights,channels,heads}"),
+    "allocate-sparsity": ("insert-masks", "allocate-sparsity{by=rmi samples=8}"),
+    "allocate-ranks": (
+        "insert-masks | choose-masks{pattern=2:4} | insert-lora{rank=3} | train{steps=2 batch=2 TRAIN}",
+        "allocate-ranks{mean=2 largest=4 samples=4}",
+    ),
     "choose-masks": ("insert-masks", "choose-masks{pattern=2:4}"),
     "remove-probes": ("insert-probes | calibrate{samples=6}", "remove-probes"),
     "insert-lora": ("insert-masks | choose-masks{pattern=2:4}", "insert-lora{rank=2}"),
     "insert-slorb": ("insert-masks | choose-masks{pattern=2:4}", "insert-slorb{k=4}"),
     "insert-scales": ("insert-masks | choose-masks{pattern=2:4}", "insert-scales"),
     "fold-scales": ("insert-masks | insert-scales | train{steps=2 batch=2 TRAIN}", "fold-scales"),
+    "insert-bias": (
+        "insert-masks{of=heads,channels} | choose-masks{of=heads,channels sparsity=0.5}", "insert-bias",
+    ),
+    "choose-bias": (
+        "insert-probes | calibrate{samples=6} | insert-masks{of=heads,channels} | "
+        "choose-masks{of=heads,channels sparsity=0.5} | insert-bias",
+        "choose-bias",
+    ),
+    "fold-bias": (
+        "insert-probes | calibrate{samples=6} | insert-masks{of=heads,channels} | "
+        "choose-masks{of=heads,channels sparsity=0.5} | insert-bias | choose-bias",
+        "fold-bias",
+    ),
     "choose-slorb": ("insert-masks | choose-masks{pattern=2:4} | insert-slorb{k=4}", "choose-slorb"),
+    "insert-omission": ("", "insert-omission{multiple=4}"),
+    "remove-omission": ("insert-omission{multiple=4}", "remove-omission"),
     "train": ("insert-lora{rank=2}", "train{steps=2 batch=2 update=lora TRAIN}"),
     "insert-quantizers": ("insert-masks | insert-lora{rank=2}", "insert-quantizers{values=int4}"),
     "choose-scales": ("insert-quantizers", "choose-scales{by=mse}"),
@@ -65,7 +85,10 @@ ROUND_TRIPS = [
     "insert-masks{of=hidden} | prune-hidden",
     "insert-masks{of=heads,hidden,layers} | prune-hidden | prune-layers | fold-masks{of=heads}",
     "insert-quantizers | remove-quantizers",
+    "insert-masks{of=heads,channels} | insert-bias | fold-bias | fold-masks{of=heads,channels}",
     "insert-scales | fold-scales",
+    "insert-omission{multiple=4} | remove-omission",
+    "insert-omission{multiple=4 form=zero} | remove-omission",
     "insert-quantizers | insert-scales | insert-masks | fold-scales | remove-quantizers | fold-masks",
     "insert-masks | insert-lora{rank=2} | insert-scales | fold-lora | fold-scales | fold-masks",
     "insert-lora{rank=2} | insert-quantizers | insert-masks | fold-lora | remove-quantizers | fold-masks",
@@ -212,7 +235,7 @@ def test_law_three_a_pipeline_that_cannot_end_does_not_begin(name, traced, conte
     program = traced(home(name, "block"))
     text, tensors = to_text(program), weights(program)
     end = "insert-masks{of=heads} | insert-masks{of=heads}"
-    with pytest.raises(PipelineError, match="would add"):
+    with pytest.raises(PipelineError, match=r"would add|put remove-omission before it"):
         parse(" | ".join(part for part in (before, step, end) if part)).run(program, context)
     assert to_text(program) == text
     assert same(weights(program), tensors)

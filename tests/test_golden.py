@@ -29,6 +29,13 @@ CASES = {
         "insert-masks{targets=down} | choose-masks{pattern=2:4 targets=down}",
         "insert-slorb{k=4 targets=down}",
     ),
+    "insert-bias": ("mlp", "insert-masks{of=channels}", "insert-bias{of=channels}"),
+    "insert-bias-transposed": (
+        "conv",
+        "insert-masks",
+        "insert-bias{of=weights}",
+    ),
+    "fold-bias": ("mlp", "insert-masks{of=channels} | insert-bias{of=channels}", "fold-bias"),
     "insert-scales": ("mlp", "insert-masks", "insert-scales"),
     "insert-scales-transposed": ("conv", "", "insert-scales | insert-masks"),
     "fold-scales": ("mlp", "insert-masks | insert-scales", "fold-scales"),
@@ -50,6 +57,9 @@ CASES = {
         "pack-nm{values=int8}",
     ),
     "fold-lora": ("mlp", "insert-masks | insert-lora{rank=2}", "fold-lora"),
+    "insert-omission": ("block", "", "insert-omission{multiple=4}"),
+    "insert-omission-zero": ("mlp", "", "insert-omission{of=channels multiple=4 form=zero}"),
+    "remove-omission": ("block", "insert-omission{multiple=4}", "remove-omission"),
     "prune-heads": (
         "block",
         "insert-masks{of=heads} | choose-masks{of=heads sparsity=0.5}",

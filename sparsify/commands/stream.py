@@ -35,7 +35,7 @@ def job_of(model: str, text: str, source: Source, **others: Any) -> Job:
             f"'{text}' is not one choose-masks; as in choose-masks{{score=sparsegpt pattern=2:4}}"
         )
     chosen = passes[0]
-    if chosen.of != "weights" or chosen.scope == "global":
+    if chosen.of != ("weights",) or chosen.scope == "global":
         raise OptionError(
             f"'{text}' looks at more than one linear at a time; "
             "use 'run' for heads, channels and scope=global"

@@ -14,7 +14,9 @@ REMEDIES = {
     "mask.hidden": "prune-hidden",
     "lora": "fold-lora",
     "row-scales": "fold-scales",
+    "bias": "fold-bias",
     "quantizers": "pack-nm",
+    "omission": "remove-omission",
 }
 # Features that only one pass takes out, for that pass.
 _OWN = {

@@ -1,4 +1,4 @@
-"""Parts of `train`: distances to the dense twin, pulls on masked weights, and when masks are chosen."""
+"""Parts of `train`: distances to the dense twin, pulls on masked weights, schedules of masks and omission."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,9 @@ from torch import Tensor
 from sparsify.engine.options import Options
 from sparsify.errors import OptionError
 from sparsify.tensors import decay
+from sparsify.tensors.omission import ladder
 from sparsify.train import losses
+from sparsify.train.schedules import Shape
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,33 @@ class Every(Options):
     steps: int = 10
     pattern: str = "2:4"
     score: Literal["magnitude", "wanda"] = "magnitude"
+
+
+@dataclass(frozen=True)
+class Lors(Options):
+    """Omission `rate` for a fraction `hold` of the steps, then `rungs` equal steps down to dense (SAT).
+
+    With `hold=1.0` the rate never falls. The learning rate goes by `shape`.
+    """
+
+    name: ClassVar[str] = "lors"
+    rate: float = 0.5
+    hold: float = 0.8
+    rungs: int = 5
+    shape: Shape = "cosine"
+
+    def check(self) -> None:
+        """The rate, the fraction and the rungs must make sense; OptionError."""
+        if not 0 <= self.rate < 1:
+            raise OptionError(f"lors{{rate={self.rate}}} must be at least 0 and less than 1")
+        if not 0 <= self.hold <= 1:
+            raise OptionError(f"lors{{hold={self.hold}}} is a fraction of the steps, from 0 to 1")
+        if self.rungs < 1:
+            raise OptionError(f"lors{{rungs={self.rungs}}} must be at least 1")
+
+    def omission(self, progress: float) -> float:
+        """The omission rate when a fraction of the steps is done."""
+        return ladder(progress, self.rate, self.hold, self.rungs)
 
 
 @dataclass(frozen=True)

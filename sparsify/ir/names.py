@@ -14,16 +14,18 @@ SUFFIXES = {
     "_lora_a": "lora",
     "_lora_b": "lora",
     "_row_scales": "row-scales",
+    "_added_bias": "bias",
     "_slorb_x": "slorb",
     "_slorb_s": "slorb",
     "_probe_count": "probe",
     "_quantizer_scales": "quantizers",
     "_quantizer_on": "quantizers",
+    "_omission": "omission",
 }
 # Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
 PACKED = "packed"
 # Features that live in values, not in the graph: what probes know, and that scales are chosen.
-OF_VALUES = frozenset({"stats", "quantized"})
+OF_VALUES = frozenset({"stats", "quantized", "shares"})
 
 
 def weight_mask(path: str) -> str:
@@ -51,6 +53,11 @@ def slorb(path: str) -> tuple[str, str]:
     return f"{path}_slorb_x", f"{path}_slorb_s"
 
 
+def added_bias(path: str) -> str:
+    """The path of a bias `[out]` behind the linear that owns a weight."""
+    return f"{path}_added_bias"
+
+
 def probe(path: str, statistic: str) -> str:
     """The path of one statistic of the input of the linear that owns a weight."""
     return f"{path}_probe_{statistic}"
@@ -64,6 +71,11 @@ def scales_of(path: str) -> str:
 def switch_of(path: str) -> str:
     """The path of the switch `[]` of the rounding of a linear's input, by the linear's weight."""
     return f"{path}_quantizer_on"
+
+
+def omission(path: str) -> str:
+    """The path of the numbers `[size]` of all neurons of a site, by the first weight that makes them."""
+    return f"{path}_omission"
 
 
 def packed(path: str) -> str:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from sparsify.ir.nm_linear import nm_linear as nm_linear
+from sparsify.ir.omit import keep_rows, kept_neurons, zero_omitted
 from sparsify.ir.rounding import quantize_activations as quantize_activations
 from sparsify.ir.rounding import quantize_weight as quantize_weight
 from sparsify.ir.scaling import scale_weight as scale_weight
@@ -23,4 +24,7 @@ OPS = {
     "sparsify.masked_mean": masked_mean,
     "sparsify.masked_layer_norm": masked_layer_norm,
     "sparsify.masked_rms_norm": masked_rms_norm,
+    "sparsify.kept_neurons": kept_neurons,
+    "sparsify.keep_rows": keep_rows,
+    "sparsify.zero_omitted": zero_omitted,
 }

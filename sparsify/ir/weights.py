@@ -11,6 +11,7 @@ from sparsify.ir.names import row_scales, scales_of, switch_of, weight_mask
 from sparsify.ir.ops import quantize_activations, quantize_weight, scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linear_at, linears, out_in
+from sparsify.tensors.lowrank import delta
 
 aten = torch.ops.aten
 
@@ -92,6 +93,34 @@ def add_branch(
             if user is not total and not any(_feeds(user, view) for view in wanted)
         )
         redirect(base, total, but=others)
+
+
+def resize_branch(program: Program, linear: Linear, rank: int, draw: torch.Generator) -> bool:
+    """Give the branch of a linear another rank and leave `W + c B A` as it is; whether it had another.
+
+    New rows of `A [rank, in]` are drawn as Kaiming's uniform rule does, their columns of `B [out, rank]`
+    are zero; components that go are added to the weight. The rest stays bit for bit.
+    """
+    assert linear.branch is not None
+    a, b = program.tensor(linear.branch.a), program.tensor(linear.branch.b)
+    before = a.shape[0]
+    if rank == before:
+        return False
+    with torch.no_grad():
+        if rank < before:
+            gone = delta(a[rank:], b[:, rank:], linear.branch.scale, torch.float64)
+            weight = out_in(linear, program.tensor(linear.weight))
+            weight.copy_(weight.double() + gone)
+            a, b = a[:rank].clone(), b[:, :rank].clone()
+        else:
+            rows = torch.rand(rank - before, a.shape[1], generator=draw).to(a)
+            bound = a.shape[1] ** -0.5
+            a = torch.cat([a, (2 * rows - 1) * bound])
+            b = torch.cat([b, b.new_zeros(b.shape[0], rank - before)], 1)
+    trainable = program.tensor(linear.branch.a).requires_grad
+    program.put(linear.branch.a, a, trainable=trainable)
+    program.put(linear.branch.b, b, trainable=trainable)
+    return True
 
 
 def drop_composition(

@@ -20,11 +20,27 @@ def weight_gradients(
     """Mean gradient of the task loss by every linear's weight, in its stored layout, by path."""
     total: dict[str, Tensor] = {}
     count = 0
-    for gradients in _each(program, data, indices, batch):
+    for gradients in _each(program, _paths(program), data, indices, batch):
         count += 1
         for path, value in gradients.items():
             total[path] = total[path] + value if path in total else value
     return {path: value / count for path, value in total.items()}
+
+
+def gradient_moments(
+    program: Program, data: Data, indices: Sequence[int], paths: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean over samples of the gradient G of the task loss by each tensor, and of G^2, by path.
+
+    One sample a backward: the square of a mean would be another thing.
+    """
+    total: dict[str, tuple[Tensor, Tensor]] = {}
+    for gradients in _each(program, paths, data, indices, 1):
+        for path, value in gradients.items():
+            first, second = total.get(path, (torch.zeros_like(value), torch.zeros_like(value)))
+            total[path] = first + value, second + value.square()
+    count = len(indices)
+    return {path: (first / count, second / count) for path, (first, second) in total.items()}
 
 
 def mask_derivatives(
@@ -43,7 +59,7 @@ def mask_derivatives(
     ]
     total: dict[str, Tensor] = {}
     count = 0
-    for gradients in _each(program, data, indices, batch):
+    for gradients in _each(program, _paths(program), data, indices, batch):
         count += 1
         for site, view, weight, index in fixed:
             columns = out_in(view, weight * gradients[view.weight]).float().flatten(0, -2).sum(0)
@@ -52,10 +68,13 @@ def mask_derivatives(
     return {path: value / count for path, value in total.items()}
 
 
+def _paths(program: Program) -> list[str]:
+    return sorted({view.weight for view in products(program)})
+
+
 def _each(
-    program: Program, data: Data, indices: Sequence[int], batch: int
+    program: Program, paths: Sequence[str], data: Data, indices: Sequence[int], batch: int
 ) -> Iterator[dict[str, Tensor]]:
-    paths = sorted({view.weight for view in products(program)})
     weights = [program.tensor(path) for path in paths]
     flags = [weight.requires_grad for weight in weights]
     loss_of = TaskLoss(program)

@@ -1,7 +1,7 @@
-"""Masks for channels and attention heads: scores summed over a coupled axis, and how many stay."""
+"""Masks for channels and attention heads: the coupled axes they stand for, and how many stay."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -9,15 +9,30 @@ from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.axes.groups import Group, Heads, groups, heads
-from sparsify.ir.axes.index import expand_index, group_scores, reduce
+from sparsify.ir.axes.index import expand_index, group_scores
 from sparsify.ir.axes.walk import Analysis
 from sparsify.ir.groupmask import GroupMask
 from sparsify.ir.program import Program
-from sparsify.ir.views import effective_weight, out_in
-from sparsify.select.statistics import statistics_of
-from sparsify.tensors.masks import keep_across, keep_top, zeros_of
+from sparsify.tensors.masks import keep_affordable, keep_top, zeros_of
 
 Rule = Literal["groups", "inside"]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much stays: a fraction that goes (`sparsity`), or the size of each kind that stays (`sizes`).
+
+    `scope` is `global` for one ranking over all sites, `per_parameter` ranks there by score over cost.
+    `multiple` rounds the number kept of the kinds in `rounded` up.
+    """
+
+    sparsity: float = 0.0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    scope: str = "auto"
+    rule: Rule = "groups"
+    multiple: int = 1
+    rounded: frozenset[str] = frozenset({"heads", "channels"})
+    per_parameter: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,26 +72,6 @@ def sites(analysis: Analysis, masks: list[GroupMask], kind: str) -> list[Site]:
     return chosen
 
 
-def score(program: Program, site: Site, name: str, derivatives: Mapping[str, Tensor]) -> Tensor:
-    """Importance `[size]` of each channel or head of a site.
-
-    `magnitude`: sum of |W| over every weight of the group (rows that make it, columns that read it);
-    `activation`: sum of ||x_j|| over its inputs j (Minitron, 2407.14679); `wanda`: sum of |W_ij| ||x_j|| over
-    the reading columns (Wanda-sp, 2312.11983); `taylor`: what `derivatives` holds for the mask's path,
-    the mean |dLoss / dmask| (Michel et al. 2019, section 4.1).
-    """
-    view, of = site.mask.linear, site.of
-    if name == "magnitude":
-        return weight_norm(program, of)
-    if name == "taylor":
-        return derivatives[site.mask.path]
-    norms = statistics_of(program, view.x, view.weight).square.sqrt()
-    if name == "wanda":
-        weight = out_in(view, effective_weight(program, view)).float().abs()
-        norms = norms * weight.flatten(0, -2).sum(0)
-    return reduce(input_index(site), norms, of.size)
-
-
 def input_index(site: Site) -> Tensor:
     """The channel or head number of each input of the masked linear, `[in]`."""
     weight = site.mask.linear.weight
@@ -93,37 +88,85 @@ def of_one_axis(scored: list[Tensor], chosen: list[Site]) -> list[Tensor]:
 
 
 def keep(
-    scored: list[Tensor],
-    chosen: list[Site],
-    sparsity: float,
-    *,
-    scope: str,
-    rule: Rule,
-    multiple: int,
+    scored: Sequence[Tensor], chosen: Sequence[Site], amount: Amount, costs: Sequence[float]
 ) -> list[Tensor]:
-    """Keep-masks `[size]`, one a site: the same fraction everywhere, or ranked over all sites together.
+    """Keep-masks `[size]`, one a site, from the scores `[size]` of its heads or channels.
 
-    Heads go by whole KV groups (`groups`) or the same number inside each (`inside`). The number kept is
-    rounded up to a multiple, and at least one stays. Raises OptionError when nothing would be removed.
+    Heads go by whole KV groups (`groups`) or the same number inside each (`inside`). `costs` are the
+    parameters that one of these units takes along; they share out a global budget. The number kept is
+    rounded up to a multiple, and at least one unit stays. Raises OptionError when nothing would be removed
+    or a size cannot be kept.
     """
-    pooled = [_pool(s, site, rule) for s, site in zip(scored, chosen, strict=True)]
-    if scope == "global":
-        flat = keep_across(
-            [p.mean(1) if rule == "groups" else p.flatten() for p in pooled], sparsity
-        )
-        counts = [max(1, int(mask.sum())) for mask in flat]
-        if rule == "inside":
-            counts = [max(1, round(c / p.shape[0])) for c, p in zip(counts, pooled, strict=True)]
+    pooled = [_pool(s, site, amount.rule) for s, site in zip(scored, chosen, strict=True)]
+    if amount.sizes:
+        counts = [_wanted(site, amount) for site in chosen]
+    elif amount.scope == "global":
+        counts = _global_counts(pooled, costs, amount)
     else:
-        width = 0 if rule == "groups" else 1
-        counts = [p.shape[width] - zeros_of(p.shape[width], sparsity) for p in pooled]
-    masks = [_keep_in(p, count, rule, multiple) for p, count in zip(pooled, counts, strict=True)]
-    if all(bool(mask.all()) for mask in masks) and sparsity > 0:
+        width = 0 if amount.rule == "groups" else 1
+        counts = [p.shape[width] - zeros_of(p.shape[width], amount.sparsity) for p in pooled]
+    masks = [
+        _keep_in(p, count, amount, site.mask.kind)
+        for p, count, site in zip(pooled, counts, chosen, strict=True)
+    ]
+    if all(bool(mask.all()) for mask in masks) and amount.sparsity > 0:
         raise OptionError(
-            f"a sparsity of {sparsity} with rule={rule} and multiple={multiple} removes nothing from "
-            f"sizes {sorted({m.numel() for m in masks})}; raise it or change the rule"
+            f"a sparsity of {amount.sparsity} with rule={amount.rule} and "
+            f"multiple={amount.multiple} removes nothing from sizes "
+            f"{sorted({m.numel() for m in masks})}; raise it or change the rule"
         )
     return masks
+
+
+def unit_cost(program: Program, site: Site, rule: Rule) -> float:
+    """The parameters that go with one channel, one query head (`inside`) or one KV group (`groups`)."""
+    of: Group | Heads = site.of
+    if isinstance(of, Heads) and rule == "groups" and of.kv is not None:
+        of = of.kv
+    return (
+        sum(
+            float(group_scores(of, path, dim, torch.ones(program.tensor(path).shape)).sum())
+            for path, dim in matrices(program, of)
+        )
+        / of.size
+    )
+
+
+def matrices(program: Program, of: Group | Heads) -> list[tuple[str, int]]:
+    """The matrices of parameters that an axis lives in: path and dimension, each once."""
+    parts = [(m.path, m.dim) for m in of.members] + [(c.weight, c.dim) for c in of.consumers]
+    return [
+        (path, dim)
+        for path, dim in dict.fromkeys(parts)
+        if isinstance(value := program.tensor(path), torch.nn.Parameter) and value.dim() >= 2
+    ]
+
+
+def _global_counts(pooled: Sequence[Tensor], costs: Sequence[float], amount: Amount) -> list[int]:
+    """How many units of each site stay when all are ranked together."""
+    units = [p.mean(1) if amount.rule == "groups" else p.flatten() for p in pooled]
+    if amount.per_parameter:
+        sizes = [p.shape[1] if amount.rule == "groups" else 1 for p in pooled]
+        units = [u * n / c for u, n, c in zip(units, sizes, costs, strict=True)]
+    counts = [max(1, int(m.sum())) for m in keep_affordable(units, costs, amount.sparsity)]
+    if amount.rule == "inside":
+        counts = [max(1, round(c / p.shape[0])) for c, p in zip(counts, pooled, strict=True)]
+    return counts
+
+
+def _wanted(site: Site, amount: Amount) -> int:
+    """The units of a site that a target shape keeps."""
+    kind, size = site.mask.kind, amount.sizes[site.mask.kind]
+    share = site.per_group if amount.rule == "groups" else site.of.size // site.per_group
+    if amount.rule == "inside" and site.per_group == 1:
+        share = 1
+    if not 0 < size <= site.of.size or size % share:
+        step = f", in steps of {share} with rule={amount.rule}" if share > 1 else ""
+        raise OptionError(
+            f"{kind}={size} cannot be kept of the {site.of.size} {kind} at @{site.mask.linear.weight}; "
+            f"it must be 1 to {site.of.size}{step}"
+        )
+    return size // share
 
 
 def _pool(scores: Tensor, site: Site, rule: Rule) -> Tensor:
@@ -135,22 +178,11 @@ def _pool(scores: Tensor, site: Site, rule: Rule) -> Tensor:
     return rows
 
 
-def _keep_in(pooled: Tensor, count: int, rule: Rule, multiple: int) -> Tensor:
-    if rule == "groups":
-        total = pooled.shape[0]
-        count = min(total, -(-count // multiple) * multiple)
+def _keep_in(pooled: Tensor, count: int, amount: Amount, kind: str) -> Tensor:
+    multiple = amount.multiple if kind in amount.rounded else 1
+    if amount.rule == "groups":
+        count = min(pooled.shape[0], -(-count // multiple) * multiple)
         rows = keep_top(pooled.sum(1), count)
         return rows[:, None].expand_as(pooled).reshape(-1)
     count = min(pooled.shape[1], -(-count // multiple) * multiple)
     return torch.stack([keep_top(row, count) for row in pooled]).reshape(-1)
-
-
-def weight_norm(program: Program, of: Group | Heads) -> Tensor:
-    """The sum of |W| over every weight of a group, `[size]`."""
-    total = torch.zeros(of.size)
-    parts = [(m.path, m.dim) for m in of.members] + [(c.weight, c.dim) for c in of.consumers]
-    for path, dim in dict.fromkeys(parts):
-        value = program.tensor(path)
-        if value.is_floating_point() and value.dim() >= 2 and "_probe_" not in path:
-            total += group_scores(of, path, dim, value.detach().float().abs())
-    return total

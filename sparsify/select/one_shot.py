@@ -1,19 +1,25 @@
 """One linear pruned at once, from its weight and what was seen of its input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from sparsify.errors import OptionError
-from sparsify.select.statistics import Statistics
-from sparsify.select.weights import Target
+from sparsify.ir.program import Program
+from sparsify.ir.views import Linear, branched_weight, composed_weight, out_in
+from sparsify.select.statistics import Statistics, statistics_of
+from sparsify.select.weights import Target, store_weight
 from sparsify.tensors import scores
+from sparsify.tensors.alps import alps
+from sparsify.tensors.dsnot import dsnot
 from sparsify.tensors.masks import keep_global, keep_nm, keep_rows
 from sparsify.tensors.sparsegpt import sparsegpt
 
-Method = Literal["magnitude", "wanda", "sparsegpt"]
+Method = Literal["magnitude", "wanda", "ria", "dsnot", "sparsegpt", "alps"]
+# Methods that move the weights they keep, and need `sum x x^T` for it.
+_MOVING = ("sparsegpt", "alps")
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class OneShot:
     """How one linear is pruned: a method, a target, and what weights are ranked against.
 
     `scope` is `row` or `layer`, or `auto` for what the method's paper does; a pattern ranks within its
-    groups. `damping` is SparseGPT's.
+    groups. `damping` is that of `sparsegpt` and `alps`, which take no scope.
     """
 
     method: Method
@@ -38,30 +44,71 @@ class OneShot:
 
     @property
     def needs_gram(self) -> bool:
-        """Whether `sum x x^T` is wanted of the input."""
-        return self.method == "sparsegpt"
+        """Whether `sum x x^T` is wanted of the input; such a method moves what it keeps."""
+        return self.method in _MOVING
 
-    def __call__(self, weight: Tensor, seen: Statistics) -> tuple[Tensor, Tensor]:
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether anything must have been seen of the input."""
+        return self.method != "magnitude"
+
+    def __call__(self, weight: Tensor, seen: Statistics | None) -> tuple[Tensor, Tensor]:
         """The pruned weight and the keep-mask, both `[out, in]`, of a weight `[out, in]`."""
-        if self.method == "sparsegpt":
+        if not self.needs_statistics:
+            mask = self._keep(scores.magnitude(weight), "layer")
+            return weight * mask, mask
+        assert seen is not None
+        if self.method in _MOVING:
             assert seen.gram is not None
-            target = self.target
-            return sparsegpt(
+            prune = sparsegpt if self.method == "sparsegpt" else alps
+            return prune(
                 weight,
                 seen.gram,
-                sparsity=target.sparsity,
-                pattern=target.pattern,
+                sparsity=self.target.sparsity,
+                pattern=self.target.pattern,
                 damping=self.damping,
             )
-        if self.method == "wanda":
-            score, scope = scores.wanda(weight, seen.square, seen.tokens), "row"
+        if self.method == "ria":
+            score, scope = scores.ria(weight, seen.square), "layer"
         else:
-            score, scope = scores.magnitude(weight), "layer"
-        mask = self._keep(score, scope if self.scope == "auto" else self.scope)
+            score, scope = scores.wanda(weight, seen.square, seen.tokens), "row"
+        mask = self._keep(score, scope)
+        if self.method == "dsnot":
+            mask = dsnot(weight, mask, score, seen.mean, seen.variance, pattern=self.target.pattern)
         return weight * mask, mask
 
-    def _keep(self, score: Tensor, scope: str) -> Tensor:
+    def _keep(self, score: Tensor, own: str) -> Tensor:
+        """The mask by scores `[out, in]`, ranked as asked or as the method's `own` paper does."""
         if self.target.pattern is not None:
             return keep_nm(score, self.target.pattern)
+        scope = own if self.scope == "auto" else self.scope
         keep: Callable[[Tensor, float], Tensor] = keep_rows if scope == "row" else keep_global
         return keep(score, self.target.fraction)
+
+
+def prune_linears(
+    program: Program,
+    views: Mapping[str, Linear],
+    how: Mapping[str, OneShot],
+    told: Callable[[], None] = lambda: None,
+) -> dict[str, Tensor]:
+    """Choose the masks of linears one by one, by weight path; weights are moved where the method does.
+
+    A branch beside a weight stays: of a weight that moves, `W + c B A` becomes what the method gives.
+    Returns the keep-masks `[out, in]`. Raises OptionError when a probe has no Gram matrix that is needed.
+    """
+    masks = {}
+    for path, view in views.items():
+        one = how[path]
+        seen = statistics_of(program, view.x, path) if one.needs_statistics else None
+        if one.needs_gram and (seen is None or seen.gram is None):
+            raise OptionError(
+                f"score={one.method} needs insert-probes{{gram=true}} at the input of @{path}"
+            )
+        weight = out_in(view, composed_weight(program, view))
+        new, masks[path] = one(weight, seen)
+        if one.needs_gram:
+            branch = branched_weight(program, view) - program.tensor(path).detach()
+            store_weight(program, view, new.to(weight.dtype) - out_in(view, branch))
+        told()
+    return masks

@@ -15,53 +15,59 @@ from sparsify.ir.views import Linear, Probe, probe_at, probe_behind
 from sparsify.tensors import scores
 from sparsify.tensors.moments import (
     accumulate_gram,
-    accumulate_square_sum,
+    accumulate_level,
+    accumulate_spread,
     add_upper_gram,
     mirrored,
 )
 
-# The order in which a probe node reads its buffers; `gram` may be missing.
-KINDS = ("count", "total", "square", "gram")
-
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over tokens of an activation `x [tokens, features]`.
+    """What is known of an activation `x [tokens, features]`.
 
-    `tokens` their number; `total [features]` sum of x; `square [features]` sum of x squared; `gram
-    [features, features]` sum of x x^T, where it was asked for.
+    `tokens` their number; `mean [features]`; `scatter [features]` sum of (x - mean)^2; `level
+    [features]` sum over sequences of the squared mean size in each; `gram [features, features]` sum of
+    x x^T, where it was asked for.
     """
 
     tokens: int
-    total: Tensor
-    square: Tensor
+    mean: Tensor
+    scatter: Tensor
+    level: Tensor | None
     gram: Tensor | None
+
+    @property
+    def square(self) -> Tensor:
+        """Sum over tokens of x squared, `[features]`."""
+        return self.scatter + self.tokens * self.mean.square()
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance over tokens, `[features]`."""
+        return self.scatter / self.tokens
 
 
 class Sums:
-    """Statistics of one activation, added up batch by batch outside a graph."""
+    """Statistics of one activation, added up batch by batch outside a graph; without its levels."""
 
     def __init__(self, size: int, *, gram: bool, device: torch.device | None = None) -> None:
         zeros = partial(torch.zeros, dtype=torch.float32, device=device)
-        self.tokens, self.total, self.square = 0, zeros(size), zeros(size)
+        self.tokens, self.mean, self.scatter = 0, zeros(size), zeros(size)
         self.gram = zeros(size, size) if gram else None
 
     def add(self, rows: Tensor) -> None:
         """Add `rows [tokens, features]`, of any precision."""
         rows = rows.to(torch.float32)
-        self.tokens += rows.shape[0]
-        self.total += rows.sum(0)
-        if self.gram is None:
-            self.square = accumulate_square_sum(self.square, rows)
-        else:
+        spread = accumulate_spread(self.tokens, self.mean, self.scatter, rows)
+        self.tokens, self.mean, self.scatter = spread
+        if self.gram is not None:
             add_upper_gram(self.gram, rows)
 
     def statistics(self) -> Statistics:
         """What was added so far."""
-        if self.gram is None:
-            return Statistics(self.tokens, self.total, self.square, None)
-        gram = mirrored(self.gram)
-        return Statistics(self.tokens, self.total, gram.diagonal().clone(), gram)
+        gram = None if self.gram is None else mirrored(self.gram)
+        return Statistics(self.tokens, self.mean, self.scatter, None, gram)
 
 
 def kept_rows(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -83,8 +89,9 @@ def padding(inputs: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def empty_statistics(path: str, size: int, *, gram: bool) -> dict[str, Tensor]:
-    """Fresh buffers of a probe named after a weight, by path, in the order of `KINDS`."""
-    shapes: dict[str, tuple[int, ...]] = {"count": (), "total": (size,), "square": (size,)}
+    """Fresh buffers of a probe named after a weight, by path, in the order in which its node reads them."""
+    shapes: dict[str, tuple[int, ...]] = {"count": ()}
+    shapes |= dict.fromkeys(("mean", "scatter", "level"), (size,))
     if gram:
         shapes["gram"] = (size, size)
     return {
@@ -105,11 +112,10 @@ def statistics_of(program: Program, x: fx.Node, where: str) -> Statistics:
         raise SparsifyError(
             f"the input of @{where} has no probe; widen the targets of insert-probes"
         )
-    values = [program.tensor(path) for path in probe.statistics]
-    tokens = int(values[0])
-    if tokens == 0:
+    count, mean, scatter, level, *gram = (program.tensor(path) for path in probe.statistics)
+    if int(count) == 0:
         raise SparsifyError(f"the probe at the input of @{where} saw no token; calibrate first")
-    return Statistics(tokens, values[1], values[2], values[3] if len(values) > 3 else None)
+    return Statistics(int(count), mean, scatter, level, gram[0] if gram else None)
 
 
 class Collector(fx.Interpreter):
@@ -123,6 +129,7 @@ class Collector(fx.Interpreter):
         super().__init__(program.module)
         self._program = program
         self._probes = {p.node: p for n in program.graph.nodes if (p := probe_at(n)) is not None}
+        self._shape: tuple[int, ...] = ()
         self._kept: Tensor | None = None
 
     def reset(self) -> None:
@@ -134,6 +141,7 @@ class Collector(fx.Interpreter):
     def collect(self, batch: Mapping[str, Tensor]) -> None:
         """Run one batch of inputs `[batch, length]`."""
         inputs = self._program.complete(batch)
+        self._shape = tuple(next(iter(inputs.values())).shape[:2])
         self._kept = padding(inputs)
         self.run(*inputs.values())
 
@@ -146,12 +154,26 @@ class Collector(fx.Interpreter):
 
     def _add(self, probe: Probe, x: Tensor) -> None:
         rows = kept_rows(x, self._kept)
-        count, total, square, *gram = (self._program.tensor(path) for path in probe.statistics)
-        count.add_(rows.shape[0])
-        total.add_(rows.sum(0, dtype=total.dtype))
-        square.copy_(accumulate_square_sum(square, rows))
+        count, mean, scatter, level, *gram = (self._program.tensor(p) for p in probe.statistics)
+        sequences = self._sequences(x)
+        tokens = sequences.shape[0] * sequences.shape[1]
+        kept = self._kept if self._kept is not None and self._kept.numel() == tokens else None
+        per_sequence = None if kept is None else kept.bool().reshape(sequences.shape[:2])
+        level.copy_(accumulate_level(level, sequences, per_sequence))
+        seen, *moments = accumulate_spread(int(count), mean, scatter, rows)
+        count.fill_(seen)
+        for buffer, value in zip((mean, scatter), moments, strict=True):
+            buffer.copy_(value)
         for buffer in gram:
             buffer.copy_(accumulate_gram(buffer, rows))
+
+    def _sequences(self, x: Tensor) -> Tensor:
+        """An activation as `[sequences, tokens, features]`; one sequence where they cannot be told apart."""
+        features = x.shape[-1]
+        if x.dim() == 2 and x.shape[0] == self._shape[0] * self._shape[-1]:
+            # Flattened before the linear: one row a token of the inputs `[batch, length]`.
+            return x.reshape(self._shape[0], -1, features)
+        return x.reshape(x.shape[0] if x.dim() > 2 else 1, -1, features)
 
 
 def by_wanda(program: Program) -> Callable[[Linear, Tensor], Tensor]:

@@ -1,5 +1,7 @@
 """Masks of experts, the residual width, layers and blocks: where they stand, and the lightest ones to go."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -8,11 +10,12 @@ from sparsify.ir.axes.analysis import Analysis, Router
 from sparsify.ir.axes.groups import Group, groups
 from sparsify.ir.axes.residual import Block, blocks
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.blockmask import block_mask_path, block_masks
+from sparsify.ir.blockmask import KINDS, block_mask_path, block_masks
 from sparsify.ir.experts import expert_masks
 from sparsify.ir.program import Program
 from sparsify.ir.widthmask import width_masks
-from sparsify.select.groups import weight_norm
+from sparsify.select.groups import prunable
+from sparsify.select.importance import weight_norm
 from sparsify.tensors.masks import keep_top, zeros_of
 
 
@@ -73,8 +76,11 @@ def width_at(analysis: Analysis, path: str) -> Group:
     return next(group for group in widths(analysis) if group.key[0] == path)
 
 
-def choose_width(program: Program, sparsity: float, multiple: int) -> int:
-    """Set the mask of every residual width by the weight norms of its features; returns how many."""
+def choose_width(program: Program, chosen: set[str], sparsity: float, multiple: int) -> int:
+    """Set the mask of every residual width by the weight norms of its features; returns how many.
+
+    `chosen` says nothing here: the width runs through every matrix.
+    """
     analysis = analyse(program)
     masks = width_masks(program)
     for mask in masks:
@@ -107,13 +113,8 @@ def keep_blocks(scores: Tensor, sparsity: float, multiple: int, least: int = 1) 
     return keep_top(scores, count)
 
 
-def choose_blocks(
-    program: Program, kind: str, chosen: set[str], sparsity: float, multiple: int
-) -> int:
-    """Set the masks of a kind by the weight norms of their blocks, all ranked together.
-
-    `chosen` are the matrices that may go: a block counts when it holds one. Returns how many masks.
-    """
+def blocks_among(program: Program, kind: str, chosen: set[str]) -> dict[str, Block]:
+    """The masked layers or blocks that hold one of the `chosen` matrices, by the path of the mask."""
     found = {
         path: block
         for path, block in masked_blocks(program, kind).items()
@@ -121,9 +122,20 @@ def choose_blocks(
     }
     if not found:
         raise OptionError(f"no target lies in masked {kind}; widen the targets")
-    scores = torch.tensor([mean_weight(program, block) for block in found.values()])
-    kept = keep_blocks(scores, sparsity, multiple)
+    return found
+
+
+def set_blocks(program: Program, found: Mapping[str, Block], kept: Tensor) -> int:
+    """Write a keep-mask `[blocks]` into the masks of blocks; returns how many."""
     with torch.no_grad():
         for path, stays in zip(found, kept, strict=True):
             program.tensor(path).fill_(bool(stays))
     return len(found)
+
+
+def most(program: Program, kind: str) -> int:
+    """How many of a kind there are: in the layer with most, or layers in all."""
+    analysis = analyse(program)
+    if kind in KINDS:
+        return len(blocks(analysis, kind))
+    return max((group.size for group in prunable(analysis, kind)), default=0)

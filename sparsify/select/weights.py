@@ -1,20 +1,19 @@
 """Masks for single weights: scores by name, and the comparison group they are ranked in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, composed_weight, out_in
-from sparsify.select.statistics import by_wanda, statistics_of
+from sparsify.select.statistics import by_wanda
 from sparsify.tensors import scores
-from sparsify.tensors.masks import keep_across, keep_global, keep_nm, keep_rows
+from sparsify.tensors.masks import check_nm, keep_across, keep_global, keep_nm, keep_rows
 from sparsify.tensors.pattern import Pattern
-from sparsify.tensors.sparsegpt import sparsegpt
 
 Scope = Literal["row", "layer", "global"]
 Gradients = Mapping[str, Tensor]
@@ -38,6 +37,11 @@ class Target:
             raise OptionError(f"sparsity {sparsity} is not in [0, 1)")
         return cls(sparsity, Pattern.parse(pattern) if pattern is not None else None)
 
+    @classmethod
+    def planned(cls, share: str) -> "Target":
+        """A target as `allocate-sparsity` writes it into the plan: a number, or N:M."""
+        return cls.of(None, share) if ":" in share else cls.of(float(share), None)
+
     @property
     def fraction(self) -> float:
         """The fraction of zeros aimed at."""
@@ -47,14 +51,35 @@ class Target:
         return self.sparsity
 
 
+def targets_of(program: Program, paths: Iterable[str], target: Target | None) -> dict[str, Target]:
+    """What each weight is to become: one target for all, or (None) its share of the plan; OptionError."""
+    if target is not None:
+        return dict.fromkeys(paths, target)
+    shares = program.plan["shares"]
+    for path in paths:
+        if path not in shares:
+            raise OptionError(
+                f"allocate-sparsity gave @{path} no share; give both passes the same targets"
+            )
+    return {path: Target.planned(shares[path]) for path in paths}
+
+
+def check_axes(program: Program, views: Iterable[Linear], target: Target) -> None:
+    """Refuse a pattern that the inputs of a linear cannot hold; OptionError."""
+    if target.pattern is not None:
+        for view in views:
+            inputs = out_in(view, program.tensor(view.weight)).shape[1]
+            target.pattern.check_axis(inputs, f"@{view.weight}")
+
+
 def score(program: Program, view: Linear, name: str, gradients: Gradients) -> Tensor:
-    """Scores `[out, in]` of a linear's weight, masked and branched: `magnitude`, `wanda` or `taylor`."""
+    """Scores `[out, in]` of a linear's weight, masked and branched, that compare between linears."""
     weight = out_in(view, composed_weight(program, view))
     if name == "magnitude":
         return scores.magnitude(weight)
-    if name == "wanda":
-        return by_wanda(program)(view, weight)
-    return scores.taylor(weight, out_in(view, gradients[view.weight]))
+    if name == "taylor":
+        return scores.taylor(weight, out_in(view, gradients[view.weight]))
+    return by_wanda(program)(view, weight)
 
 
 def masks_by_score(scored: Mapping[str, Tensor], target: Target, scope: Scope) -> dict[str, Tensor]:
@@ -68,25 +93,6 @@ def masks_by_score(scored: Mapping[str, Tensor], target: Target, scope: Scope) -
     return {path: keep(value, sparsity) for path, value in scored.items()}
 
 
-def sparsegpt_layer(
-    program: Program, view: Linear, target: Target, damping: float
-) -> tuple[Tensor, Tensor]:
-    """New weight and keep-mask `[out, in]` of one linear by SparseGPT, from the Gram matrix of its probe.
-
-    Raises OptionError when the probe was inserted without `gram=true`.
-    """
-    found = statistics_of(program, view.x, view.weight)
-    if found.gram is None:
-        raise OptionError(
-            f"sparsegpt needs insert-probes{{gram=true}} at the input of @{view.weight}"
-        )
-    weight = out_in(view, composed_weight(program, view))
-    new, mask = sparsegpt(
-        weight, found.gram, sparsity=target.sparsity, pattern=target.pattern, damping=damping
-    )
-    return new.to(weight.dtype), mask
-
-
 def store_mask(program: Program, view: Linear, mask: Tensor) -> None:
     """Write a keep-mask `[out, in]` into the mask buffer of a linear."""
     assert view.mask is not None
@@ -98,3 +104,18 @@ def store_weight(program: Program, view: Linear, weight: Tensor) -> None:
     """Write values `[out, in]` into the weight of a linear."""
     with torch.no_grad():
         program.tensor(view.weight).copy_(out_in(view, weight))
+
+
+def assert_reached(masks: Mapping[str, Tensor], target: Target) -> None:
+    """The zeros counted must be the zeros asked for: exact N:M, or the fraction within a row's rounding."""
+    if target.pattern is not None:
+        for mask in masks.values():
+            check_nm(mask, target.pattern)
+        return
+    total = sum(mask.numel() for mask in masks.values())
+    zeros = total - sum(int(mask.sum()) for mask in masks.values())
+    rounding = sum(mask.shape[0] for mask in masks.values()) + 1
+    if abs(zeros - target.fraction * total) > rounding:
+        raise SparsifyError(
+            f"{zeros} of {total} weights were pruned, not the sparsity {target.fraction}"
+        )

@@ -23,6 +23,7 @@ from sparsify.ir.stages import run_stage, stages
 from sparsify.ir.views import Linear, feature_size, out_in, refuse_shared, targeted
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Sums, kept_rows, padding
+from sparsify.select.weights import check_axes
 from sparsify.stream.activations import Activations
 from sparsify.stream.checkpoint import Borrowed, Checkpoint
 from sparsify.stream.output import Shards
@@ -127,11 +128,7 @@ class _Run:
         self.rows: list[dict[str, Any]] = []
 
     def _check(self, views: Sequence[Linear]) -> None:
-        pattern = self.job.how.target.pattern
-        if pattern is not None:
-            for view in views:
-                size = out_in(view, self.program.tensor(view.weight)).shape[1]
-                pattern.check_axis(size, f"@{view.weight}")
+        check_axes(self.program, views, self.job.how.target)
         if self.job.samples < 1 or self.job.batch < 1:
             raise OptionError("samples and batch must be at least 1")
 

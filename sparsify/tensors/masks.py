@@ -15,6 +15,8 @@ from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.precision import check_matrix, shape_of
 from sparsify.tensors.threshold import CHUNK, chunks, cut_at
 
+_NAN = "a score is NaN, so nothing can be chosen; mend the weights or their statistics first"
+
 
 def zeros_of(size: int, sparsity: float) -> int:
     """Return how many of `size` entries a sparsity prunes: `floor(size * sparsity)`.
@@ -91,6 +93,44 @@ def keep_across(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     """
     total = sum(score.numel() for score in scores)
     return _keep_best(scores, total - zeros_of(total, sparsity))
+
+
+def keep_affordable(
+    scores: Sequence[Tensor], costs: Sequence[float], sparsity: float
+) -> list[Tensor]:
+    """Prune the lowest entries of several tensors while their costs stay within a budget.
+
+    Entries of all tensors are ranked together; from the lowest on they go as long as the sum of
+    their costs is at most `sparsity` of the cost of all. With equal costs this is `keep_across`.
+
+    Args:
+        scores: small tensors of any shapes (they are sorted).
+        costs: of one entry of each tensor, the parameters it takes along say.
+        sparsity: fraction of the total cost that goes, in [0, 1).
+
+    Returns:
+        One keep-mask for each tensor, of its shape.
+
+    Raises:
+        OptionError: when the sparsity is outside [0, 1).
+        SparsifyError: when a score is NaN.
+
+    Source: FLAP (2312.11983), its code: one threshold over heads and neurons, weighted by size.
+    """
+    zeros_of(0, sparsity)
+    flat = torch.cat([score.detach().double().reshape(-1) for score in scores])
+    if flat.isnan().any():
+        raise SparsifyError(_NAN)
+    price = torch.cat(
+        [torch.full((s.numel(),), c).double() for s, c in zip(scores, costs, strict=True)]
+    )
+    order = flat.argsort(descending=True, stable=True).flip(0)
+    # a hair more, as in zeros_of: the budget of what adds up exactly must not be missed by rounding
+    gone = price[order].cumsum(0) <= float(price.sum()) * (sparsity + 1e-12)
+    mask = torch.ones(len(flat), dtype=torch.bool)
+    mask[order[gone]] = False
+    parts = torch.split(mask, [score.numel() for score in scores])
+    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
 
 
 def keep_rows(scores: Tensor, sparsity: float) -> Tensor:
@@ -192,9 +232,7 @@ def _best_in_rows(rows: Tensor, count: int) -> Tensor:
 def _best_in_slab(rows: Tensor, count: int) -> Tensor:
     """Keep the `count` best entries of every row of [rows, size] at once."""
     if rows.isnan().any():
-        raise SparsifyError(
-            "a score is NaN, so nothing can be chosen; mend the weights or their statistics first"
-        )
+        raise SparsifyError(_NAN)
     # only the value at the edge is asked of topk: which of equal entries it would take is not
     # defined, so ties are counted off here
     edge = rows.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)

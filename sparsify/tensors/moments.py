@@ -8,6 +8,7 @@ the call: `x[kept_tokens]`.
 """
 
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from sparsify.errors import SparsifyError
 from sparsify.tensors.precision import shape_of
@@ -57,24 +58,6 @@ def mirrored(gram: Tensor) -> Tensor:
     return gram.triu() + gram.triu(1).T
 
 
-def accumulate_square_sum(total: Tensor, x: Tensor) -> Tensor:
-    """Add one batch to the squares: `q_j + sum_t x_tj^2`, the diagonal of the Gram matrix.
-
-    Args:
-        total: q [in] so far, zeros at first.
-        x: inputs [..., in].
-
-    Returns:
-        The new q [in].
-
-    Raises:
-        SparsifyError: when the batch has another number of inputs.
-
-    Source: Wanda (2306.11695), section 3: `||X_j||_2^2`.
-    """
-    return total + _tokens(x, total).square().sum(0)
-
-
 def accumulate_spread(
     count: int, mean: Tensor, scatter: Tensor, x: Tensor
 ) -> tuple[int, Tensor, Tensor]:
@@ -83,7 +66,7 @@ def accumulate_spread(
     With n tokens so far and k new ones of mean m' and scatter s', and d = m' - mean:
     `mean + d k/(n+k)` and `scatter + s' + d^2 n k/(n+k)`. Unlike sums of squares minus the
     square of the sum this loses no digits when the mean is large against the spread.
-    Variance is `scatter / count`.
+    Variance is `scatter / count`, the sum of squares `scatter + count mean^2`.
 
     Args:
         count: tokens so far, 0 at first.
@@ -109,6 +92,59 @@ def accumulate_spread(
     shift = own - mean
     scatter = scatter + (rows - own).square().sum(0) + shift.square() * (count * new / total)
     return total, mean + shift * (new / total), scatter
+
+
+def accumulate_level(total: Tensor, x: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Add a batch to the squared levels: `l_j + sum_s (mean_t |x_stj|)^2`, s sequences, t their tokens.
+
+    The level of an input in one sequence is its mean size; the root of the total is the L2 norm of
+    the levels over all sequences.
+
+    Args:
+        total: l [in] so far, zeros at first.
+        x: inputs [sequences, tokens, in].
+        kept: tokens that count, boolean [sequences, tokens]; None for all.
+
+    Returns:
+        The new l [in]; a sequence without a token adds nothing.
+
+    Raises:
+        SparsifyError: when the batch has another number of inputs.
+
+    Source: Minitron (2407.14679), section 2.2: mean over the sequence, L2 over the batch.
+    """
+    rows = _tokens(x, total).abs().reshape(x.shape[0], -1, x.shape[-1])
+    if kept is None:
+        return total + rows.mean(1).square().sum(0)
+    counts = kept.sum(1, keepdim=True).clamp_min(1)
+    return total + ((rows * kept[..., None]).sum(1) / counts).square().sum(0)
+
+
+def accumulate_cosine(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Add a batch to the likeness of two activations: `c + sum_t <x_t, y_t> / (||x_t|| ||y_t||)`.
+
+    The influence of a block that makes y out of x is `1 - c / tokens`. A token that is zero on
+    either side counts as cosine 0.
+
+    Args:
+        total: c [] so far, zero at first.
+        x: [..., features], before the block.
+        y: of the shape of x, behind it.
+
+    Returns:
+        The new c [].
+
+    Raises:
+        SparsifyError: when the shapes differ.
+
+    Source: ShortGPT (2403.03853), section 3.2, equation 1: block influence.
+    """
+    if x.shape != y.shape:
+        raise SparsifyError(
+            f"a block takes {shape_of(x)} in and gives {shape_of(y)}: it is not residual"
+        )
+    one, two = x.detach().to(total.dtype), y.detach().to(total.dtype)
+    return total + cosine_similarity(one, two, dim=-1).sum()
 
 
 def _tokens(x: Tensor, total: Tensor) -> Tensor:

@@ -95,8 +95,54 @@ def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
 
     Source: LLM-Pruner (2305.11627), section 3.2, importance of single weights, first order.
     """
-    if gradient.shape != weight.shape:
-        raise SparsifyError(
-            f"the weight {shape_of(weight)} and its gradient {shape_of(gradient)} differ in shape"
-        )
+    _same_shape(weight, gradient, "gradient")
     return (widen(weight) * widen(gradient)).abs()
+
+
+def second_order(weight: Tensor, curvature: Tensor) -> Tensor:
+    """Score by the second-order change of the loss when the weight goes: `S = |W^2 * H|`.
+
+    Args:
+        weight: W [out, in] (any shape is taken).
+        curvature: H, the diagonal of the Fisher information: mean over samples of (dloss/dW)^2, of
+            the shape of W.
+
+    Returns:
+        S, of the shape of W.
+
+    Raises:
+        SparsifyError: when the shapes differ.
+
+    Source: LLM-Pruner (2305.11627), section 3.2, equation 5 without its first term.
+    """
+    _same_shape(weight, curvature, "curvature")
+    return (widen(weight).square() * widen(curvature)).abs()
+
+
+def mixed_order(weight: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
+    """Score by both orders of the change of the loss: `S = |W * G - 1/2 W^2 * H|`.
+
+    Args:
+        weight: W [out, in] (any shape is taken).
+        gradient: G = dloss/dW, mean over samples, of the shape of W.
+        curvature: H, mean over samples of (dloss/dW)^2, of the shape of W.
+
+    Returns:
+        S, of the shape of W.
+
+    Raises:
+        SparsifyError: when the shapes differ.
+
+    Source: LLM-Pruner (2305.11627), section 3.2, equation 5, mode `param_mix` of its code.
+    """
+    _same_shape(weight, gradient, "gradient")
+    _same_shape(weight, curvature, "curvature")
+    wide = widen(weight)
+    return (wide * widen(gradient) - wide.square() * widen(curvature) / 2).abs()
+
+
+def _same_shape(weight: Tensor, other: Tensor, what: str) -> None:
+    if other.shape != weight.shape:
+        raise SparsifyError(
+            f"the weight {shape_of(weight)} and its {what} {shape_of(other)} differ in shape"
+        )

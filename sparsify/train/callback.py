@@ -1,11 +1,13 @@
-"""Moving masks under the Hugging Face Trainer."""
+"""Moving masks and omission under the Hugging Face Trainer."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparsify.train.adaptive import AdaptiveMasks
+from sparsify.train.omission import Omitting
 from sparsify.train.optimizer import SparseAdamW
 
 
@@ -44,3 +46,40 @@ class AdaptiveMasksCallback(TrainerCallback):
         """Put the last masks in."""
         self._training.close()
         self.masks.finish()
+
+
+class OmissionCallback(TrainerCallback):
+    """Omits neurons as `train{schedule=lors{...}}` does; the optimiser is Trainer's own.
+
+    `rate` gives the omission rate for a fraction of the steps. The choice of a step is shared by its
+    micro-batches and ranks; evaluation is dense. `rows` collects the figures of each step.
+    """
+
+    def __init__(self, omitting: Omitting, rate: Callable[[float], float]) -> None:
+        self.omitting, self.rate = omitting, rate
+        self.rows: list[dict[str, float]] = []
+        self._training = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Choices go into the graph."""
+        self._training.enter_context(self.omitting.training())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """The rate of the step, and a fresh choice."""
+        self.omitting.begin(state.global_step, self.rate(state.global_step / state.max_steps))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """The figures of the step."""
+        self.rows.append({"step": state.global_step, **self.omitting.figures()})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """The graph is as it was."""
+        self._training.close()

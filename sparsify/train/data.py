@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError
+from sparsify.train.chat import IGNORED, encode, read_dialogues
 from sparsify.train.sources import read_texts
 
-KINDS = ("text", "sentences")
+KINDS = ("text", "sentences", "chat")
 # A piece of text is tokenised at once; pieces end at a line end where there is one.
 _PIECE_CHARACTERS = 1 << 20
 
@@ -101,6 +102,48 @@ class SentenceData:
         return {
             "input_ids": pad(rows, batch_first=True, padding_value=self._padding),
             "attention_mask": pad(masks, batch_first=True, padding_value=0),
+        }
+
+
+class ChatData:
+    """Dialogues cut to `length`; labels are -100 where something was asked, and on padding.
+
+    A batch is padded on the right to its longest dialogue. Dialogues whose answers lie beyond
+    `length` are left out. Raises DataError when none is left or there is no tokenizer.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, length: int) -> None:
+        _check_length(length, 2)
+        _check_tokenizer(tokenizer)
+        encoded = [encode(row, tokenizer, length) for row in rows]
+        # The first token is never predicted.
+        kept = [item for item in encoded if any(label != IGNORED for label in item[1][1:])]
+        if not kept:
+            raise DataError(
+                f"no dialogue has an answer within {length} tokens; use a greater length"
+            )
+        self._rows = [(torch.tensor(ids), torch.tensor(labels)) for ids, labels in kept]
+        self._padding = tokenizer.pad_token_id or 0
+        self._length = length
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest dialogue a batch may hold."""
+        return self._length
+
+    def __len__(self) -> int:
+        """The number of dialogues."""
+        return len(self._rows)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and `labels`, each `[b, T]`, T the longest of the batch."""
+        rows = [self._rows[index] for index in indices]
+        pad = torch.nn.utils.rnn.pad_sequence
+        masks = [torch.ones_like(ids) for ids, _ in rows]
+        return {
+            "input_ids": pad([ids for ids, _ in rows], True, self._padding),
+            "attention_mask": pad(masks, True, 0),
+            "labels": pad([labels for _, labels in rows], True, IGNORED),
         }
 
 
@@ -199,12 +242,15 @@ def load_data(spec: str, tokenizer: Any, length: int, kind: str = "text") -> Dat
     """Sequences of `length` tokens from a file, a folder or a dataset (see `read_texts`).
 
     `kind="text"` joins the documents by a blank line and cuts the tokens into blocks, as is usual
-    for perplexity; `kind="sentences"` takes every line that is not blank as one, for encoders.
+    for perplexity; `kind="sentences"` takes every line that is not blank as one, for encoders;
+    `kind="chat"` takes dialogues from .jsonl and labels their answers only, for fine-tuning.
     Raises DataError when the data is missing, empty or too short, or there is no tokenizer.
     """
     if kind not in KINDS:
         raise DataError(f"there is no kind of data '{kind}'; there are: {', '.join(KINDS)}")
     _check_tokenizer(tokenizer)
+    if kind == "chat":
+        return ChatData(read_dialogues(spec), tokenizer, length)
     texts = read_texts(spec)
     if kind == "sentences":
         lines = [line.strip() for text in texts for line in text.splitlines()]

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from sparsify.train.adaptive import AdaptiveMasks, Refresh
 from sparsify.train.checkpoint import latest, restore, store
 from sparsify.train.data import Data, order
 from sparsify.train.losses import TaskLoss
+from sparsify.train.omission import Omitting
 from sparsify.train.optimizer import Rule, SparseAdamW
 from sparsify.train.schedules import Shape, factor
 from sparsify.train.wrapped import ProgramModel
@@ -69,6 +70,7 @@ def train(
     dense: Program | None = None,
     distillation: Distillation | None = None,
     sparse: Sparse | None = None,
+    omission: Callable[[float], float] | None = None,
     device: str = "cpu",
     scratch: Path | None = None,
     on_step: Callable[[Figures], None] = lambda figures: None,
@@ -77,16 +79,17 @@ def train(
 
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
     With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one, where masks are
-    put in at the end, the loss on its batch before (`unpruned`) and after (`pruned`). Raises
+    put in at the end, the loss on its batch before (`unpruned`) and after (`pruned`). `omission` gives
+    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. Raises
     SparsifyError when the loss is no longer finite; checkpoints from before then stay.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        run = _Run(program, data, settings, dense, distillation, sparse, device)
+        run = _Run(program, data, settings, dense, distillation, sparse, omission, device)
         done, history = 0, list[Figures]()
         if scratch is not None and (found := latest(scratch)) is not None:
             done, history = restore(run.accelerator, found)
-        with run.masks.training() if run.masks is not None else contextlib.nullcontext():
+        with run.training():
             for step in range(done, settings.steps):
                 figures = run.step(step)
                 last = step + 1 == settings.steps
@@ -122,6 +125,7 @@ class _Run:
         dense: Program | None,
         distillation: Distillation | None,
         sparse: Sparse | None,
+        omission: Callable[[float], float] | None,
         device: str,
     ) -> None:
         self.program, self.data, self.settings = program, data, settings
@@ -151,6 +155,20 @@ class _Run:
             self.masks = AdaptiveMasks(program, sparse.refresh, dense_forward=sparse.dense_forward)
             self.rules.masks = self.masks.of_parameters()
             self.accelerator.register_for_checkpointing(self.masks)
+        self.rate = omission
+        self.omitting: Omitting | None = None
+        if omission is not None:
+            self.omitting = Omitting(program, seed=settings.seed)
+            self.accelerator.register_for_checkpointing(self.omitting)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """The graph as it is to be trained, inside the block."""
+        with contextlib.ExitStack() as stack:
+            for part in (self.masks, self.omitting):
+                if part is not None:
+                    stack.enter_context(part.training())
+            yield
 
     def step(self, step: int) -> Figures:
         """One optimiser step; the figures to show."""
@@ -172,6 +190,8 @@ class _Run:
             self.accelerator.clip_grad_norm_(self.trained, settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.omitting is not None:
+            moved = {**moved, **self.omitting.figures()}
         seconds = time.perf_counter() - started
         tokens = batch["input_ids"].numel() / seconds if "input_ids" in batch else 0.0
         return {"step": step + 1, "lr": lr, **figures, **moved, "tokens_per_s": tokens}
@@ -194,7 +214,9 @@ class _Run:
         return self._loss(self._batch(step))[1]["loss"]
 
     def _before(self, step: int) -> Figures:
-        """What is due before a step: new masks, and how far the run is."""
+        """What is due before a step: its omission rate, new masks, and how far the run is."""
+        if self.omitting is not None and self.rate is not None:
+            self.omitting.begin(step, self.rate(step / self.settings.steps))
         if self.masks is None or self.rules is None:
             return {}
         figures = self.masks.refresh() if self.masks.due(step) else {}

@@ -95,7 +95,7 @@ def test_probes_are_seen_and_found_behind_a_group_mask(traced):
     program = parse("insert-probes{gram=true} | insert-masks{of=channels}").run(traced("mlp"))
     found = list(probes(program))
     assert [p.statistics[0] for p in found] == ["up.weight_probe_count", "down.weight_probe_count"]
-    assert len(found[0].statistics) == 4
+    assert len(found[0].statistics) == 5
     down = by_path(program)["down.weight"]
     (mask,) = group_masks(program)
     assert (mask.kind, mask.path) == ("channels", "down.weight_channels_mask")

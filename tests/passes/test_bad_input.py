@@ -79,6 +79,46 @@ def test_patterns_are_for_weights(options, kind, traced):
     assert found.endswith(f"a pattern or score=sparsegpt is for weights, not for {kind}")
 
 
+GROUPS = [
+    ("of=weights,heads", "of=weights,heads mixes weights with groups; choose them in two passes"),
+    ("of=heads,heads sparsity=0.5", "of=heads,heads names one kind twice"),
+    (
+        "of=heads sparsity=0.5 normalise=mean",
+        "normalise is for scope=global; elsewhere layers are not compared",
+    ),
+    ("sparsity=0.5 score=mixed", "score=mixed is for channels and heads; use taylor for weights"),
+    (
+        "sparsity=0.5 normalise=mean",
+        "to and normalise are for channels and heads, not for weights",
+    ),
+    (
+        "of=heads sparsity=0.5 to=shape{heads=2}",
+        "to says every size, so that sparsity, scope and multiple have no place",
+    ),
+    (
+        "of=heads,channels to=shape{heads=2}",
+        "of=heads,channels and to=shape{heads=2} must name the same kinds",
+    ),
+    (
+        "of=channels to=shape{channels=13}",
+        "channels=13 cannot be kept of the 12 channels that the program has",
+    ),
+    (
+        "of=heads to=shape{heads=0}",
+        "heads=0 cannot be kept of the 4 heads that the program has",
+    ),
+    ("of=heads,channels", EITHER),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), GROUPS)
+def test_choices_of_groups_that_cannot_be_meant(options, sentence, traced, tokens):
+    text = f"insert-masks{{of=heads,channels,weights}} | choose-masks{{{options}}}"
+    found = refusal(OptionError, text, traced("block"), tokens)
+    assert found.startswith("pass 2 of 2, 'choose-masks")
+    assert found.endswith(f"', {sentence}")
+
+
 @pytest.mark.parametrize(
     ("pipeline", "sentence"),
     [
@@ -176,7 +216,8 @@ def test_passes_that_do_not_fit_each_other(pipeline, sentence, traced):
         (
             "choose-masks{score=hessian}",
             "choose-masks{score} cannot be 'hessian'; "
-            "it takes magnitude|wanda|sparsegpt|activation|taylor",
+            "it takes magnitude|wanda|sparsegpt|activation|fluctuation|taylor|first-order|second-order|"
+            "mixed|influence",
         ),
         (
             "train{steps=1 distill=kl{temprature=2.0}}",

@@ -88,7 +88,7 @@ def test_wanda_weighs_by_the_norm_of_the_input(traced):
     norms = torch.tensor([9.0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12])
     for path, size in (("up", 8), ("down", 12)):
         program.tensor(f"{path}.weight_probe_count").fill_(5)
-        fill(program, f"{path}.weight_probe_square", norms[:size].square())
+        fill(program, f"{path}.weight_probe_scatter", norms[:size].square())
     weight = torch.ones(8, 12)
     weight[3, 1] = -100.0
     fill(program, "down.weight", weight)
@@ -123,8 +123,23 @@ def test_calibration_sums_what_flows_and_skips_padding(traced, build, text):
     x = seen["x"][batch["attention_mask"].bool()]
     path = "model.layers.1.mlp.down_proj.weight_probe_"
     assert int(program.tensor(path + "count")) == 32
-    for kind, wanted in (("total", x.sum(0)), ("square", x.square().sum(0)), ("gram", x.T @ x)):
+    rows = [r[m] for r, m in zip(seen["x"], batch["attention_mask"].bool(), strict=True)]
+    for kind, wanted in (
+        ("mean", x.mean(0)),
+        ("scatter", (x - x.mean(0)).square().sum(0)),
+        ("level", sum(row.abs().mean(0).square() for row in rows)),
+        ("gram", x.T @ x),
+    ):
         assert torch.allclose(program.tensor(path + kind), wanted, rtol=1e-4, atol=1e-4), kind
+
+
+def test_flattened_inputs_are_told_apart_by_sequence(traced, text):
+    """A linear written as a product of matrices sees all tokens of a batch in one list."""
+    program, other = traced("gpt2"), traced("gpt2")
+    choose(program, "insert-probes | calibrate{samples=6 batch=3}", text)
+    choose(other, "insert-probes | calibrate{samples=6 batch=1}", text)
+    path = "transformer.h.1.mlp.c_proj.weight_probe_level"
+    assert torch.allclose(program.tensor(path), other.tensor(path), rtol=1e-4)
 
 
 def test_channels_go_by_the_sum_over_all_their_weights(traced):

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import SparsifyError
-from sparsify.tensors.moments import accumulate_gram, accumulate_spread, accumulate_square_sum
+from sparsify.tensors.moments import accumulate_gram, accumulate_level, accumulate_spread
 
 
 def inputs(seed: int, *shape: int) -> Tensor:
@@ -16,12 +16,11 @@ def test_all_leading_axes_are_tokens() -> None:
     rows = x.reshape(15, 4)
     gram = accumulate_gram(torch.zeros(4, 4, dtype=torch.float64), x)
     torch.testing.assert_close(gram, sum(torch.outer(r, r) for r in rows))
-    squares = accumulate_square_sum(torch.zeros(4, dtype=torch.float64), x)
-    torch.testing.assert_close(squares, gram.diagonal())
     count, mean, scatter = accumulate_spread(0, torch.zeros(4).double(), torch.zeros(4).double(), x)
     assert count == 15
     torch.testing.assert_close(mean, rows.mean(0))
     torch.testing.assert_close(scatter / count, rows.var(0, correction=0))
+    torch.testing.assert_close(scatter + count * mean.square(), gram.diagonal())
 
 
 def test_one_token_may_come_alone() -> None:
@@ -60,7 +59,7 @@ def test_the_accumulator_sets_the_precision() -> None:
     total = torch.zeros(1)
     gram = torch.zeros(1, 1)
     for part in torch.split(x, 1):
-        total = accumulate_square_sum(total, part)
+        total = accumulate_level(total, part[None])
         gram = accumulate_gram(gram, part)
     assert total.dtype == gram.dtype == torch.float32
     assert float(total) == float(gram) == 4096  # bfloat16 would stop at 256
@@ -71,7 +70,7 @@ def test_totals_are_not_changed_in_place() -> None:
     x = torch.ones(3, 2, requires_grad=True)
     for fresh in (
         accumulate_gram(gram, x),
-        accumulate_square_sum(squares, x),
+        accumulate_level(squares, x[None]),
         *accumulate_spread(0, zeros, zeros, x)[1:],
     ):
         assert not fresh.requires_grad
@@ -85,7 +84,7 @@ def test_another_number_of_inputs_is_refused() -> None:
         accumulate_gram(torch.zeros(4, 4), x)
     assert str(caught.value) == sentence
     with pytest.raises(SparsifyError) as caught:
-        accumulate_square_sum(torch.zeros(4), x)
+        accumulate_level(torch.zeros(4), x)
     assert str(caught.value) == sentence
     with pytest.raises(SparsifyError) as caught:
         accumulate_spread(0, torch.zeros(4), torch.zeros(4), x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsify.tensors.masks import check_nm, keep_across, keep_global, keep_nm, keep_rows
-from sparsify.tensors.moments import accumulate_gram, accumulate_square_sum
+from sparsify.tensors.moments import accumulate_gram, accumulate_spread
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.scores import magnitude, wanda
 from sparsify.tensors.sparsegpt import sparsegpt
@@ -212,11 +212,13 @@ def test_p8_statistics_do_not_know_the_split(layer: Draw, seed: int, dtype: torc
     x = layer(seed, inputs=24, tokens=128 * 4).x.reshape(128, 4, 24).to(dtype)
 
     def gather(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        gram, squares = torch.zeros(24, 24, dtype=dtype), torch.zeros(24, dtype=dtype)
+        gram, zeros = torch.zeros(24, 24, dtype=dtype), torch.zeros(24, dtype=dtype)
+        spread = (0, zeros, zeros)
         for batch in batches:
             gram = accumulate_gram(gram, batch)
-            squares = accumulate_square_sum(squares, batch)
-        return gram, squares
+            spread = accumulate_spread(*spread, batch)
+        count, mean, scatter = spread
+        return gram, scatter + count * mean.square()
 
     gram, squares = gather((x,))
     # off the diagonal terms cancel, so the rounding to expect is that of sqrt(G_ii G_jj)

@@ -65,6 +65,31 @@ def _masked(program):
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_ranks_agree_with_each_other_and_with_one(how, tmp_path):
+    ranks, one = two_and_one(how, tmp_path)
+    for path, value in one.items():
+        assert torch.equal(ranks[0][path], ranks[1][path]), path
+        if value.dtype == torch.bool:
+            assert torch.equal(value, ranks[0][path]), path
+        else:
+            assert torch.allclose(value, ranks[0][path], atol=1e-4), path
+    assert _agreement(ranks[0]) > 0.9
+
+
+@pytest.mark.parametrize("metric", ["maxip", "wanda", "uniform"])
+def test_two_ranks_keep_the_same_neurons_as_one_process_with_all_the_data(metric, tmp_path):
+    ranks, one = two_and_one(metric, tmp_path)
+    kept = [path for path in one if path.startswith("kept")]
+    assert len({tuple(one[path].tolist()) for path in kept}) > 1
+    for path, value in one.items():
+        assert torch.equal(ranks[0][path], ranks[1][path]), path
+        if path in kept:
+            assert torch.equal(value, ranks[0][path]), path
+        else:
+            assert torch.allclose(value, ranks[0][path], atol=1e-4), path
+
+
+def two_and_one(how, tmp_path):
+    """What `two_ranks.py` saves on each of two ranks, and on one process."""
     script = str(Path(__file__).with_name("two_ranks.py"))
     launch = [
         sys.executable,
@@ -82,14 +107,7 @@ def test_two_ranks_agree_with_each_other_and_with_one(how, tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
     _run([sys.executable, script, str(alone), how], environment)
-    one = torch.load(alone / "0.pt")
-    for path, value in one.items():
-        assert torch.equal(ranks[0][path], ranks[1][path]), path
-        if value.dtype == torch.bool:
-            assert torch.equal(value, ranks[0][path]), path
-        else:
-            assert torch.allclose(value, ranks[0][path], atol=1e-4), path
-    assert _agreement(ranks[0]) > 0.9
+    return ranks, torch.load(alone / "0.pt")
 
 
 def _agreement(tensors):

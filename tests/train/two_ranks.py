@@ -1,4 +1,4 @@
-"""Adaptive training on as many processes as there are; `python two_ranks.py FOLDER ddp|fsdp`."""
+"""Training on as many processes as there are; `python two_ranks.py FOLDER ddp|fsdp|maxip|wanda|uniform`."""
 
 import sys
 
@@ -15,6 +15,7 @@ from sparsify.ir.trace import trace
 from sparsify.tensors.pattern import Pattern
 from sparsify.train.adaptive import AdaptiveMasks, Refresh
 from sparsify.train.data import TextData
+from sparsify.train.omission import Omitting
 from sparsify.train.optimizer import SparseAdamW
 from sparsify.train.sharded import whole
 from sparsify.train.wrapped import ProgramModel
@@ -84,9 +85,33 @@ def sharded():
     return {path: whole(value.detach()) for path, value in program.tensors()}
 
 
+def omitting(metric):
+    """A loop of its own over DDP: the weights at the end and what every step kept."""
+    state = PartialState(cpu=True)
+    text = f"insert-omission{{metric={metric} select=sampling multiple=1}}"
+    program = parse(text).run(traced(), Context())
+    model = ProgramModel(program)
+    if state.num_processes > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    model.train()
+    optimizer = torch.optim.SGD(program.module.parameters(), lr=0.05)
+    run, kept = Omitting(program, seed=3), {}
+    with run.training():
+        for step in range(STEPS):
+            run.begin(step, 0.5)
+            rows = list(range(4 * step, 4 * step + 4))
+            batch = data().batch(rows[state.process_index :: state.num_processes])
+            model(**batch)["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            kept |= {f"kept {step} {path}": index for path, index in run.kept().items()}
+    return {**{path: value.detach() for path, value in program.tensors()}, **kept}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, how = sys.argv[1:]
-    tensors = by_the_pass() if how == "ddp" else sharded()
+    ways = {"ddp": by_the_pass, "fsdp": sharded}
+    tensors = ways[how]() if how in ways else omitting(how)
     torch.save(tensors, f"{folder}/{PartialState().process_index}.pt")
     PartialState().destroy_process_group()

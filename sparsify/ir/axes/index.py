@@ -39,6 +39,10 @@ class Choice:
             result *= size
         return result
 
+    def below(self, axis: Axis, bound: int) -> int:
+        """How many kept indices of an axis lie below a bound."""
+        return int((self.kept(axis) < bound).sum())
+
     def kept(self, axis: Axis) -> Tensor:
         """The kept indices `[size after]` of a whole axis, in order."""
         root = axis.root()

@@ -55,12 +55,11 @@ def _slice(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
     if not choice.touches(whole):
         return
     size = whole.root().size
-    kept = choice.kept(whole)
     for name in ("start", "end"):
         bound = given[name]
         if isinstance(bound, int) and bound != _END:
             bound = max(0, min(size, bound + size if bound < 0 else bound))
-            _set(node, name, int((kept < bound).sum()))
+            _set(node, name, choice.below(whole, bound))
 
 
 def _count(analysis: Analysis, node: fx.Node, choice: Choice) -> None:

@@ -1,0 +1,51 @@
+"""insert-bias: a bias behind the linears that masks take inputs or weights from.
+
+    linear(x, W)  ->  linear(x, W) + b
+
+`W [out, in], b [out]`. b starts at zero, so outputs stay; `choose-bias` sets it to what the removed weights
+gave on average, and `fold-bias` makes it the linear's own, where there was none as well. Source: FLAP
+(2312.11983), section 3.4.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
+from sparsify.errors import OptionError
+from sparsify.ir.bias import add_bias, refuse_unbiasable
+from sparsify.ir.groupmask import group_masks
+from sparsify.ir.program import Program
+from sparsify.ir.views import linears, targeted
+
+
+@dataclass(frozen=True)
+class InsertBias(Pass):
+    """Add a bias behind every targeted linear that carries a mask of the kinds in `of`."""
+
+    name: ClassVar[str] = "insert-bias"
+    moves: ClassVar[Moves] = NOTHING
+    of: tuple[Literal["weights", "channels", "heads"], ...] = ("heads", "channels")
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+
+    def effect(self) -> Effect:
+        """Needs the masks that it makes up for."""
+        return effect(needs=[f"mask.{kind}" for kind in self.of], adds=["bias"])
+
+    def check(self, program: Program) -> None:
+        """Globs must match."""
+        targeted(program, self.targets, self.ignore)
+
+    def rewrite(self, program: Program, context: Context) -> int:
+        """Add every bias; returns how many."""
+        chosen = {view.weight for view in targeted(program, self.targets, self.ignore)}
+        masked = {m.linear.weight for m in group_masks(program) if m.kind in self.of}
+        if "weights" in self.of:
+            masked |= {view.weight for view in linears(program) if view.mask is not None}
+        views = [view for view in linears(program) if view.weight in chosen & masked]
+        if not views:
+            raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
+        refuse_unbiasable(program, views)
+        for view in views:
+            add_bias(program, view)
+        return len(views)
