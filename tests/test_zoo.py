@@ -59,7 +59,7 @@ def masked(program, chosen):
     for kind in chosen:
         count = 64 if kind == "hidden" else 0
         part = 0.25 if count else 0.5
-        ChooseMasks(of=kind, sparsity=part).rewrite(program, context)
+        ChooseMasks(of=(kind,), sparsity=part).rewrite(program, context)
     program.module.recompile()
     program.features |= {f"mask.{kind}" for kind in chosen}
     return program

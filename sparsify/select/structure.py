@@ -76,8 +76,11 @@ def width_at(analysis: Analysis, path: str) -> Group:
     return next(group for group in widths(analysis) if group.key[0] == path)
 
 
-def choose_width(program: Program, sparsity: float, multiple: int) -> int:
-    """Set the mask of every residual width by the weight norms of its features; returns how many."""
+def choose_width(program: Program, chosen: set[str], sparsity: float, multiple: int) -> int:
+    """Set the mask of every residual width by the weight norms of its features; returns how many.
+
+    `chosen` says nothing here: the width runs through every matrix.
+    """
     analysis = analyse(program)
     masks = width_masks(program)
     for mask in masks:

@@ -103,7 +103,7 @@ def test_refusals(traced):
     with pytest.raises(OptionError, match=r"a sparsity of 0\.1 with multiple=1 removes none of 2"):
         run(traced("llama"), "insert-masks{of=layers} | choose-masks{of=layers sparsity=0.1}")
     with pytest.raises(OptionError, match="score=wanda is not for layers; choose magnitude"):
-        ChooseMasks(of="layers", score="wanda", sparsity=0.5).check(traced("llama"))
+        ChooseMasks(of=("layers",), score="wanda", sparsity=0.5).check(traced("llama"))
     with pytest.raises(PipelineError, match=r"put prune-layers before it"):
         run(traced("llama"), "insert-masks{of=layers,blocks} | prune-layers{of=blocks}")
     program = run(traced("llama"), "insert-masks{of=layers}")

@@ -51,13 +51,22 @@ def _record_router(analysis: Analysis, node: fx.Node, args: dict[str, Any], axis
         if source.target in _SOFTMAX:
             excuses.add(over(source))
         source = source.args[1 if source.target in _MASKING else 0]
-    if source.target is not aten.linear.default:
+    if source.target is not aten.linear.default or not _only_ranked(source):
         return
     weight = source.args[1]
     rows = analysis.axes[weight][0]
     if weight.op == "get_attr" and rows.root() is axis.root():
         found = Router(node, source, str(weight.target), axis, int(args["k"]), frozenset(excuses))
         analysis.routers.append(found)
+
+
+def _only_ranked(scores: fx.Node) -> bool:
+    """Whether nothing but a top-k, after softmax and the like, reads scores: -inf harms no one else."""
+    passing = _SOFTMAX | _CASTS | _MASKING
+    return all(
+        user.target is aten.topk.default or (user.target in passing and _only_ranked(user))
+        for user in scores.users
+    )
 
 
 def sort(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
