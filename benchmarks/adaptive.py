@@ -95,17 +95,32 @@ def show(results: Results, options: argparse.Namespace, console: Console) -> Non
     title = f"perplexity, context {options.length}, {options.steps} steps of {options.batch}"
     table = Table(title=title, box=SIMPLE_HEAD)
     texts = list(next(iter(results.values()))[0]["perplexity"])
-    for column in ("row", "seeds", *texts):
+    for column in ("row", "seeds", *texts, "gap closed", "above a fixed mask, by seed"):
         table.add_column(column, no_wrap=True)
+    first = texts[0]
+    ends = [values_of(results, name, first) for name in ("wanda", "dense")]
+    fixed = values_of(results, "fixed mask", first)
     for name, runs in results.items():
         cells = []
         for text in texts:
-            values = [run["perplexity"][text] for run in runs]
+            values = values_of(results, name, text)
             spread = f" ({max(values) - min(values):.2f})" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}")
+        wanda, dense = (end[0] if end else float("nan") for end in ends)
+        own = values_of(results, name, first)
+        cells.append(f"{(wanda - statistics.mean(own)) / (wanda - dense):.1%}")
+        trained = bool(ROWS[name][1]) and len(own) == len(fixed)
+        pairs = zip(own, fixed, strict=True) if trained else ()
+        cells.append(" ".join(f"{value - other:+.2f}" for value, other in pairs))
         table.add_row(name, str(len(runs)), *cells)
     console.print(table)
-    console.print("in brackets: largest minus smallest over the seeds")
+    console.print(f"in brackets: largest minus smallest over the seeds; gap and seeds: {first}")
+
+
+def values_of(results: Results, name: str, text: str) -> list[float]:
+    """The perplexities of a row on a text, by seed."""
+    runs = sorted(results.get(name, []), key=lambda run: run["seed"])
+    return [run["perplexity"][text] for run in runs]
 
 
 def main() -> None:
