@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 THREADS ?= 1
+# Processes that share out the tests.
+WORKERS ?= auto
 # Seconds, or the options of libFuzzer.
 FUZZ ?= 60
 
@@ -12,7 +14,7 @@ demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
 
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest -q -m "not real and not versions"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not real and not versions"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -4,13 +4,13 @@
 
 A rank that grows gets rows of A drawn anew and zeros in B; of one that shrinks what goes is added to the
 weight first: `W + c B A` stays, up to rounding. `A [rank, in], B [out, rank]` have the rank they use. The
-scale c stays. Source: LoSA (2502.14816), section 3.3.
+scale c stays, and so does the text of the graph. Source: LoSA (2502.14816), section 3.3.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
+from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
 from sparsify.ir.types import propagate
@@ -26,7 +26,7 @@ class AllocateRanks(Pass):
     """Resize the branches to ranks with an exact mean; none above `largest`."""
 
     name: ClassVar[str] = "allocate-ranks"
-    moves: ClassVar[Moves] = ROUNDING
+    moves: ClassVar[Moves] = FUNCTION
     mean: int = 8
     largest: int = 16
     samples: int = 128

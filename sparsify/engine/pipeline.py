@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsify.engine.contract import Context, Pass
 from sparsify.engine.dump import Dump
 from sparsify.engine.registry import parse_passes
-from sparsify.engine.remedies import remedy
+from sparsify.engine.remedies import lacking, remedy
 from sparsify.engine.report import Report, Row, count_parameters, count_zeros
 from sparsify.engine.resume import Checkpoints
 from sparsify.errors import LawError, PipelineError, SparsifyError
@@ -53,6 +53,7 @@ class Pipeline:
             if missing:
                 raise PipelineError(
                     f"{where} needs {missing}, but at that point the program has {sorted(features)}"
+                    + lacking(missing)
                 )
             twice = sorted(effect.adds & features)
             if twice:

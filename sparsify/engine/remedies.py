@@ -25,6 +25,20 @@ _OWN = {
 }
 
 
+# Features whose lack has another cure than the pass that sets them.
+_LACKING = {
+    "shares": (
+        "; choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4, "
+        "or put allocate-sparsity before it"
+    ),
+}
+
+
+def lacking(missing: Iterable[str]) -> str:
+    """What to do about features that a pass misses, where there is more to say than their names."""
+    return "".join(_LACKING.get(name, "") for name in missing)
+
+
 def remedies(features: Iterable[str]) -> list[str]:
     """The passes that take features out of a program, each once, in the order of the features."""
     return list(dict.fromkeys(REMEDIES[f] for f in sorted(features) if f in REMEDIES))

@@ -29,7 +29,6 @@ CHOICES = [
     ("sparsity=-0.1", "sparsity -0.1 is not in [0, 1)"),
     ("sparsity=nan", "sparsity nan is not in [0, 1)"),
     ("sparsity=0.5 pattern=2:4", EITHER),
-    ("score=magnitude", EITHER),
     (
         "sparsity=0.5 targets=dwn",
         "the target 'dwn' matches no linear; did you mean 'down'?",
@@ -67,6 +66,14 @@ def test_choices_that_cannot_be_meant(options, sentence, traced):
     found = refusal(OptionError, text, traced("mlp"), data)
     assert found.startswith(f"{where}, 'choose-masks")
     assert found.endswith(f"', {sentence}")
+
+
+def test_a_choice_without_an_amount_names_the_ways_to_give_one(traced):
+    found = refusal(PipelineError, f"{MASKS}choose-masks", traced("mlp"))
+    assert found.endswith(
+        "needs ['shares'], but at that point the program has ['mask.weights']; "
+        f"{EITHER}, or put allocate-sparsity before it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,8 +223,8 @@ def test_passes_that_do_not_fit_each_other(pipeline, sentence, traced):
         (
             "choose-masks{score=hessian}",
             "choose-masks{score} cannot be 'hessian'; "
-            "it takes magnitude|wanda|sparsegpt|activation|fluctuation|taylor|first-order|second-order|"
-            "mixed|influence",
+            "it takes magnitude|wanda|ria|dsnot|sparsegpt|alps|activation|fluctuation|taylor|first-order|"
+            "second-order|mixed|influence",
         ),
         (
             "train{steps=1 distill=kl{temprature=2.0}}",

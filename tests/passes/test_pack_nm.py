@@ -210,7 +210,7 @@ def test_what_stands_around_packed_weights_still_trains(values, sparse, tokens):
 def test_packed_axes_are_pinned_with_the_reason(sparse):
     program = run(sparse("mlp"), "pack-nm{targets=down}")
     pins = [pin for row in rows(analyse(program)) for pin in row.pins]
-    assert any(pin.startswith("packed into the bytes of sparsify.nm_linear at") for pin in pins)
+    assert any(pin == "packed into the bytes of sparsify.nm_linear" for pin in pins)
     with pytest.raises(OptionError, match="no prunable channels"):
         run(program, "insert-masks{of=channels}")
 

@@ -258,7 +258,7 @@ CALLS = [
     (lambda t: load_data("./nowhere", t, 8),
      "the data './nowhere' does not exist; give a file, a folder or a dataset name"),
     (lambda t: load_data("a.txt", t, 8, kind="prose"),
-     "there is no kind of data 'prose'; there are: text, sentences"),
+     "there is no kind of data 'prose'; there are: text, sentences, chat"),
     (lambda t: load_data("a:b:c:d", t, 8),
      "'a:b:c:d' is no dataset; the form is name[:config][:split]"),
     (lambda t: TensorData({}), "the data has no sequence"),
