@@ -64,7 +64,7 @@ def stream(job: Job, source: Source, console: Console, *, resume: bool) -> None:
     data = load_data(source.data, load_tokenizer(job.model), source.length)
     with Bar(console) as bar:
         prune(job, data, bar, resume=resume)
-    console.print(f"written: {job.out}")
+    console.print(f"written: {job.out}", soft_wrap=True, markup=False)
 
 
 def show_plan(job: Job, source: Source, console: Console) -> Plan:
