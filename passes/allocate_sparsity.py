@@ -118,11 +118,9 @@ class AllocateSparsity(Pass):
             indices = sample(context.data, self.samples, context.seed)
             grams = feature_grams(program, layers, context.data, indices, self.batch)
             theta = redundancy(grams, debiased=self.debiased)
-            spread = next(value for most, value in _RMI if target <= most)
-            spread = spread if self.spread is None else self.spread
             # What a layer loses costs the more, the less of it the others know.
-            return fill(sizes * torch.exp(-theta), target, spread, sizes)
-        spread = _SPREADS[self.by] if self.spread is None else self.spread
+            return fill(sizes * torch.exp(-theta), target, self._spread(), sizes)
+        spread = self._spread()
         if self.by == "owl":
             score = by_wanda(program)
             shares = [
@@ -136,6 +134,13 @@ class AllocateSparsity(Pass):
             self._mean(layer, lambda v: hill_exponent(_weight(program, v))) for layer in layers
         ]
         return by_tails(torch.tensor(tails), target, spread, sizes)
+
+    def _spread(self) -> float:
+        if self.spread is not None:
+            return self.spread
+        if self.by == "rmi":
+            return next(value for most, value in _RMI if self.sparsity <= most)
+        return _SPREADS[self.by]
 
     def _global(self, program: Program, layers: Sequence[Layer]) -> Tensor:
         views = [view for layer in layers for view in layer.views]

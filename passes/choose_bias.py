@@ -8,6 +8,7 @@ Choosing again, after other masks say, starts afresh. The text of the graph stay
 section 3.4.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.ir.bias import AddedBias, added_biases
-from sparsify.ir.groupmask import expand_group_mask, group_masks
+from sparsify.ir.groupmask import GroupMask, expand_group_mask, group_masks
 from sparsify.ir.program import Program
 from sparsify.ir.views import branched_weight, out_in
 from sparsify.select.statistics import statistics_of
@@ -36,24 +37,24 @@ class ChooseBias(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose every bias; returns how many."""
-        found = added_biases(program)
+        found, masks = added_biases(program), group_masks(program)
         for item in found:
             view = item.linear
             mean = statistics_of(program, view.x, view.weight).mean
-            bias = mean_bias(_removed(program, item), mean)
+            bias = mean_bias(_removed(program, item, masks), mean)
             with torch.no_grad():
                 program.tensor(item.path).copy_(bias)
         return len(found)
 
 
-def _removed(program: Program, item: AddedBias) -> Tensor:
+def _removed(program: Program, item: AddedBias, masks: Sequence[GroupMask]) -> Tensor:
     """The weights `[out, in]` that masks take away, zero where they stay."""
     view = item.linear
     weight = out_in(view, branched_weight(program, view))
     kept = torch.ones_like(weight, dtype=torch.bool)
     if view.mask is not None:
         kept &= out_in(view, program.tensor(view.mask))
-    for mask in group_masks(program):
+    for mask in masks:
         if mask.linear.weight == view.weight:
             kept &= expand_group_mask(program, mask, weight.shape[1])
     return weight * ~kept

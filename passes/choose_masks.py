@@ -197,10 +197,12 @@ class ChooseMasks(Pass):
         for kind in self.of:
             if kind in KINDS:
                 places += self._blocks(program, context, kind, chosen)
-            elif kind in ("experts", "hidden"):
+            elif kind == "experts":
                 assert self.sparsity is not None
-                choose = choose_experts if kind == "experts" else choose_width
-                places += choose(program, chosen, self.sparsity, self._multiple(kind))
+                places += choose_experts(program, chosen, self.sparsity, self._multiple(kind))
+            elif kind == "hidden":
+                assert self.sparsity is not None
+                places += choose_width(program, self.sparsity, self._multiple(kind))
         kinds = [kind for kind in self.of if kind in ("channels", "heads")]
         return places + (self._groups(program, context, chosen, kinds) if kinds else 0)
 

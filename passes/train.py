@@ -19,8 +19,9 @@ from sparsify.engine.training import AdamS, ArsSte, Every, Kl, Lors, Pull, Squar
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
 from sparsify.ir.recompute import recomputed_weights
-from sparsify.ir.views import linears, out_in, targeted
+from sparsify.ir.views import linears, targeted
 from sparsify.select.statistics import by_wanda
+from sparsify.select.weights import Target, check_axes
 from sparsify.tensors.pattern import Pattern
 from sparsify.train.adaptive import Refresh
 from sparsify.train.loop import Figures, Settings, Sparse, train
@@ -131,11 +132,8 @@ class Train(Pass):
             )
         if self.masks.steps < 1:
             raise OptionError(f"masks=every{{steps={self.masks.steps}}} must be at least 1")
-        pattern = Pattern.parse(self.masks.pattern)
-        for view in linears(program):
-            if view.mask is not None:
-                weight = program.tensor(view.weight)
-                pattern.check_axis(out_in(view, weight).shape[1], f"@{view.weight}")
+        masked = [view for view in linears(program) if view.mask is not None]
+        check_axes(program, masked, Target.of(None, self.masks.pattern))
         if self.decay is not None:
             self.decay.check()
         if isinstance(self.decay, AdamS):

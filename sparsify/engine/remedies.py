@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from sparsify.select.weights import EITHER
+
 # Feature -> the pass that takes it out of a program.
 REMEDIES = {
     "probe": "remove-probes",
@@ -27,10 +29,7 @@ _OWN = {
 
 # Features whose lack has another cure than the pass that sets them.
 _LACKING = {
-    "shares": (
-        "; choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4, "
-        "or put allocate-sparsity before it"
-    ),
+    "shares": f"; {EITHER}, or put allocate-sparsity before it",
 }
 
 

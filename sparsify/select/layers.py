@@ -1,8 +1,7 @@
 """Layers as allocations see them: the linears that share a sparsity or a rank, and their features."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +11,7 @@ from sparsify.ir.axes.residual import Block, blocks
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear
+from sparsify.select.values import Values
 from sparsify.train.data import Data, batches
 
 # Features that a Gram matrix takes at a time, in float32.
@@ -48,29 +48,6 @@ def layers_of(program: Program, views: Sequence[Linear]) -> list[Layer]:
         Layer(tuple(inside[number].values()), found[number].x, found[number].y)
         for number in sorted(inside)
     ]
-
-
-class Values(fx.Interpreter):
-    """Runs a program and keeps the values of some nodes."""
-
-    def __init__(self, program: Program, nodes: Sequence[fx.Node]) -> None:
-        super().__init__(program.module)
-        self._program, self._wanted = program, set(nodes)
-        self.found: dict[fx.Node, Tensor] = {}
-
-    def of(self, batch: Mapping[str, Tensor]) -> dict[fx.Node, Tensor]:
-        """The values on a batch."""
-        self.found = {}
-        with torch.no_grad():
-            self.run(*self._program.complete(batch).values())
-        return self.found
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Interpret a node, and keep its value if it is wanted."""
-        value = super().run_node(n)
-        if n in self._wanted:
-            self.found[n] = value
-        return value
 
 
 def feature_grams(
@@ -119,18 +96,13 @@ def layer_errors(
             "start from a model of the same layers"
         ) from error
     here, there = Values(program, ends), Values(dense, twins)
-    lost: list[Tensor | float] = [0.0] * len(layers)
-    whole: list[Tensor | float] = [0.0] * len(layers)
+    totals: dict[int, Tensor] = {}
     for part in parts:
         mine, theirs = here.of(part), there.of(part)
         for i, (end, twin) in enumerate(zip(ends, twins, strict=True)):
             target = theirs[twin].double().flatten(0, -2)
-            lost[i] += (target - mine[end].double().flatten(0, -2)).square().sum(0)
-            whole[i] += target.square().sum(0)
+            lost = target - mine[end].double().flatten(0, -2)
+            sums = torch.stack([lost.square().sum(0), target.square().sum(0)])
+            totals[i] = totals[i] + sums if i in totals else sums
     tiny = torch.finfo(torch.float64).tiny
-    return torch.stack(
-        [
-            (torch.as_tensor(a) / torch.as_tensor(b).clamp_min(tiny)).mean()
-            for a, b in zip(lost, whole, strict=True)
-        ]
-    )
+    return torch.stack([(lost / whole.clamp_min(tiny)).mean() for lost, whole in totals.values()])

@@ -10,11 +10,10 @@ from sparsify.errors import OptionError
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, branched_weight, composed_weight, out_in
 from sparsify.select.statistics import Statistics, statistics_of
-from sparsify.select.weights import Target, store_weight
+from sparsify.select.weights import Scope, Target, keep, store_weight
 from sparsify.tensors import scores
 from sparsify.tensors.alps import alps
 from sparsify.tensors.dsnot import dsnot
-from sparsify.tensors.masks import keep_global, keep_nm, keep_rows
 from sparsify.tensors.sparsegpt import sparsegpt
 
 Method = Literal["magnitude", "wanda", "ria", "dsnot", "sparsegpt", "alps"]
@@ -69,21 +68,17 @@ class OneShot:
                 damping=self.damping,
             )
         if self.method == "ria":
-            score, scope = scores.ria(weight, seen.square), "layer"
-        else:
-            score, scope = scores.wanda(weight, seen.square, seen.tokens), "row"
-        mask = self._keep(score, scope)
+            mask = self._keep(scores.ria(weight, seen.square), "layer")
+            return weight * mask, mask
+        score = scores.wanda(weight, seen.square, seen.tokens)
+        mask = self._keep(score, "row")
         if self.method == "dsnot":
             mask = dsnot(weight, mask, score, seen.mean, seen.variance, pattern=self.wanted.pattern)
         return weight * mask, mask
 
-    def _keep(self, score: Tensor, own: str) -> Tensor:
+    def _keep(self, score: Tensor, own: Scope) -> Tensor:
         """The mask by scores `[out, in]`, ranked as asked or as the method's `own` paper does."""
-        if self.wanted.pattern is not None:
-            return keep_nm(score, self.wanted.pattern)
-        scope = own if self.scope == "auto" else self.scope
-        keep: Callable[[Tensor, float], Tensor] = keep_rows if scope == "row" else keep_global
-        return keep(score, self.wanted.fraction)
+        return keep(score, self.wanted, own if self.scope == "auto" else self.scope)
 
 
 def prune_linears(

@@ -46,19 +46,16 @@ def choose_experts(program: Program, chosen: set[str], sparsity: float, multiple
     `chosen` are the matrices of routers that count. At least as many experts stay as a token is sent
     to. Returns how many masks.
     """
-    found = {
-        path: group
-        for path, group in masked_experts(program).items()
-        if path.removesuffix("_experts_mask") in chosen
-    }
-    if not found:
+    masks = [mask for mask in expert_masks(program) if mask.weight in chosen]
+    if not masks:
         raise OptionError("no target is a router with a mask; widen the targets")
-    for path, group in found.items():
-        scores = weight_norm(program, group)
-        kept = keep_blocks(scores, sparsity, multiple, group.least)
+    of = masked_experts(program)
+    for mask in masks:
+        group = of[mask.path]
+        kept = keep_blocks(weight_norm(program, group), sparsity, multiple, group.least)
         with torch.no_grad():
-            program.tensor(path).copy_(kept)
-    return len(found)
+            program.tensor(mask.path).copy_(kept)
+    return len(masks)
 
 
 def widths(analysis: Analysis) -> list[Group]:
@@ -76,11 +73,8 @@ def width_at(analysis: Analysis, path: str) -> Group:
     return next(group for group in widths(analysis) if group.key[0] == path)
 
 
-def choose_width(program: Program, chosen: set[str], sparsity: float, multiple: int) -> int:
-    """Set the mask of every residual width by the weight norms of its features; returns how many.
-
-    `chosen` says nothing here: the width runs through every matrix.
-    """
+def choose_width(program: Program, sparsity: float, multiple: int) -> int:
+    """Set the mask of every residual width by the weight norms of its features; returns how many."""
     analysis = analyse(program)
     masks = width_masks(program)
     for mask in masks:

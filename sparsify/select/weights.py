@@ -1,6 +1,6 @@
 """Masks for single weights: scores by name, and the comparison group they are ranked in."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from sparsify.tensors.pattern import Pattern
 
 Scope = Literal["row", "layer", "global"]
 Gradients = Mapping[str, Tensor]
+EITHER = "choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4"
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,7 @@ class Target:
     def of(cls, sparsity: float | None, pattern: str | None) -> "Target":
         """A target from options; OptionError when they are missing, out of range or in conflict."""
         if (sparsity is None) == (pattern is None):
-            raise OptionError(
-                "choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4"
-            )
+            raise OptionError(EITHER)
         if sparsity is not None and not 0 <= sparsity < 1:
             raise OptionError(f"sparsity {sparsity} is not in [0, 1)")
         return cls(sparsity, Pattern.parse(pattern) if pattern is not None else None)
@@ -82,13 +81,18 @@ def choose_together(
 ) -> dict[str, Tensor]:
     """Keep-masks `[out, in]` by weight path, by scores that compare between linears: N:M, else by scope."""
     scored = {path: _score(program, view, name, gradients) for path, view in views.items()}
+    if target.pattern is None and scope == "global":
+        masks = keep_across(list(scored.values()), target.fraction)
+        return dict(zip(scored, masks, strict=True))
+    return {path: keep(value, target, scope) for path, value in scored.items()}
+
+
+def keep(score: Tensor, target: Target, scope: Scope) -> Tensor:
+    """The keep-mask of one weight by scores `[out, in]`: N:M in each row, else by row or over the whole."""
     if target.pattern is not None:
-        return {path: keep_nm(value, target.pattern) for path, value in scored.items()}
-    sparsity = target.fraction
-    if scope == "global":
-        return dict(zip(scored, keep_across(list(scored.values()), sparsity), strict=True))
-    keep: Callable[[Tensor, float], Tensor] = keep_rows if scope == "row" else keep_global
-    return {path: keep(value, sparsity) for path, value in scored.items()}
+        return keep_nm(score, target.pattern)
+    ranked = keep_rows if scope == "row" else keep_global
+    return ranked(score, target.fraction)
 
 
 def _score(program: Program, view: Linear, name: str, gradients: Gradients) -> Tensor:

@@ -22,7 +22,7 @@ from sparsify.ir.shell import trace_shell
 from sparsify.ir.stages import run_stage, stages
 from sparsify.ir.views import Linear, feature_size, out_in, refuse_shared, targeted
 from sparsify.select.one_shot import OneShot
-from sparsify.select.statistics import Sums, kept_rows, padding
+from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
 from sparsify.select.weights import check_axes
 from sparsify.stream.activations import Activations
 from sparsify.stream.checkpoint import Borrowed, Checkpoint
@@ -160,19 +160,22 @@ class _Run:
         seen = sums.statistics()
         del sums
         for view in stage.linears:
-            self._prune(view, seen, time.perf_counter() - started)
-            started = time.perf_counter()
+            mask = self._prune(view, seen)
+            now = time.perf_counter()
+            sparsity = 1 - float(mask.float().mean())
+            # The first linear of a stage bears what the stage took.
+            self.rows.append(
+                {"weight": view.weight, "sparsity": sparsity, "seconds": now - started}
+            )
+            started = now
 
-    def _prune(self, view: Linear, seen: Any, before: float) -> None:
-        started = time.perf_counter()
+    def _prune(self, view: Linear, seen: Statistics) -> Tensor:
+        """Prune one linear; its keep-mask `[out, in]`."""
         self.borrowed.need([view.weight])
         weight = out_in(view, self.program.tensor(view.weight).detach())
         new, mask = self.job.how(weight, seen)
         self.borrowed.put(view.weight, out_in(view, new.to(weight.dtype)).contiguous())
-        seconds = before + time.perf_counter() - started
-        self.rows.append(
-            {"weight": view.weight, "sparsity": 1 - float(mask.float().mean()), "seconds": seconds}
-        )
+        return mask
 
     def _begins_layer(self, number: int) -> bool:
         return number > 0 and self.stages[number].layer != self.stages[number - 1].layer

@@ -1,0 +1,204 @@
+"""LoSA taken apart on the embedded model: what every part of it adds to one-shot pruning.
+
+One-shot Wanda, branches trained under its mask, the cubic ladder, sparsity by redundancy, ranks by error
+(that is LoSA); ATP and OWL in place of redundancy; and branches trained without the mask, merged and
+pruned again. Every trained row takes as many steps on the same sequences, and starts every rung with a
+warm-up; ranks are 8, or 8 in the mean. Text as in `adaptive.py`. Seconds are those of the passes: what
+observes and decides, what chooses masks, what trains. With `--json` a run that was stopped goes on.
+
+    python benchmarks/losa_ladder.py --sources FOLDER --sources FOLDER [--text FILE] [--json FILE]
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from adaptive import Results, measured, texts_of, values_of
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from sparsify import Context, load_model, parse, trace
+from sparsify.engine.report import Report, Row
+from sparsify.files import read_json, write_json
+from sparsify.measure.machine import machine, machine_line
+from sparsify.tensors.allocation import cubic
+from sparsify.train.data import Data
+
+RUNGS = 5
+# Name -> the share of zeros, and what makes it whole N of M.
+TARGETS = {"50 %": (0.5, ""), "70 %": (0.7, ""), "mixed 2:8": (0.75, " m=8")}
+# Name -> what gives layers their sparsity, on how many rungs, whether ranks follow the error.
+LADDER = {
+    "masked branches": ("uniform", 1, False),
+    "+ cubic ladder": ("uniform", RUNGS, False),
+    "+ sparsity by redundancy": ("rmi", RUNGS, False),
+    "+ ranks by error: LoSA": ("rmi", RUNGS, True),
+    "ATP in place of redundancy": ("atp spread=0.02", RUNGS, False),
+    "OWL in place of redundancy": ("owl", RUNGS, False),
+}
+ONE_SHOT = "one-shot Wanda"
+PLAIN = "plain branches, merged, pruned again"
+ROWS = ["dense", ONE_SHOT, *LADDER, PLAIN]
+KINDS = {
+    "choose-masks": "choosing",
+    "train": "training",
+    "calibrate": "deciding",
+    "allocate-sparsity": "deciding",
+    "allocate-ranks": "deciding",
+}
+
+
+def pipeline(row: str, target: str, options: argparse.Namespace) -> str:
+    """The pipeline of a row."""
+    final, m = TARGETS[target]
+    if row == "dense":
+        return ""
+
+    def pruned(by: str, sparsity: float) -> str:
+        share = f"allocate-sparsity{{by={by} sparsity={sparsity:.4f}{m}}}"
+        return (
+            f"insert-probes | calibrate{{samples=128}} | {share} | choose-masks{{score=wanda}} | "
+            "remove-probes"
+        )
+
+    def trained(steps: int) -> str:
+        return (
+            f"train{{steps={steps} batch={options.batch} lr={options.lr} warmup=0.3 "
+            "schedule=linear update=lora}"
+        )
+
+    once = f"insert-masks | {pruned('uniform', final)}"
+    branches = "insert-lora{rank=8 alpha=16.0}"
+    if row == ONE_SHOT:
+        return f"{once} | fold-masks"
+    if row == PLAIN:
+        return (
+            f"{once} | fold-masks | {branches} | {trained(options.steps)} | fold-lora | "
+            f"{once} | fold-masks"
+        )
+    by, rungs, follows = LADDER[row]
+    parts = ["insert-masks", branches]
+    for t in range(1, rungs + 1):
+        parts.append(pruned(by, cubic(t, rungs, final)))
+        if follows:
+            parts.append(f"allocate-ranks{{mean={5 + t} largest=16}}")
+        parts.append(trained(options.steps // rungs))
+    return " | ".join([*parts, "fold-lora", "fold-masks"])
+
+
+def run_of(
+    row: str,
+    target: str,
+    data: Data,
+    tests: dict[str, Data],
+    options: argparse.Namespace,
+    seed: int,
+) -> dict[str, Any]:
+    """One row with one seed: perplexities, zeros, and seconds by what they were spent on."""
+    model, tokenizer = load_model("embedded")
+    program = trace(model, tokenizer=tokenizer)
+    text, report = pipeline(row, target, options), Report()
+    nodes = len(program.graph.nodes)
+    if text:
+        context = Context(data=data, seed=seed)
+        program = parse(text).run(program, context, report=report, compare=False)
+    assert len(program.graph.nodes) == nodes, "something of the branches is left"
+    return {
+        "seed": seed,
+        "pipeline": text,
+        "zeros": report.rows[-1].zeros if text else 0,
+        "seconds": costs(report.rows),
+        "perplexity": {test: measured(program, part) for test, part in tests.items()},
+    }
+
+
+def costs(rows: list[Row]) -> dict[str, float]:
+    """Seconds of the passes by kind."""
+    total = dict.fromkeys(KINDS.values(), 0.0)
+    for row in rows:
+        if row.name in KINDS:
+            total[KINDS[row.name]] += row.seconds
+    return total
+
+
+def show(results: Results, target: str, options: argparse.Namespace, console: Console) -> None:
+    """The table of one target."""
+    title = (
+        f"{target}, perplexity, context {options.length}, {options.steps} steps of {options.batch}"
+    )
+    table = Table(title=title, box=SIMPLE_HEAD)
+    texts = list(results["dense"][0]["perplexity"])
+    times = list(dict.fromkeys(KINDS.values()))
+    columns = ("row", "seeds", *texts, "gap closed", "against LoSA, by seed", "zeros")
+    for column in (*columns, *(f"{kind}, s" for kind in times)):
+        table.add_column(column, no_wrap=True, justify="left" if column == "row" else "right")
+    losa = values_of(results, list(LADDER)[3], texts[0])
+    worst = statistics.mean(values_of(results, ONE_SHOT, texts[0]) or [float("nan")])
+    best = values_of(results, "dense", texts[0])[0]
+    for row, runs in results.items():
+        if not runs:
+            continue
+        cells = []
+        for text in texts:
+            values = values_of(results, row, text)
+            spread = f" ({max(values) - min(values):.2f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        own = values_of(results, row, texts[0])
+        pairs = zip(own, losa, strict=True) if len(own) == len(losa) else ()
+        table.add_row(
+            row,
+            str(len(runs)),
+            *cells,
+            f"{(worst - statistics.mean(own)) / (worst - best):.1%}",
+            " ".join(f"{value - other:+.2f}" for value, other in pairs),
+            f"{runs[0]['zeros']:,}",
+            *(f"{statistics.mean(run['seconds'][kind] for run in runs):.0f}" for kind in times),
+        )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sources", type=Path, action="append", required=True)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.002)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="repeat")
+    parser.add_argument("--row", action="append", choices=ROWS, help="one row alone; repeat")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    data, tests = texts_of(options)
+    console = Console(width=160)
+    console.print(machine_line(machine()))
+    found: dict[str, Results] = {}
+    about = {name: getattr(options, name) for name in ("steps", "batch", "length", "lr")}
+    if options.json and options.json.is_file():
+        stored = read_json(options.json)
+        if stored["options"] != about:
+            raise SystemExit(f"{options.json} was made with other options; name another file")
+        found = stored["targets"]
+    for seed in [int(word) for word in options.seeds.split(",")]:
+        for target in options.target or TARGETS:
+            for row in options.row or ROWS:
+                runs = found.setdefault(target, {}).setdefault(row, [])
+                if any(run["seed"] == seed for run in runs) or (runs and row == "dense"):
+                    continue
+                runs.append(run_of(row, target, data, tests, options, seed))
+                shown = {key: runs[-1][key] for key in ("seed", "zeros", "seconds", "perplexity")}
+                console.print(target, row, shown)
+                if options.json:
+                    stored = {"options": about, "machine": machine(), "targets": found}
+                    write_json(options.json, stored)
+    for target, results in found.items():
+        show(results, target, options, console)
+
+
+if __name__ == "__main__":
+    main()
