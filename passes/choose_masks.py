@@ -8,38 +8,42 @@ move the kept weights, `taylor` |W dL/dW| (ranked over all layers); an N:M patte
 in each row. With neither sparsity nor pattern each gets its share of `allocate-sparsity`. Channels and heads:
 `magnitude`, `wanda` (Wanda-sp), `activation` (Minitron), `fluctuation` (FLAP), `taylor` |dL/dmask|, and of
 LLM-Pruner `first-order` |W G|, `second-order` |W^2 H|, `mixed` |W G - W^2 H / 2|. Experts and hidden:
-`magnitude`, at least as many experts stay as a token is sent to. Layers and blocks, all ranked together:
-`magnitude`, the mean of |W| inside, or `influence` 1 - cos(x, y) of what goes in and comes out (ShortGPT),
-which is what `activation` means for them, too (Minitron). The text of the graph stays.
+`magnitude` and those of LLM-Pruner, hidden also `activation` (Minitron); at least as many experts stay as a
+token is sent to. Layers and blocks, all ranked together: `magnitude`, the mean of |W| inside, or `influence`
+1 - cos(x, y) of what goes in and comes out (ShortGPT), which `activation` means for them, too (Minitron).
+The text of the graph stays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
-import torch
+from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.engine.shape import Shape
 from sparsify.errors import OptionError
-from sparsify.ir.axes.walk import analyse
 from sparsify.ir.blockmask import KINDS
-from sparsify.ir.groupmask import group_masks
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
-from sparsify.select import groups
 from sparsify.select.gradients import weight_gradients
-from sparsify.select.importance import OF_DATA, OF_STATISTICS, Normalise, gather, importance
-from sparsify.select.influence import influences
+from sparsify.select.groups import Amount, Rule
+from sparsify.select.importance import (
+    OF_DATA,
+    OF_GRADIENTS,
+    OF_STATISTICS,
+    Criterion,
+    Normalise,
+)
 from sparsify.select.one_shot import Method, OneShot, prune_linears
 from sparsify.select.structure import (
-    blocks_among,
+    choose_blocks,
     choose_experts,
+    choose_groups,
     choose_width,
     keep_blocks,
-    mean_weight,
     most,
-    set_blocks,
 )
 from sparsify.select.weights import (
     Gradients,
@@ -97,7 +101,7 @@ class ChooseMasks(Pass):
     to: Shape | None = None
     scope: Literal["auto", "row", "layer", "global"] = "auto"
     normalise: Literal["auto", "none", "mean", "standard"] = "auto"
-    rule: groups.Rule = "groups"
+    rule: Rule = "groups"
     multiple: int = 1
     damping: float = 0.01
     samples: int = 32
@@ -185,7 +189,8 @@ class ChooseMasks(Pass):
         if kind in KINDS:
             return _OF_BLOCKS
         if kind in ("experts", "hidden"):
-            return ("magnitude",)
+            felt = ("activation",) if kind == "hidden" else ()
+            return ("magnitude", *felt, *sorted(OF_GRADIENTS))
         return ("magnitude", "taylor", *sorted(OF_STATISTICS | OF_DATA))
 
     def rewrite(self, program: Program, context: Context) -> int:
@@ -193,36 +198,27 @@ class ChooseMasks(Pass):
         chosen = {view.weight for view in self._targeted(program)}
         if self.of == ("weights",):
             return self._weights(program, context, chosen)
-        places = 0
+        indices = sample(context.data, self.samples, context.seed) if context.data else []
+        by = Criterion(self.score, self._normalised(), context.data, indices, self.batch)
+        sparsity, places = self.sparsity or 0.0, 0
         for kind in self.of:
+            multiple = self.multiple if self.of == (kind,) else 1
             if kind in KINDS:
-                places += self._blocks(program, context, kind, chosen)
+                places += choose_blocks(program, kind, chosen, by, self._keep(kind, multiple))
             elif kind == "experts":
-                assert self.sparsity is not None
-                places += choose_experts(program, chosen, self.sparsity, self._multiple(kind))
+                places += choose_experts(program, chosen, by, sparsity, multiple)
             elif kind == "hidden":
-                assert self.sparsity is not None
-                places += choose_width(program, self.sparsity, self._multiple(kind))
+                places += choose_width(program, by, sparsity, multiple)
         kinds = [kind for kind in self.of if kind in ("channels", "heads")]
-        return places + (self._groups(program, context, chosen, kinds) if kinds else 0)
+        if kinds:
+            places += choose_groups(program, kinds, chosen, by, self._amount(by.normalise))
+        return places
 
-    def _multiple(self, kind: str) -> int:
-        return self.multiple if self.of == (kind,) else 1
-
-    def _blocks(self, program: Program, context: Context, kind: str, chosen: set[str]) -> int:
-        found = blocks_among(program, kind, chosen)
-        if self.score == "magnitude":
-            scores = torch.tensor([mean_weight(program, block) for block in found.values()])
-        else:
-            assert context.data is not None
-            indices = sample(context.data, self.samples, context.seed)
-            scores = influences(program, found, context.data, indices, self.batch)
+    def _keep(self, kind: str, multiple: int) -> Callable[[Tensor], Tensor]:
+        """Makes the keep-mask of the scores of layers or blocks."""
         if self.to is not None:
-            kept = keep_top(scores, self.to.sizes()[kind])
-        else:
-            assert self.sparsity is not None
-            kept = keep_blocks(scores, self.sparsity, self._multiple(kind))
-        return set_blocks(program, found, kept)
+            return partial(keep_top, count=self.to.sizes()[kind])
+        return partial(keep_blocks, sparsity=self.sparsity or 0.0, multiple=multiple)
 
     def _weights(self, program: Program, context: Context, chosen: set[str]) -> int:
         views = {v.weight: v for v in linears(program) if v.mask is not None and v.weight in chosen}
@@ -247,30 +243,6 @@ class ChooseMasks(Pass):
     def _by_plan(self) -> bool:
         return self.of == ("weights",) and self.sparsity is None and self.pattern is None
 
-    def _groups(
-        self, program: Program, context: Context, chosen: set[str], kinds: Sequence[str]
-    ) -> int:
-        analysis, present = analyse(program), group_masks(program)
-        found = []
-        for kind in kinds:
-            sites = groups.sites(analysis, present, kind)
-            found += [site for site in sites if site.mask.linear.weight in chosen]
-            if not found or found[-1].mask.kind != kind:
-                raise OptionError(
-                    f"no target has a mask of {kind}; name the linears that take them in"
-                )
-        indices = sample(context.data, self.samples, context.seed) if context.data else []
-        evidence = gather(program, found, self.score, context.data, indices, self.batch)
-        normalise = self._normalised()
-        scored = [importance(program, site, self.score, evidence, normalise) for site in found]
-        scored = groups.of_one_axis(scored, found)
-        costs = [groups.unit_cost(program, site, self.rule) for site in found]
-        masks = groups.keep(scored, found, self._amount(normalise), costs)
-        with torch.no_grad():
-            for site, mask in zip(found, masks, strict=True):
-                program.tensor(site.mask.path).copy_(mask)
-        return len(masks)
-
     def _normalised(self) -> Normalise:
         """How layers are made comparable; `auto` leaves scores that estimate the loss as they are."""
         if self.normalise != "auto":
@@ -278,9 +250,9 @@ class ChooseMasks(Pass):
         comparable = self.score in OF_DATA or (len(self.of) == 1 and self.score != "fluctuation")
         return "none" if self.scope != "global" or comparable else "standard"
 
-    def _amount(self, normalise: Normalise) -> groups.Amount:
+    def _amount(self, normalise: Normalise) -> Amount:
         several = len(self.of) > 1
-        return groups.Amount(
+        return Amount(
             sparsity=self.sparsity or 0.0,
             sizes=self.to.sizes() if self.to is not None else {},
             scope=self.scope,

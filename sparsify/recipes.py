@@ -128,18 +128,6 @@ RECIPES = (
         "insert-masks | choose-masks{score=magnitude sparsity=0.5} | fold-masks",
     ),
     Recipe(
-        "wanda",
-        "half of the weights by size times input norm, ranked in each row, no retraining",
-        "insert-probes | calibrate | insert-masks | choose-masks{score=wanda sparsity=0.5} | "
-        "remove-probes | fold-masks",
-    ),
-    Recipe(
-        "sparsegpt",
-        "half of the weights by SparseGPT, no retraining",
-        "insert-probes{gram=true} | calibrate | insert-masks | "
-        "choose-masks{score=sparsegpt sparsity=0.5} | remove-probes | fold-masks",
-    ),
-    Recipe(
         "flap",
         "a fifth of what heads and channels hold, what fluctuates least first, its mean kept as a bias; "
         "layers end up uneven; no retraining",

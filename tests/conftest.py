@@ -1,6 +1,10 @@
 """Small models with weights that are nowhere trivial, and their programs, traced once a session."""
 
+import os
 from collections.abc import Callable
+
+# Read when the hub's client is imported: a name that is no folder fails at once, on every machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch

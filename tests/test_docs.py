@@ -37,6 +37,11 @@ def test_recipes_parse_and_print_themselves():
         assert str(parse(str(pipeline))) == str(pipeline)
 
 
+def test_every_recipe_has_its_own_name():
+    names = [item.name for item in RECIPES]
+    assert len(set(names)) == len(names)
+
+
 def test_the_pipeline_of_the_readme_parses():
     text = (ROOT / "README.md").read_text()
     quoted = re.search(r"sparsify\.parse\(\n(.*?)\n\)", text, re.DOTALL).group(1)

@@ -26,6 +26,20 @@ OF_DATA = OF_GRADIENTS | {"taylor"}
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """A score by name, and the data it may look at, some sequences at a time.
+
+    `normalise` makes sites comparable in one ranking; see `importance`.
+    """
+
+    name: str
+    normalise: Normalise = "none"
+    data: Data | None = None
+    indices: Sequence[int] = ()
+    batch: int = 1
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What gradients say: by mask `[size]` mean |dLoss / dmask|, by weight the mean of G and of G^2."""
 
@@ -33,27 +47,19 @@ class Evidence:
     moments: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-def gather(
-    program: Program,
-    chosen: Sequence[Site],
-    name: str,
-    data: Data | None,
-    indices: Sequence[int],
-    batch: int,
-) -> Evidence:
+def gather(program: Program, chosen: Sequence[Site], by: Criterion) -> Evidence:
     """The evidence that a criterion needs; gradients of the second order are taken sample by sample."""
-    if name not in OF_DATA:
+    if by.name not in OF_DATA:
         return Evidence()
-    assert data is not None
-    if name == "taylor":
-        return Evidence(slopes=mask_derivatives(program, chosen, data, indices, batch))
+    assert by.data is not None
+    if by.name == "taylor":
+        slopes = mask_derivatives(program, chosen, by.data, by.indices, by.batch)
+        return Evidence(slopes=slopes)
     paths = {path for site in chosen for of in _axes(site.of) for path, _ in matrices(program, of)}
-    return Evidence(moments=gradient_moments(program, data, indices, sorted(paths)))
+    return Evidence(moments=gradient_moments(program, by.data, by.indices, sorted(paths)))
 
 
-def importance(
-    program: Program, site: Site, name: str, evidence: Evidence, normalise: Normalise
-) -> Tensor:
+def importance(program: Program, site: Site, by: Criterion, evidence: Evidence) -> Tensor:
     """Importance `[size]` of each channel or query head of a site; larger is kept.
 
     With W every weight of the group (rows that make it, columns that read it) and x_j the inputs of the
@@ -72,10 +78,10 @@ def importance(
     `normalise` is for rankings over several layers: `standard` takes the scores of a site in units of
     their spread, `mean` in units of their mean, then averages over a head's inputs.
     """
-    values, index = _scored(program, site, name, evidence)
-    if normalise == "none":
+    values, index = _scored(program, site, by.name, evidence)
+    if by.normalise == "none":
         return reduce(index, values, site.of.size)
-    values = standardise(values) if normalise == "standard" else values / values.mean()
+    values = standardise(values) if by.normalise == "standard" else values / values.mean()
     return reduce(index, values, site.of.size) / reduce(
         index, torch.ones_like(values), site.of.size
     )
@@ -86,6 +92,11 @@ def weight_norm(program: Program, of: Group | Heads) -> Tensor:
     return _summed(program, of, lambda path: scores.magnitude(program.tensor(path)))
 
 
+def sensitivities(program: Program, of: Group | Heads, name: str, evidence: Evidence) -> Tensor:
+    """The sum of `first-order`, `second-order` or `mixed` over every weight of a group, `[size]`."""
+    return _summed(program, of, lambda path: _sensitivity(program, path, name, evidence))
+
+
 def _scored(program: Program, site: Site, name: str, evidence: Evidence) -> tuple[Tensor, Tensor]:
     """Scores `[n]` and the channel or head of each: one for every input, or one for every group."""
     view, whole = site.mask.linear, torch.arange(site.of.size)
@@ -94,9 +105,7 @@ def _scored(program: Program, site: Site, name: str, evidence: Evidence) -> tupl
     if name == "magnitude":
         return weight_norm(program, site.of), whole
     if name in OF_GRADIENTS:
-        return _summed(
-            program, site.of, lambda path: _sensitivity(program, path, name, evidence)
-        ), whole
+        return sensitivities(program, site.of, name, evidence), whole
     found = statistics_of(program, view.x, view.weight)
     weight = out_in(view, effective_weight(program, view)).flatten(0, -2)
     if name == "activation":

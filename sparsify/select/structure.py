@@ -1,9 +1,9 @@
-"""Masks of experts, the residual width, layers and blocks: where they stand, and the lightest ones to go."""
+"""Masks of everything that is not a single weight: where they stand, and what of it stays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis, Router
@@ -12,10 +12,31 @@ from sparsify.ir.axes.residual import Block, blocks
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.blockmask import KINDS, block_mask_path, block_masks
 from sparsify.ir.experts import expert_masks
+from sparsify.ir.groupmask import group_masks
 from sparsify.ir.program import Program
+from sparsify.ir.views import probe_behind
 from sparsify.ir.widthmask import width_masks
-from sparsify.select.groups import prunable
-from sparsify.select.importance import weight_norm
+from sparsify.select.gradients import gradient_moments
+from sparsify.select.groups import (
+    Amount,
+    Site,
+    keep,
+    matrices,
+    of_one_axis,
+    prunable,
+    sites,
+    unit_cost,
+)
+from sparsify.select.importance import (
+    Criterion,
+    Evidence,
+    gather,
+    importance,
+    sensitivities,
+    weight_norm,
+)
+from sparsify.select.influence import influences
+from sparsify.select.statistics import statistics_of
 from sparsify.tensors.masks import keep_top, zeros_of
 
 
@@ -40,22 +61,67 @@ def masked_experts(program: Program) -> dict[str, Group]:
     return {mask.path: found[mask.weight] for mask in expert_masks(program)}
 
 
-def choose_experts(program: Program, chosen: set[str], sparsity: float, multiple: int) -> int:
-    """Set the masks of experts by their weight norms, the same fraction at every router.
+def choose_experts(
+    program: Program, chosen: set[str], by: Criterion, sparsity: float, multiple: int
+) -> int:
+    """Set the masks of experts, the same fraction at every router; returns how many.
 
-    `chosen` are the matrices of routers that count. At least as many experts stay as a token is sent
-    to. Returns how many masks.
+    `chosen` are the matrices of routers that count. At least as many experts stay as a token is sent to.
     """
     masks = [mask for mask in expert_masks(program) if mask.weight in chosen]
     if not masks:
         raise OptionError("no target is a router with a mask; widen the targets")
     of = masked_experts(program)
-    for mask in masks:
-        group = of[mask.path]
-        kept = keep_blocks(weight_norm(program, group), sparsity, multiple, group.least)
+    found = {mask.path: of[mask.path] for mask in masks}
+    return _choose(program, found, by, sparsity, multiple)
+
+
+def choose_width(program: Program, by: Criterion, sparsity: float, multiple: int) -> int:
+    """Set the mask of every residual width; returns how many."""
+    analysis = analyse(program)
+    masks = width_masks(program)
+    found = {mask.path: width_at(analysis, mask.weight) for mask in masks}
+    return _choose(program, found, by, sparsity, multiple)
+
+
+def _choose(
+    program: Program, found: Mapping[str, Group], by: Criterion, sparsity: float, multiple: int
+) -> int:
+    scores = _scores(program, list(found.values()), by)
+    for (path, group), score in zip(found.items(), scores, strict=True):
+        kept = keep_blocks(score, sparsity, multiple, group.least)
         with torch.no_grad():
-            program.tensor(mask.path).copy_(kept)
-    return len(masks)
+            program.tensor(path).copy_(kept)
+    return len(found)
+
+
+def _scores(program: Program, found: Sequence[Group], by: Criterion) -> list[Tensor]:
+    """Importance `[size]` of every index of each group; see `sparsify.select.importance`."""
+    if by.name == "activation":
+        return [_levels(program, group) for group in found]
+    if by.name == "magnitude":
+        return [weight_norm(program, group) for group in found]
+    assert by.data is not None
+    paths = sorted({path for group in found for path, _ in matrices(program, group)})
+    moments = gradient_moments(program, by.data, by.indices, paths)
+    return [sensitivities(program, group, by.name, Evidence(moments=moments)) for group in found]
+
+
+def _levels(program: Program, group: Group) -> Tensor:
+    """What probes saw of a width: the sum over the inputs that linears read, each once.
+
+    Source: Minitron (2407.14679), section 2.2, the embedding channels after every norm.
+    """
+    probes: dict[fx.Node, Tensor] = {}
+    for consumer in group.consumers:
+        probe = probe_behind(consumer.x)
+        if probe is not None:
+            found = statistics_of(program, consumer.x, consumer.weight)
+            assert found.level is not None  # a probe always has it
+            probes[probe.node] = found.level
+    if not probes:
+        raise OptionError("no linear that reads the hidden size has a probe; insert-probes first")
+    return torch.stack(list(probes.values())).sum(0)
 
 
 def widths(analysis: Analysis) -> list[Group]:
@@ -71,18 +137,6 @@ def widths(analysis: Analysis) -> list[Group]:
 def width_at(analysis: Analysis, path: str) -> Group:
     """The residual width whose first tensor is at a path."""
     return next(group for group in widths(analysis) if group.key[0] == path)
-
-
-def choose_width(program: Program, sparsity: float, multiple: int) -> int:
-    """Set the mask of every residual width by the weight norms of its features; returns how many."""
-    analysis = analyse(program)
-    masks = width_masks(program)
-    for mask in masks:
-        group = width_at(analysis, mask.weight)
-        kept = keep_blocks(weight_norm(program, group), sparsity, multiple)
-        with torch.no_grad():
-            program.tensor(mask.path).copy_(kept)
-    return len(masks)
 
 
 def mean_weight(program: Program, block: Block) -> float:
@@ -107,7 +161,46 @@ def keep_blocks(scores: Tensor, sparsity: float, multiple: int, least: int = 1) 
     return keep_top(scores, count)
 
 
-def blocks_among(program: Program, kind: str, chosen: set[str]) -> dict[str, Block]:
+def choose_blocks(
+    program: Program, kind: str, chosen: set[str], by: Criterion, keep: Callable[[Tensor], Tensor]
+) -> int:
+    """Set the masks of layers or blocks that hold one of the `chosen` matrices; returns how many.
+
+    `keep` makes the keep-mask of scores `[blocks]`.
+    """
+    found = _blocks_among(program, kind, chosen)
+    if by.name == "magnitude":
+        scores = torch.tensor([mean_weight(program, block) for block in found.values()])
+    else:
+        assert by.data is not None
+        scores = influences(program, found, by.data, by.indices, by.batch)
+    with torch.no_grad():
+        for path, stays in zip(found, keep(scores), strict=True):
+            program.tensor(path).fill_(bool(stays))
+    return len(found)
+
+
+def choose_groups(
+    program: Program, kinds: Sequence[str], chosen: set[str], by: Criterion, amount: Amount
+) -> int:
+    """Set the masks of channels and heads before the `chosen` matrices; returns how many."""
+    analysis, present = analyse(program), group_masks(program)
+    found: list[Site] = []
+    for kind in kinds:
+        found += [s for s in sites(analysis, present, kind) if s.mask.linear.weight in chosen]
+        if not found or found[-1].mask.kind != kind:
+            raise OptionError(f"no target has a mask of {kind}; name the linears that take them in")
+    evidence = gather(program, found, by)
+    scored = of_one_axis([importance(program, site, by, evidence) for site in found], found)
+    costs = [unit_cost(program, site, amount.rule) for site in found]
+    masks = keep(scored, found, amount, costs)
+    with torch.no_grad():
+        for site, mask in zip(found, masks, strict=True):
+            program.tensor(site.mask.path).copy_(mask)
+    return len(masks)
+
+
+def _blocks_among(program: Program, kind: str, chosen: set[str]) -> dict[str, Block]:
     """The masked layers or blocks that hold one of the `chosen` matrices, by the path of the mask."""
     found = {
         path: block
@@ -117,14 +210,6 @@ def blocks_among(program: Program, kind: str, chosen: set[str]) -> dict[str, Blo
     if not found:
         raise OptionError(f"no target lies in masked {kind}; widen the targets")
     return found
-
-
-def set_blocks(program: Program, found: Mapping[str, Block], kept: Tensor) -> int:
-    """Write a keep-mask `[blocks]` into the masks of blocks; returns how many."""
-    with torch.no_grad():
-        for path, stays in zip(found, kept, strict=True):
-            program.tensor(path).fill_(bool(stays))
-    return len(found)
 
 
 def most(program: Program, kind: str) -> int:

@@ -11,8 +11,11 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.experts import expert_masks
 from sparsify.ir.store import load, save
 from sparsify.ir.text import to_text
+from sparsify.train.data import TextData
 from tests.ir.axes.families import traced as family_traced
 from tests.ir.axes.masked import difference, outputs
+
+PARTS = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
 
 
 def run(program, pipeline):
@@ -34,7 +37,7 @@ def test_other_experts_at_every_router(tmp_path):
     pruned = run(masked.clone(), "prune-experts")
     assert difference(outputs(pruned, pruned.module), outputs(masked, masked.module)) <= 1e-5
     assert difference(outputs(pruned, pruned.module), outputs(dense, dense.module)) > 1e-2
-    for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
+    for name in PARTS:
         path = f"model.layers.0.mlp.{name}"
         assert torch.equal(pruned.tensor(path), dense.tensor(path)[[1, 2, 4, 5]])
         assert pruned.tensor(f"model.layers.1.mlp.{name}").shape[0] == 2
@@ -52,6 +55,27 @@ def test_choosing_leaves_as_many_as_a_token_is_sent_to():
     assert bool(few.tensor(expert_masks(few)[0].path)[4])
     even = run(program.clone(), "choose-masks{of=experts sparsity=0.5 multiple=4}")
     assert [int(even.tensor(m.path).sum()) for m in expert_masks(even)] == [4, 4]
+
+
+def test_experts_by_what_the_loss_says_of_them():
+    program = family_traced("mixtral")
+    ids = torch.randint(0, 60, (4, 12), generator=torch.Generator().manual_seed(2))
+    data = TextData(ids.flatten(), 12)
+    paths = [f"model.layers.0.mlp.{name}" for name in PARTS]
+    mean = [torch.zeros_like(program.tensor(path)) for path in paths]
+    for row in ids:
+        logits = program.module(*program.complete({"input_ids": row[None]}).values())[0]
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], row[1:])
+        found = torch.autograd.grad(loss, [program.tensor(path) for path in paths])
+        mean = [total + value / 4 for total, value in zip(mean, found, strict=True)]
+    wanted = sum(
+        (program.tensor(path).detach() * value).abs().flatten(1).sum(1)
+        for path, value in zip(paths, mean, strict=True)
+    )
+    text = "insert-masks{of=experts} | choose-masks{of=experts score=first-order sparsity=0.5}"
+    masked = parse(text).run(program, Context(data=data))
+    kept = masked.tensor(expert_masks(masked)[0].path)
+    assert set(kept.nonzero()[:, 0].tolist()) == set(wanted.topk(3).indices.tolist())
 
 
 def test_channels_of_experts_are_folded_where_they_stand():

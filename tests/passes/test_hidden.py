@@ -9,8 +9,11 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
 from sparsify.ir.store import load, save
 from sparsify.ir.text import to_text
+from sparsify.ir.views import feature_size, linears
 from sparsify.ir.widthmask import width_masks
 from sparsify.ir.widthops import masked_layer_norm, masked_mean, masked_rms_norm
+from sparsify.select.values import Values
+from sparsify.train.data import TextData
 from tests.ir.axes.families import traced as family_traced
 from tests.ir.axes.masked import difference, outputs
 
@@ -104,3 +107,35 @@ def test_heads_and_channels_go_under_the_mask_of_the_width(traced):
 def test_a_width_that_leaves_the_program_is_refused_with_the_reason(traced):
     with pytest.raises(OptionError, match="no prunable hidden size: graph output"):
         run(traced("bert-base"), "insert-masks{of=hidden}")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_features_by_what_norms_give(family):
+    program = family_traced(family)
+    ids = torch.randint(0, 60, (6, 12), generator=torch.Generator().manual_seed(2))
+    data = TextData(ids.flatten(), 12)
+    seen = norm_outputs(program.clone(), ids)
+    wanted = sum(v.reshape(6, 12, 64).abs().mean(1).square().sum(0) for v in seen)
+    text = (
+        "insert-probes | calibrate{samples=6 batch=2} | insert-masks{of=hidden} | "
+        "choose-masks{of=hidden score=activation sparsity=0.5} | remove-probes"
+    )
+    masked = parse(text).run(program, Context(data=data))
+    (mask,) = width_masks(masked)
+    kept = masked.tensor(mask.path)
+    assert int(kept.sum()) == 32
+    assert float(wanted[kept].min()) >= float(wanted[~kept].max())
+    parse("prune-hidden").run(masked)
+
+
+def norm_outputs(program, ids):
+    """What linears of the layers read `[batch, length, hidden]`, each once; found by their weights."""
+    views = [view for view in linears(program) if feature_size(view.x) == 64]
+    heads = [view for view in views if view.weight.startswith("lm_head")]
+    wanted = dict.fromkeys(view.x for view in views if view not in heads)
+    attention = {
+        view.x for view in views if "o_proj" in view.weight or "attn.c_proj" in view.weight
+    }
+    return list(
+        Values(program, [x for x in wanted if x not in attention]).of({"input_ids": ids}).values()
+    )

@@ -9,7 +9,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.groupmask import group_masks
 from sparsify.select import groups
-from sparsify.select.importance import gather, importance
+from sparsify.select.importance import Criterion, gather, importance
 
 SAMPLES = 5
 PROBED = f"insert-probes | calibrate{{samples={SAMPLES} batch=2}} | "
@@ -124,8 +124,9 @@ def test_every_criterion_is_its_formula(name, family, kind, traced, build, text)
     program = parse(f"{PROBED}insert-masks{{of={kind}}}").run(traced(family), Context(data=data))
     found = groups.sites(analyse(program), group_masks(program), kind)
     site = next(s for s in found if ".1." in s.mask.path)
-    evidence = gather(program, [site], name, data, range(SAMPLES), 2)
-    scores = importance(program, site, name, evidence, "none")
+    by = Criterion(name, data=data, indices=range(SAMPLES), batch=2)
+    evidence = gather(program, [site], by)
+    scores = importance(program, site, by, evidence)
     wanted = torch.tensor(oracle(name, family, kind, build, data))
     assert torch.allclose(scores, wanted, rtol=2e-3, atol=1e-6 * float(wanted.max()))
 
