@@ -99,10 +99,10 @@ def run_of(
     model, tokenizer = load_model(options.model)
     program = trace(model, tokenizer=tokenizer)
     how = f"steps={steps} batch={options.batch} lr={options.lr} warmup={options.warmup}"
-    text = f"train{{{how}}}"
+    text = f"train{{{how} schedule={options.shape}}}"
     if omission is not None:
         hold = options.hold if falls else 1.0
-        ladder = f"lors{{rate={part * options.rate} hold={hold} rungs={options.rungs}}}"
+        ladder = f"lors{{rate={part * options.rate} hold={hold} rungs={options.rungs} shape={options.shape}}}"
         multiple = f"multiple={options.multiple}"
         text = (
             f"insert-omission{{{omission} {multiple}}} | train{{{how} schedule={ladder}}} | "
@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.0005)
     parser.add_argument("--warmup", type=float, default=0.05)
+    parser.add_argument("--shape", default="stable", help="of the learning rate")
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--hold", type=float, default=0.8)
     parser.add_argument("--rungs", type=int, default=5)
