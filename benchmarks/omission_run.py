@@ -203,6 +203,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--part", type=float, default=0.9, help="of the text, to train on")
     parser.add_argument("--model", default="embedded", help="embedded, or a folder")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=8)
@@ -224,7 +225,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     _, tokenizer = load_model(options.model)
-    texts = split(load_data(str(options.text), tokenizer, options.length), 0.9)
+    texts = split(load_data(str(options.text), tokenizer, options.length), options.part)
     console = Console(width=140)
     console.print(machine_line(machine()), f"{options.threads} threads")
     results: Results = {}

@@ -20,6 +20,7 @@ from passes.insert_quantizers import InsertQuantizers
 from passes.insert_scales import InsertScales
 from passes.insert_slorb import InsertSlorb
 from passes.pack_nm import PackNm
+from passes.permute_channels import PermuteChannels
 from passes.prune_channels import PruneChannels
 from passes.prune_experts import PruneExperts
 from passes.prune_heads import PruneHeads
@@ -33,6 +34,7 @@ from passes.train import Train
 ALL = (
     InsertProbes,
     Calibrate,
+    PermuteChannels,
     InsertMasks,
     AllocateSparsity,
     ChooseMasks,

@@ -172,7 +172,11 @@ RECIPES = (
         _losa(0.75, " m=8"),
     ),
     Recipe("wanda", "2:4 at once by Wanda's score, weights as they were", _one_shot("wanda")),
-    Recipe("ria", "2:4 at once by relative importance and activations", _one_shot("ria")),
+    Recipe(
+        "ria",
+        "2:4 at once by relative importance and activations, channels in an order that loses less",
+        f"{_OBSERVED} | permute-channels | remove-probes | {_one_shot('ria')}",
+    ),
     Recipe("sparsegpt", "2:4 at once by SparseGPT", _one_shot("sparsegpt", "{gram=true}")),
     Recipe("alps", "2:4 at once by operator splitting (ALPS)", _one_shot("alps", "{gram=true}")),
     Recipe(

@@ -1,5 +1,6 @@
 """Shrink a program: slice every tensor of the chosen axes and rewrite the size constants."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis
 from sparsify.ir.axes.axis import Axis
-from sparsify.ir.axes.groups import Group, adjacent, groups
+from sparsify.ir.axes.groups import Group, Key, adjacent, groups
 from sparsify.ir.axes.index import Choice
 from sparsify.ir.axes.keep import Keep, checked, keep_to_json
 from sparsify.ir.axes.patch import patch
@@ -26,19 +27,44 @@ def shrink(program: Program, keep: Keep) -> dict[str, Any]:
     """
     analysis = analyse(program)
     choice = _choice(analysis, keep)
+    _select(program, analysis, choice)
+    for node in program.graph.nodes:
+        patch(analysis, node, choice)
+    propagate(program)
+    program.module.recompile()
+    return keep_to_json(keep)
+
+
+def reorder(program: Program, orders: Mapping[Key, Tensor]) -> None:
+    """Put the indices of axes in another order, in place; outputs stay up to rounding.
+
+    `orders` maps the key of a group to `[size]`, the index that goes to each place. The text of the graph
+    stays, every tensor of the axes is rearranged. Raises OptionError for an axis unknown or pinned, and for
+    what is no permutation.
+    """
+    analysis = analyse(program)
+    by_key = {group.key: group for group in groups(analysis)}
+    choice = Choice()
+    for key, order in orders.items():
+        group = _free(by_key.get(key), key)
+        if order.sort().values.tolist() != list(range(group.size)):
+            raise OptionError(
+                f"the order of the {group.kind} at {key} is no permutation of {group.size}"
+            )
+        choice.leaves[group.leaf] = order
+    _select(program, analysis, choice)
+
+
+def _select(program: Program, analysis: Analysis, choice: Choice) -> None:
+    """Rearrange every tensor along the axes that a choice touches."""
     for path, axes in analysis.tensors.items():
         old = program.tensor(path)
         new = old.detach()
         for dim, axis in enumerate(axes):
             if choice.touches(axis):
                 new = new.index_select(dim, choice.kept(axis).to(new.device))
-        if new is not old and any(choice.touches(axis) for axis in axes):
+        if any(choice.touches(axis) for axis in axes):
             _store(program, path, old, new.contiguous())
-    for node in program.graph.nodes:
-        patch(analysis, node, choice)
-    propagate(program)
-    program.module.recompile()
-    return keep_to_json(keep)
 
 
 def _store(program: Program, path: str, old: Tensor, new: Tensor) -> None:
