@@ -14,6 +14,7 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import ExportError
 from sparsify.ir.pretrained import quiet
 from sparsify.ir.trace import trace
+from tests.ir.axes.families import traced as family_traced
 
 
 def stock(program, folder):
@@ -29,7 +30,7 @@ def stock(program, folder):
 def check_stock(program, folder):
     model = stock(program, folder)
     assert type(model).__name__ == program.source.model_class
-    inputs = program.complete({"input_ids": torch.arange(3, 75).view(4, 18)})
+    inputs = program.complete({"input_ids": torch.arange(3, 75).view(4, 18) % 60})
     with torch.no_grad():
         result = model(**inputs)
     for name, wanted in zip(program.source.outputs, program.run(inputs), strict=True):
@@ -82,6 +83,40 @@ def test_fewer_heads(family_, size, pruned, tmp_path):
     heads = [config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim")]
     assert heads == [4, 2, size]
     check_stock(program, folder)
+
+
+@pytest.mark.parametrize(
+    ("family_", "kind", "entry", "size"),
+    [
+        ("llama", "hidden", "hidden_size", 32),
+        ("mixtral", "hidden", "hidden_size", 32),
+        ("mixtral", "experts", "num_local_experts", 3),
+        ("qwen2-moe", "experts", "num_experts", 3),
+    ],
+)
+def test_a_smaller_width_and_fewer_experts(family_, kind, entry, size, tmp_path):
+    program = parse(
+        f"insert-masks{{of={kind}}} | choose-masks{{of={kind} sparsity=0.5}} | prune-{kind}"
+    ).run(family_traced(family_))
+    folder = write_checked(Huggingface(), program, tmp_path)
+    assert config_of(folder)[entry] == size
+    check_stock(program, folder)
+
+
+@pytest.mark.parametrize(
+    ("family_", "said"),
+    [
+        ("gpt2", "no config of GPT2LMHeadModel has the program's shapes"),
+        # The class multiplies embeddings by the root of the width.
+        ("gemma3", "has the program's shapes, but its model gives outputs"),
+    ],
+)
+def test_a_smaller_width_that_no_config_can_say(family_, said, tmp_path):
+    program = parse(
+        "insert-masks{of=hidden} | choose-masks{of=hidden sparsity=0.5} | prune-hidden"
+    ).run(family_traced(family_))
+    with pytest.raises(ExportError, match=said):
+        write_checked(Huggingface(), program, tmp_path)
 
 
 def test_traced_again_is_the_same_program(pruned, tmp_path):
