@@ -74,6 +74,8 @@ class Search:
         self.cls = cls
         self.source = dict(program.source.config)
         self.nearest: list[Misfit] = []
+        # Changes that the class itself will not have, and its words.
+        self.refused: dict[str, str] = {}
         self._program = program
         self._old = self._shapes(self.source)
 
@@ -133,8 +135,11 @@ class Search:
 
     def _moves(self, base: dict[str, Any], change: Change, wrong: set[str]) -> set[str]:
         """The misfits that a change moves; none when it moves a tensor that fitted before."""
-        shapes = self._try(_with(base, [change]))
-        if shapes is None:
+        try:
+            shapes = self._shapes(_with(base, [change]))
+        except Exception as error:
+            said = str(error).strip().rpartition("\n")[2].strip()
+            self.refused[f"{'.'.join(change[0])}={change[1]}"] = said
             return set()
         self._remember(shapes)
         moved = {name for name in self._old if shapes.get(name) != self._old[name]}

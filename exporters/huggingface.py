@@ -67,7 +67,7 @@ class Huggingface(Exporter):
                     break
                 differences.append(difference)
             else:
-                raise ExportError(_refusal(program, search.nearest, differences))
+                raise ExportError(_refusal(program, search, differences))
         if program.tokenizer is not None:
             program.tokenizer.save_pretrained(str(folder))
 
@@ -142,12 +142,14 @@ def _dtype(program: Program) -> torch.dtype:
     return next(dtypes, torch.float32)
 
 
-def _refusal(program: Program, misfits: list[Misfit], differences: list[float]) -> str:
-    name = program.source.model_class
+def _refusal(program: Program, search: Search, differences: list[float]) -> str:
+    name, misfits = program.source.model_class, search.nearest
     if differences:
+        refused = "".join(f"; it refuses {it}: {why}" for it, why in search.refused.items())
         return (
             f"a config of {name} has the program's shapes, but its model gives outputs that "
-            f"differ by {min(differences):.2g} of the largest value; export to onnx or safetensors"
+            f"differ by {min(differences):.2g} of the largest value{refused}; "
+            "export to onnx or safetensors"
         )
     shown = "; ".join(_show(misfit) for misfit in misfits[:_SHOWN])
     more = f" and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""

@@ -12,6 +12,10 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import relative_difference, write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.errors import ExportError
+from sparsify.ir.axes.groups import heads
+from sparsify.ir.axes.keep import Keep
+from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.walk import analyse
 from sparsify.ir.pretrained import quiet
 from sparsify.ir.trace import trace
 from tests.ir.axes.families import traced as family_traced
@@ -145,6 +149,16 @@ def test_uneven_layers(pruned, tmp_path):
     assert str(caught.value).endswith(
         "prune every layer to the same sizes, or export to onnx or safetensors"
     )
+
+
+def test_a_number_of_heads_that_the_class_refuses(programs, tmp_path):
+    program = programs("llama")
+    keep = Keep()
+    for attention in heads(analyse(program)):
+        keep.heads(attention, range(6))
+    shrink(program, keep)
+    with pytest.raises(ExportError, match=r"it refuses num_attention_heads=6: .*not a multiple of"):
+        write_checked(Huggingface(), program, tmp_path)
 
 
 def test_shapes_fit_but_the_function_does_not(programs, tmp_path):
