@@ -21,6 +21,9 @@ from sparsify.train.callback import AdaptiveMasksCallback
 from sparsify.train.optimizer import SparseAdamW
 from sparsify.train.wrapped import ProgramModel
 
+WAYS = ["ddp", "fsdp"]
+METRICS = ["maxip", "wanda", "uniform"]
+
 
 def test_trainer_moves_masks_and_leaves_the_graph_as_it_was(traced, text, tmp_path):
     program = parse("insert-masks | choose-masks{pattern=2:4}").run(traced("llama"), Context())
@@ -63,9 +66,9 @@ def _masked(program):
     return [view for view in linears(program) if view.mask]
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_ranks_agree_with_each_other_and_with_one(how, tmp_path):
-    ranks, one = two_and_one(how, tmp_path)
+@pytest.mark.parametrize("how", WAYS)
+def test_two_ranks_agree_with_each_other_and_with_one(how, two_and_one):
+    ranks, one = two_and_one(how)
     for path, value in one.items():
         assert torch.equal(ranks[0][path], ranks[1][path]), path
         if value.dtype == torch.bool:
@@ -75,9 +78,9 @@ def test_two_ranks_agree_with_each_other_and_with_one(how, tmp_path):
     assert _agreement(ranks[0]) > 0.9
 
 
-@pytest.mark.parametrize("metric", ["maxip", "wanda", "uniform"])
-def test_two_ranks_keep_the_same_neurons_as_one_process_with_all_the_data(metric, tmp_path):
-    ranks, one = two_and_one(metric, tmp_path)
+@pytest.mark.parametrize("metric", METRICS)
+def test_two_ranks_keep_the_same_neurons_as_one_process_with_all_the_data(metric, two_and_one):
+    ranks, one = two_and_one(metric)
     kept = [path for path in one if path.startswith("kept")]
     assert len({tuple(one[path].tolist()) for path in kept}) > 1
     for path, value in one.items():
@@ -88,26 +91,24 @@ def test_two_ranks_keep_the_same_neurons_as_one_process_with_all_the_data(metric
             assert torch.allclose(value, ranks[0][path], atol=1e-4), path
 
 
-def two_and_one(how, tmp_path):
-    """What `two_ranks.py` saves on each of two ranks, and on one process."""
+@pytest.fixture(scope="module")
+def two_and_one(tmp_path_factory):
+    """What `two_ranks.py` saves on each of two ranks, and on one process, by the way of training."""
+    together, alone = tmp_path_factory.mktemp("together"), tmp_path_factory.mktemp("alone")
     script = str(Path(__file__).with_name("two_ranks.py"))
     launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=0",
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     ]
     environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    _run(
-        [*launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", script, str(tmp_path), how],
-        environment,
-    )
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    _run([sys.executable, script, str(alone), how], environment)
-    return ranks, torch.load(alone / "0.pt")
+    _run([*launch, script, str(together), *WAYS, *METRICS], environment)
+    _run([sys.executable, script, str(alone), *WAYS, *METRICS], environment)
+
+    def read(how):
+        ranks = [torch.load(together / f"{how} {rank}.pt") for rank in (0, 1)]
+        return ranks, torch.load(alone / f"{how} 0.pt")
+
+    return read
 
 
 def _agreement(tensors):

@@ -1,4 +1,4 @@
-"""Training on as many processes as there are; `python two_ranks.py FOLDER ddp|fsdp|maxip|wanda|uniform`."""
+"""Training on as many processes as there are, in several ways: `python two_ranks.py FOLDER WAY...`."""
 
 import sys
 
@@ -110,8 +110,9 @@ def omitting(metric):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, how = sys.argv[1:]
+    folder, *chosen = sys.argv[1:]
     ways = {"ddp": by_the_pass, "fsdp": sharded}
-    tensors = ways[how]() if how in ways else omitting(how)
-    torch.save(tensors, f"{folder}/{PartialState().process_index}.pt")
+    for how in chosen:
+        tensors = ways[how]() if how in ways else omitting(how)
+        torch.save(tensors, f"{folder}/{how} {PartialState().process_index}.pt")
     PartialState().destroy_process_group()
