@@ -1,10 +1,11 @@
 """LoSA taken apart on the embedded model: what every part of it adds to one-shot pruning.
 
 One-shot Wanda, branches trained under its mask, the cubic ladder, sparsity by redundancy, ranks by error
-(that is LoSA); ATP and OWL in place of redundancy; and branches trained without the mask, merged and
-pruned again. Every trained row takes as many steps on the same sequences, and starts every rung with a
-warm-up; ranks are 8, or 8 in the mean. Text as in `adaptive.py`. Seconds are those of the passes: what
-observes and decides, what chooses masks, what trains. With `--json` a run that was stopped goes on.
+(that is LoSA); ATP and OWL in place of redundancy; both ends of the ladder with SparseGPT in place of Wanda;
+and branches trained without the mask, merged and pruned again. Every trained row takes as many steps on
+the same sequences, and starts every rung with a warm-up; ranks are 8, or 8 in the mean. Text as in
+`adaptive.py`. Seconds are those of the passes: what observes and decides, what chooses masks, what trains.
+With `--json` a run that was stopped goes on.
 
     python benchmarks/losa_ladder.py --sources FOLDER --sources FOLDER [--text FILE] [--json FILE]
 """
@@ -29,18 +30,21 @@ from sparsify.train.data import Data
 RUNGS = 5
 # Name -> the share of zeros, and what makes it whole N of M.
 TARGETS = {"50 %": (0.5, ""), "70 %": (0.7, ""), "mixed 2:8": (0.75, " m=8")}
-# Name -> what gives layers their sparsity, on how many rungs, whether ranks follow the error.
+LOSA = "+ ranks by error: LoSA"
+# Name -> what gives layers their sparsity, on how many rungs, whether ranks follow the error, the pruner.
 LADDER = {
-    "masked branches": ("uniform", 1, False),
-    "+ cubic ladder": ("uniform", RUNGS, False),
-    "+ sparsity by redundancy": ("rmi", RUNGS, False),
-    "+ ranks by error: LoSA": ("rmi", RUNGS, True),
-    "ATP in place of redundancy": ("atp spread=0.02", RUNGS, False),
-    "OWL in place of redundancy": ("owl", RUNGS, False),
+    "masked branches": ("uniform", 1, False, "wanda"),
+    "+ cubic ladder": ("uniform", RUNGS, False, "wanda"),
+    "+ sparsity by redundancy": ("rmi", RUNGS, False, "wanda"),
+    LOSA: ("rmi", RUNGS, True, "wanda"),
+    "ATP in place of redundancy": ("atp spread=0.02", RUNGS, False, "wanda"),
+    "OWL in place of redundancy": ("owl", RUNGS, False, "wanda"),
+    "masked branches, SparseGPT": ("uniform", 1, False, "sparsegpt"),
+    "LoSA, SparseGPT": ("rmi", RUNGS, True, "sparsegpt"),
 }
-ONE_SHOT = "one-shot Wanda"
+ONE_SHOT = {"one-shot Wanda": "wanda", "one-shot SparseGPT": "sparsegpt"}
 PLAIN = "plain branches, merged, pruned again"
-ROWS = ["dense", ONE_SHOT, *LADDER, PLAIN]
+ROWS = ["dense", *ONE_SHOT, *LADDER, PLAIN]
 KINDS = {
     "choose-masks": "choosing",
     "train": "training",
@@ -56,11 +60,12 @@ def pipeline(row: str, target: str, options: argparse.Namespace) -> str:
     if row == "dense":
         return ""
 
-    def pruned(by: str, sparsity: float) -> str:
+    def pruned(by: str, sparsity: float, score: str) -> str:
+        gram = "{gram=true}" if score == "sparsegpt" else ""
         share = f"allocate-sparsity{{by={by} sparsity={sparsity:.4f}{m}}}"
         return (
-            f"insert-probes | calibrate{{samples=128}} | {share} | choose-masks{{score=wanda}} | "
-            "remove-probes"
+            f"insert-probes{gram} | calibrate{{samples=128}} | {share} | "
+            f"choose-masks{{score={score}}} | remove-probes"
         )
 
     def trained(steps: int) -> str:
@@ -69,19 +74,19 @@ def pipeline(row: str, target: str, options: argparse.Namespace) -> str:
             "schedule=linear update=lora}"
         )
 
-    once = f"insert-masks | {pruned('uniform', final)}"
+    def once(score: str) -> str:
+        return f"insert-masks | {pruned('uniform', final, score)} | fold-masks"
+
     branches = "insert-lora{rank=8 alpha=16.0}"
-    if row == ONE_SHOT:
-        return f"{once} | fold-masks"
+    if row in ONE_SHOT:
+        return once(ONE_SHOT[row])
     if row == PLAIN:
-        return (
-            f"{once} | fold-masks | {branches} | {trained(options.steps)} | fold-lora | "
-            f"{once} | fold-masks"
-        )
-    by, rungs, follows = LADDER[row]
+        wanda = once("wanda")
+        return f"{wanda} | {branches} | {trained(options.steps)} | fold-lora | {wanda}"
+    by, rungs, follows, score = LADDER[row]
     parts = ["insert-masks", branches]
     for t in range(1, rungs + 1):
-        parts.append(pruned(by, cubic(t, rungs, final)))
+        parts.append(pruned(by, cubic(t, rungs, final), score))
         if follows:
             parts.append(f"allocate-ranks{{mean={5 + t} largest=16}}")
         parts.append(trained(options.steps // rungs))
@@ -134,8 +139,8 @@ def show(results: Results, target: str, options: argparse.Namespace, console: Co
     columns = ("row", "seeds", *texts, "gap closed", "against LoSA, by seed", "zeros")
     for column in (*columns, *(f"{kind}, s" for kind in times)):
         table.add_column(column, no_wrap=True, justify="left" if column == "row" else "right")
-    losa = values_of(results, list(LADDER)[3], texts[0])
-    worst = statistics.mean(values_of(results, ONE_SHOT, texts[0]) or [float("nan")])
+    losa = values_of(results, LOSA, texts[0])
+    worst = statistics.mean(values_of(results, next(iter(ONE_SHOT)), texts[0]) or [float("nan")])
     best = values_of(results, "dense", texts[0])[0]
     for row, runs in results.items():
         if not runs:
