@@ -2,6 +2,7 @@
 
 from exporters.huggingface import Huggingface
 from exporters.onnx import Onnx
+from exporters.onnx_decode import OnnxDecode
 from exporters.safetensors import Safetensors
 
-ALL = (Safetensors, Onnx, Huggingface)
+ALL = (Safetensors, Onnx, OnnxDecode, Huggingface)

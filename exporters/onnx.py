@@ -23,6 +23,7 @@ from exporters.onnx_experts import translations
 from exporters.onnx_packed import TRANSLATIONS, complete
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
+from sparsify.ir.cached import public_name
 from sparsify.ir.lower import lowered
 from sparsify.ir.names import PACKED
 from sparsify.ir.packed import packed_linears
@@ -108,7 +109,9 @@ class Onnx(Exporter):
         outputs = list(program.source.outputs)
 
         def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            arrays = {key: value.detach().cpu().numpy() for key, value in inputs.items()}
+            arrays = {
+                public_name(key): value.detach().cpu().numpy() for key, value in inputs.items()
+            }
             return tuple(torch.from_numpy(array) for array in session.run(outputs, arrays))
 
         return run
@@ -128,7 +131,7 @@ def _export(program: Program, opset: int) -> ir.Model:
             (),
             kwargs=dict(program.sample),
             dynamic_shapes={name: program.dynamic.get(name, {}) for name in program.sample},
-            input_names=list(program.sample),
+            input_names=[public_name(name) for name in program.sample],
             output_names=list(program.source.outputs),
             opset_version=opset,
             custom_translation_table={**TRANSLATIONS, **translations()},

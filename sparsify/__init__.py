@@ -11,6 +11,8 @@ from sparsify.engine.pipeline import Pipeline as Pipeline
 from sparsify.engine.pipeline import parse as parse
 from sparsify.engine.report import Report as Report
 from sparsify.errors import SparsifyError as SparsifyError
+from sparsify.generate import Generator as Generator
+from sparsify.generate import load_onnx as load_onnx
 from sparsify.ir.pretrained import load_model as load_model
 from sparsify.ir.program import Program as Program
 from sparsify.ir.store import load as load

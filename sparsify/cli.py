@@ -10,6 +10,7 @@ from rich.console import Console
 from sparsify.artifacts import open_program
 from sparsify.commands import bench as bench_command
 from sparsify.commands import evaluate as evaluate_command
+from sparsify.commands import generate as generate_command
 from sparsify.commands import run as run_command
 from sparsify.commands import show as show_command
 from sparsify.commands import stream as stream_command
@@ -154,10 +155,27 @@ def evaluate(
 
 
 @app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="A folder with a model of format onnx-decode.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 for all.")] = 0,
+    json: Json = None,
+) -> None:
+    """Continue a prompt on ONNX Runtime, with a cache, and say how fast."""
+    generate_command.generate(folder, prompt, tokens, temperature, seed, threads, json, console)
+
+
+@app.command()
 def export(
     folder: Model,
     to: Annotated[
-        str, typer.Option(help="Formats separated by commas: onnx, safetensors, huggingface.")
+        str,
+        typer.Option(
+            help="Formats separated by commas: onnx, onnx-decode, safetensors, huggingface."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Where to; beside the program by default.")

@@ -150,6 +150,10 @@ class Exporter(Options, ABC):
         """Refuse a program that the format cannot hold; ExportError says what to do instead."""
         return None
 
+    def variant(self, program: Program) -> Program:
+        """The program that is written: the one given, or one like it with other inputs and outputs."""
+        return program
+
     def limit(self, program: Program) -> float:
         """`tolerance`, or more for a program whose own rounding makes steps of last digits."""
         return self.tolerance

@@ -4,6 +4,7 @@ import copy
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -33,26 +34,35 @@ def trace_shell(name: str, dtype: str) -> Program:
             config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"no model could be loaded from '{name}': {error}") from error
-    model = _empty(config, dtype_of(dtype), holes=True)
+    kind = class_of_config(config)
+    make = kind.from_config if kind is AutoModel else kind
+    model = hollow(make, config, dtype_of(dtype))
     # Whether positions are counted is asked of a twin of one layer: it must compute something.
     small = copy.deepcopy(config)
     if getattr(small, "num_hidden_layers", 1) > 1:
         small.num_hidden_layers = 1
-    inputs, dynamic = example_inputs(_empty(small, dtype_of(dtype), holes=False))
+    inputs, dynamic = example_inputs(_made(make, small, dtype_of(dtype), holes=False))
     return trace(model, inputs, dynamic, tokenizer=load_tokenizer(source))
 
 
-def _empty(config: object, dtype: torch.dtype, *, holes: bool) -> PreTrainedModel:
+def hollow(
+    make: Callable[..., PreTrainedModel], config: object, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A model of a config whose parameters take no memory and read as zeros."""
+    return _made(make, config, dtype, holes=True)
+
+
+def _made(
+    make: Callable[..., PreTrainedModel], config: object, dtype: torch.dtype, *, holes: bool
+) -> PreTrainedModel:
     """A model with random weights, or with holes in their place."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            kind = class_of_config(config)
-            make = kind.from_config if kind is AutoModel else kind
             with init_empty_weights(include_buffers=False) if holes else nullcontext():
-                model: PreTrainedModel = make(config)
+                model = make(config)
     finally:
         torch.set_default_dtype(before)
     if holes:

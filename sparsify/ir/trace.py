@@ -7,7 +7,7 @@ rebuilt as a plain graph module that shares its parameters with the model, and t
 import contextlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -51,11 +51,24 @@ def trace(
     if dynamic is not None:
         dims = dynamic
     exported, outputs, output_class = _export(model, sample, dims, fixed)
+    source = Source(config, type(model).__name__, output_class, outputs)
+    return built(model, exported, sample, dims, source, tokenizer)
+
+
+def built(
+    model: nn.Module,
+    exported: torch.fx.GraphModule,
+    sample: dict[str, Tensor],
+    dims: Dynamic,
+    source: Source,
+    tokenizer: Any,
+) -> Program:
+    """The program of a module that `torch.export` has made of a model."""
     program = Program(
         module=plain(normalise(exported), list(sample)),
         sample=sample,
         dynamic=dims,
-        source=Source(config, type(model).__name__, output_class, outputs),
+        source=source,
         tokenizer=tokenizer,
     )
     program.aliases = _aliases(model, program.module)
@@ -100,7 +113,17 @@ def _export_once(
     model: nn.Module, sample: dict[str, Tensor], shapes: Any, fixed: Mapping[str, Any]
 ) -> tuple[torch.fx.GraphModule, tuple[str, ...], str]:
     seen: dict[str, Any] = {}
-    with torch.no_grad(), _flat_forward(model, list(sample), fixed, seen):
+
+    def call(original: Callable[..., Any], **arguments: Tensor) -> tuple[Tensor, ...]:
+        result = original(**arguments, **fixed)
+        named = _named_outputs(result)
+        if not named:
+            raise TraceError(f"{type(model).__name__} returns no floating-point tensor")
+        kind = "Tensor" if isinstance(result, Tensor) else type(result).__name__
+        seen["names"], seen["class"] = tuple(named), kind
+        return tuple(named.values())
+
+    with torch.no_grad(), flat_forward(model, list(sample), call):
         exported = torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
     return exported.module(check_guards=False), seen["names"], seen["class"]
 
@@ -126,23 +149,17 @@ def _explain(model: nn.Module, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _flat_forward(
-    model: nn.Module, names: list[str], fixed: Mapping[str, Any], seen: dict[str, Any]
+def flat_forward(
+    model: nn.Module, names: Sequence[str], call: Callable[..., tuple[Tensor, ...]]
 ) -> Iterator[None]:
-    """Give the model a forward with exactly these arguments that returns a tuple of tensors.
+    """Give the model a forward of exactly these arguments: `call(original, **arguments)`.
 
     The model stays the root, so that parameter names in the graph are those of its state dict.
     """
     original = model.forward
 
     def forward(**arguments: Tensor) -> tuple[Tensor, ...]:
-        result = original(**arguments, **fixed)
-        named = _named_outputs(result)
-        if not named:
-            raise TraceError(f"{type(model).__name__} returns no floating-point tensor")
-        kind = "Tensor" if isinstance(result, Tensor) else type(result).__name__
-        seen["names"], seen["class"] = tuple(named), kind
-        return tuple(named.values())
+        return call(original, **arguments)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind) for name in names]

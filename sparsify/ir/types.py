@@ -110,16 +110,31 @@ def _value(
 
 
 def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor]:
-    names = sorted({name for dims in program.dynamic.values() for name in dims.values()})
-    hints = dict(zip(names, _HINTS, strict=False))
+    """Fake inputs; a dimension called `a+b` is the sum of those that are called `a` and `b`."""
+    terms = [name.split("+") for dims in program.dynamic.values() for name in dims.values()]
+    hints = dict(zip(sorted({name for parts in terms for name in parts}), _HINTS, strict=False))
     inputs: dict[str, Tensor] = {}
+    sizes: dict[str, Any] = {}
     for key, value in program.sample.items():
         dims = program.dynamic.get(key, {})
+        if any("+" in name for name in dims.values()):
+            continue
         shape = [hints[dims[i]] if i in dims else size for i, size in enumerate(value.shape)]
         kinds = [DimDynamic.DUCK if i in dims else DimDynamic.STATIC for i in range(value.dim())]
         context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
         example = torch.empty(shape, dtype=value.dtype, device=value.device)
         inputs[key] = mode.from_tensor(example, symbolic_context=context)
+        sizes.update({name: inputs[key].shape[i] for i, name in dims.items()})
+    for key, value in program.sample.items():
+        if key not in inputs:
+            dims = program.dynamic[key]
+            names = [dims[i].split("+") if i in dims else [] for i in range(value.dim())]
+            shape = [
+                sum(sizes[name] for name in parts) if parts else size
+                for parts, size in zip(names, value.shape, strict=True)
+            ]
+            with mode:
+                inputs[key] = torch.empty(shape, dtype=value.dtype, device=value.device)
     return inputs
 
 
@@ -130,6 +145,6 @@ def dimension_names(program: Program) -> dict[Any, str]:
         if node.op == "placeholder":
             for dim, name in program.dynamic.get(str(node.target), {}).items():
                 size = node.meta["val"].shape[dim]
-                if isinstance(size, torch.SymInt):
+                if isinstance(size, torch.SymInt) and "+" not in name:
                     names[size.node.expr] = name
     return names

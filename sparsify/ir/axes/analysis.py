@@ -66,8 +66,9 @@ class Router:
 class Analysis:
     """Axes of every tensor of a program, tied as its ops tie them.
 
-    `tensors` maps the path of each parameter and buffer to its axes, `axes` each node, `parts` each
-    node with several outputs, `made` the axes that a node repeats (expand, repeat_interleave).
+    `tensors` maps the path of each parameter and buffer to its axes, `axes` each node, `inputs` the name
+    of each input, `parts` each node with several outputs, `made` the axes that a node repeats (expand,
+    repeat_interleave).
     `widths` are the feature axes of embeddings, `vocabularies` their looked-up axes. `domains` says
     which axis the numbers in an integer tensor are indices of, `counts` holds the nodes that count them.
     `averaged` are the ops that average over the last axis of their input, with that axis.
@@ -76,6 +77,7 @@ class Analysis:
     program: Program
     tensors: dict[str, Axes] = field(default_factory=dict)
     axes: dict[fx.Node, Axes] = field(default_factory=dict)
+    inputs: dict[str, Axes] = field(default_factory=dict)
     parts: dict[fx.Node, list[Axes]] = field(default_factory=dict)
     made: dict[fx.Node, list[Axis]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)

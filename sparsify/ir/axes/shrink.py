@@ -18,16 +18,23 @@ from sparsify.ir.program import Program
 from sparsify.ir.types import propagate
 
 
-def shrink(program: Program, keep: Keep) -> dict[str, Any]:
+def shrink(program: Program, keep: Keep, *, boundary: bool = False) -> dict[str, Any]:
     """Remove from the program, in place, what `keep` does not keep of its axes; returns it as JSON.
 
     Zeroing the removed features at the axes' consumers and then shrinking leaves the outputs where
     they were. Shrinking programs of one model one after the other by the returned values, in order,
-    gives the same program again. Raises OptionError for an axis that is unknown, pinned or emptied.
+    gives the same program again. With `boundary` inputs and outputs that carry an axis shrink with it
+    rather than pin it. Raises OptionError for an axis that is unknown, pinned or emptied.
     """
-    analysis = analyse(program)
+    analysis = analyse(program, boundary=boundary)
     choice = _choice(analysis, keep)
     _select(program, analysis, choice)
+    for name, value in program.sample.items():
+        axes = analysis.inputs.get(name, [])
+        for dim, axis in enumerate(axes):
+            if choice.touches(axis):
+                value = value.index_select(dim, choice.kept(axis))
+        program.sample[name] = value.contiguous()
     for node in program.graph.nodes:
         patch(analysis, node, choice)
     propagate(program)
@@ -43,7 +50,7 @@ def reorder(program: Program, orders: Mapping[Key, Tensor]) -> None:
     what is no permutation.
     """
     analysis = analyse(program)
-    by_key = {group.key: group for group in groups(analysis)}
+    by_key = _places(analysis)
     choice = Choice()
     for key, order in orders.items():
         group = _free(by_key.get(key), key)
@@ -74,8 +81,19 @@ def _store(program: Program, path: str, old: Tensor, new: Tensor) -> None:
         program.put(path, new)
 
 
+def _places(analysis: Analysis) -> dict[Key, Group]:
+    """The group at each place of a tensor: a key made on a program with other tensors is found, too."""
+    return {
+        (member.path, member.dim, number): group
+        for group in groups(analysis)
+        for member in group.members
+        for number, leaf in enumerate(member.axis.leaves())
+        if leaf.root() is group.leaf.root()
+    }
+
+
 def _choice(analysis: Analysis, keep: Keep) -> Choice:
-    by_key = {group.key: group for group in groups(analysis)}
+    by_key = _places(analysis)
     choice = Choice()
     for key, kept in keep.leaves.items():
         group = _free(by_key.get(key), key)

@@ -25,19 +25,22 @@ _KNOWING = frozenset(
 )
 
 
-def analyse(program: Program) -> Analysis:
+def analyse(program: Program, *, boundary: bool = False) -> Analysis:
     """The coupled axes of a program whose nodes are typed.
 
-    Each op follows its rule; an op without one pins every axis it reads or writes, and says so.
+    Each op follows its rule; an op without one pins every axis it reads or writes, and says so. Inputs and
+    outputs pin theirs, unless with `boundary` they may change with the program.
     """
     analysis = Analysis(program)
     for node in program.graph.nodes:
         if node.op == "get_attr":
             _read(analysis, node)
         elif node.op == "placeholder":
-            analysis.axes[node] = analysis.like(node.meta["val"], f"input {node.target}")
+            reason = None if boundary else f"input {node.target}"
+            analysis.axes[node] = analysis.like(node.meta["val"], reason)
+            analysis.inputs[str(node.target)] = analysis.axes[node]
         elif node.op == "output":
-            for source in node.all_input_nodes:
+            for source in () if boundary else node.all_input_nodes:
                 _pin_all(analysis, source, "graph output")
         else:
             _visit(analysis, node)

@@ -1,0 +1,37 @@
+"""onnx-decode: `model.onnx` with a key/value cache, one graph for the prompt and for each token after it.
+
+    input_ids, attention_mask, position_ids, past_key_values.N.key, past_key_values.N.value
+    ->  logits, present.N.key, present.N.value
+
+Names and shapes are those that Optimum writes. The cache of a layer has the heads that are left in it.
+"""
+
+from typing import ClassVar
+
+from exporters.onnx import Onnx
+from sparsify.errors import ExportError, TraceError
+from sparsify.ir.decode import check_decoder, decoder
+from sparsify.ir.names import PACKED
+from sparsify.ir.program import Program
+
+
+class OnnxDecode(Onnx):
+    """Write the decode variant; `opset` as for `onnx`."""
+
+    name: ClassVar[str] = "onnx-decode"
+    accepts: ClassVar[frozenset[str]] = frozenset({PACKED})
+
+    def check(self, program: Program) -> None:
+        """Refuse what `onnx` refuses, and a model that does not generate."""
+        super().check(program)
+        try:
+            check_decoder(program)
+        except TraceError as error:
+            raise ExportError(f"{error}; export to onnx") from error
+
+    def variant(self, program: Program) -> Program:
+        """The program with caches in and out; ExportError where there can be none."""
+        try:
+            return decoder(program)
+        except TraceError as error:
+            raise ExportError(f"{error}; export to onnx") from error

@@ -1,0 +1,55 @@
+"""`sparsify-fx generate`: a prompt continued by an exported model, printed as it comes."""
+
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from sparsify.errors import OptionError
+from sparsify.files import write_json
+from sparsify.generate import Generated, load_onnx
+
+
+def generate(
+    folder: Path,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    threads: int,
+    json: Path | None,
+    console: Console,
+) -> Generated:
+    """Print the prompt, each piece of text as soon as it is known, then the speed."""
+    model = load_onnx(folder, threads=threads)
+    if model.tokenizer is None:
+        raise OptionError(f"'{folder}' has no tokenizer, so that a text means nothing to it")
+    console.print(prompt, end="", markup=False, highlight=False, soft_wrap=True)
+    seen: list[int] = []
+    shown = ""
+
+    def watch(chosen: Tensor) -> None:
+        nonlocal shown
+        seen.append(int(chosen[0]))
+        text = model.tokenizer.decode(seen, skip_special_tokens=True)
+        # A character of several tokens is printed when it is whole.
+        if not text.endswith("\ufffd"):
+            console.print(text[len(shown) :], end="", markup=False, highlight=False, soft_wrap=True)
+            shown = text
+
+    made = model.generate(prompt, tokens=tokens, temperature=temperature, seed=seed, watch=watch)
+    console.print()
+    figures = {
+        "prompt tokens": made.ids.shape[1] - len(seen),
+        "new tokens": len(seen),
+        "time to first token, s": made.prompt_seconds,
+        "tokens per second": made.tokens_per_second,
+    }
+    console.print(
+        f"{figures['prompt tokens']} tokens read in {made.prompt_seconds * 1e3:.0f} ms, "
+        f"{len(seen)} written, {made.tokens_per_second:.1f} tokens/s",
+        style="dim",
+    )
+    if json is not None:
+        write_json(json, {**figures, "text": prompt + shown})
+    return made

@@ -1,0 +1,152 @@
+"""Text from an ONNX file with a key/value cache, on ONNX Runtime."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from sparsify.errors import DataError, OptionError
+from sparsify.ir.pretrained import load_tokenizer
+from sparsify.session import onnxruntime_session
+
+FILE = "model.onnx"
+FORMAT = "onnx-decode"
+_PAST, _PRESENT = "past_key_values.", "present."
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came out: `ids [batch, prompt + new]`, seconds for the prompt, and for each token after it."""
+
+    ids: Tensor
+    prompt_seconds: float
+    token_seconds: tuple[float, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of one sequence a second, the first left out; 0 when there was one alone."""
+        total = sum(self.token_seconds)
+        return len(self.token_seconds) / total if total else 0.0
+
+
+class Generator:
+    """An opened model that generates; `tokenizer` is None where the folder has none."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        self.path = path
+        self.session = onnxruntime_session(path, threads=threads)
+        self.tokenizer: Any = load_tokenizer(str(path.parent))
+        self._inputs = {entry.name: entry for entry in self.session.get_inputs()}
+        self._outputs = [entry.name for entry in self.session.get_outputs()]
+        self._pasts = [name for name in self._inputs if name.startswith(_PAST)]
+        if not self._pasts or "input_ids" not in self._inputs:
+            raise DataError(f"'{path}' takes no cache; export to {FORMAT}")
+
+    def generate(
+        self,
+        prompt: str | Tensor | Sequence[Sequence[int]],
+        *,
+        tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        mask: Tensor | None = None,
+        stop: int | None = None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Generated:
+        """Continue a prompt by at most `tokens` tokens.
+
+        Args:
+            prompt: text, or ids [batch, length].
+            tokens: new tokens at most; fewer when every sequence has met `stop`.
+            temperature: 0 takes the likeliest token, more draws from the softmax of logits / temperature.
+            seed: of the draw.
+            mask: [batch, length], 0 where ids are padding; it stands on the left.
+            stop: the id that ends a sequence, repeated after it; None takes the tokenizer's.
+            watch: called with the new ids [batch] of every step.
+
+        Raises:
+            OptionError: for numbers out of range, or text without a tokenizer.
+        """
+        ids = self._ids(prompt)
+        if tokens < 1 or temperature < 0:
+            raise OptionError("tokens must be at least 1, and temperature at least 0")
+        known = torch.ones_like(ids) if mask is None else mask.to(ids)
+        stop = getattr(self.tokenizer, "eos_token_id", None) if stop is None else stop
+        draw = torch.Generator().manual_seed(seed)
+        past = self._empty(len(ids))
+        ended, seconds = torch.zeros(len(ids), dtype=torch.bool), []
+        step = ids
+        for _ in range(tokens):
+            started = time.perf_counter()
+            logits, past = self._step(step, known, past)
+            seconds.append(time.perf_counter() - started)
+            chosen = _chosen(logits, temperature, draw)
+            if stop is not None:
+                chosen = torch.where(ended, stop, chosen)
+                ended |= chosen == stop
+            ids, step = torch.cat([ids, chosen[:, None]], 1), chosen[:, None]
+            known = torch.cat([known, torch.ones_like(step)], 1)
+            if watch is not None:
+                watch(chosen)
+            if bool(ended.all()):
+                break
+        return Generated(ids, seconds[0], tuple(seconds[1:]))
+
+    def _ids(self, prompt: str | Tensor | Sequence[Sequence[int]]) -> Tensor:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise OptionError(f"'{self.path.parent}' has no tokenizer; give token ids")
+            prompt = [self.tokenizer(prompt)["input_ids"]]
+        ids = torch.as_tensor(prompt, dtype=torch.long)
+        if ids.dim() != 2 or ids.numel() == 0:
+            raise OptionError("a prompt is text or ids [batch, length] with at least one token")
+        return ids
+
+    def _empty(self, batch: int) -> dict[str, Any]:
+        made = {}
+        for name in self._pasts:
+            _, heads, _, size = self._inputs[name].shape
+            made[name] = _value(np.zeros((batch, heads, 0, size), np.float32))
+        return made
+
+    def _step(
+        self, ids: Tensor, known: Tensor, past: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Logits `[batch, vocabulary]` of the last of `ids [batch, n]`, and the caches after them."""
+        positions = (known.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        given = {"input_ids": ids, "attention_mask": known, "position_ids": positions}
+        feeds = {k: _value(v.contiguous().numpy()) for k, v in given.items() if k in self._inputs}
+        found = self.session.run_with_ort_values(self._outputs, {**feeds, **past})
+        values = dict(zip(self._outputs, found, strict=True))
+        logits = torch.from_numpy(values["logits"].numpy())[:, -1]
+        return logits, {name: values[name.replace(_PAST, _PRESENT)] for name in self._pasts}
+
+
+def load_onnx(folder: str | Path, *, threads: int = 0) -> Generator:
+    """The model of a folder that `onnx-decode` has written, or of a run's folder that holds one.
+
+    `threads` is for each op; 0 takes as many as the machine has cores. Raises DataError when there is none.
+    """
+    folder = Path(folder)
+    for place in (folder, folder / FORMAT):
+        if (place / FILE).is_file():
+            return Generator(place / FILE, threads=threads)
+    raise DataError(f"'{folder}' holds no {FILE}; export the model to {FORMAT}")
+
+
+def _value(array: np.ndarray[Any, Any]) -> Any:
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _chosen(logits: Tensor, temperature: float, draw: torch.Generator) -> Tensor:
+    """The next id `[batch]` by logits `[batch, vocabulary]`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    shares = torch.softmax(logits.double() / temperature, -1)
+    return torch.multinomial(shares, 1, generator=draw)[:, 0]

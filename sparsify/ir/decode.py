@@ -1,0 +1,218 @@
+"""The decode variant of a program: the same function with a key/value cache.
+
+The model's class is traced once more, with caches and without weights. What passes decided is replayed on
+it from the plan (layers, heads, channels, width, experts), then it takes the program's own tensors: dense
+ones by name, packed ones and biases where the program has them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, fx
+from transformers import PreTrainedModel
+
+from sparsify.errors import TraceError, VerifyError
+from sparsify.ir.axes.keep import keep_from_json
+from sparsify.ir.axes.residual import blocks
+from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.walk import analyse
+from sparsify.ir.bias import add_bias, added_biases, fold_bias, own_bias
+from sparsify.ir.blockmask import KINDS, add_block_mask, block_mask_path, block_masks, remove_block
+from sparsify.ir.cached import CACHES, empty_past, past_name, present_name, trace_cached
+from sparsify.ir.graph import redirect, sweep
+from sparsify.ir.modes import set_training
+from sparsify.ir.names import PACKED, packed
+from sparsify.ir.packed import pack_linear, packed_linears
+from sparsify.ir.pretrained import quiet
+from sparsify.ir.program import Program
+from sparsify.ir.shell import hollow
+from sparsify.ir.types import propagate
+from sparsify.ir.views import linears
+
+_TOLERANCE = 1e-4
+
+
+def decoder(program: Program) -> Program:
+    """The program with caches; it shares the tensors of the one it is made from.
+
+    Inputs and outputs: see `sparsify.ir.cached`. Raises TraceError for a model without a cache or a program
+    that holds what passes still have to fold, VerifyError when the two do not agree.
+    """
+    left = program.features - {PACKED}
+    if left:
+        raise TraceError(
+            f"the program still holds {', '.join(sorted(left))}; fold or remove it first"
+        )
+    made = _traced(program)
+    # Axes first, while every tensor is there by which one of them may have been named.
+    for keep in program.plan.get("axes", []):
+        shrink(made, keep_from_json(keep), boundary=True)
+    for kind in KINDS:
+        for gone in program.plan.get(kind, []):
+            _remove_blocks(made, kind, gone)
+    _drop_dead_caches(made)
+    _take_over(made, program)
+    propagate(made)
+    made.tokenizer, made.log = program.tokenizer, list(program.log)
+    made.features = program.features
+    _verify(made, program)
+    return made
+
+
+def check_decoder(program: Program) -> type[PreTrainedModel]:
+    """The model class whose cache the variant would use; TraceError when there is none."""
+    cls = getattr(transformers, program.source.model_class, None)
+    if not isinstance(cls, type) or not issubclass(cls, PreTrainedModel):
+        raise TraceError(
+            f"{program.source.model_class} is no class of transformers; only those have a cache"
+        )
+    if not cls.can_generate():
+        raise TraceError(f"{cls.__name__} does not generate; a cache is for models that do")
+    return cls
+
+
+def _traced(program: Program) -> Program:
+    cls = check_decoder(program)
+    assert cls.config_class is not None
+    config = cls.config_class.from_dict(dict(program.source.config))
+    dtype = next(p.dtype for p in program.module.parameters() if p.is_floating_point())
+    with quiet():
+        shapes = _cache_shapes(cls, config)
+        model = hollow(cls, config, dtype)
+        positions = "position_ids" in program.sample
+        return trace_cached(model, shapes, program.source, positions=positions)
+
+
+def _cache_shapes(cls: type[PreTrainedModel], config: Any) -> list[tuple[int, int, int]]:
+    """KV heads, key size and value size of every layer, from a run without numbers."""
+    refusal = f"{cls.__name__} has no key/value cache that a decoder could carry along"
+    with torch.device("meta"), torch.no_grad():
+        if config.is_encoder_decoder:
+            raise TraceError(refusal)
+        # Shapes alone are wanted, and products of experts on this device exist in bfloat16 alone.
+        model = cls(config).eval().to(torch.bfloat16)
+        result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+    found = getattr(result.past_key_values, "layers", None)
+    if not found or any(getattr(layer, "keys", None) is None for layer in found):
+        raise TraceError(refusal)
+    return [(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in found]
+
+
+def _remove_blocks(made: Program, kind: str, gone: list[str]) -> None:
+    found = {block_mask_path(block): block for block in blocks(analyse(made), kind)}
+    for path in gone:
+        add_block_mask(made, found[path])
+    for mask in block_masks(made, kind):
+        remove_block(made, mask)
+
+
+def _drop_dead_caches(made: Program) -> None:
+    """Take out the caches of layers that no longer lead to the logits, and number the others anew."""
+    output = made.graph.output_node()
+    results: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
+    living = _ancestors(results[0])
+    inputs = {str(node.target): node for node in made.graph.find_nodes(op="placeholder")}
+    layers = len(results) // len(CACHES)
+    alive = [i for i in range(layers) if inputs[past_name(i, CACHES[0])] in living]
+    kept = [results[0]]
+    for i in alive:
+        kept += results[1 + 2 * i : 3 + 2 * i]
+    output.args = (tuple(kept),)
+    sweep(made)
+    if not alive:
+        raise TraceError("no attention is left in the program; there is nothing to cache")
+    other = inputs[past_name(alive[0], CACHES[0])]
+    for i in set(range(layers)) - set(alive):
+        for kind in CACHES:
+            name = past_name(i, kind)
+            # What is left of it is its length, which all caches have.
+            redirect(inputs[name], other)
+            made.graph.erase_node(inputs[name])
+            del made.sample[name], made.dynamic[name]
+    names = {past_name(i, k): past_name(new, k) for new, i in enumerate(alive) for k in CACHES}
+    for old, new in names.items():
+        inputs[old].target = new
+    made.sample = {names.get(name, name): value for name, value in made.sample.items()}
+    made.dynamic = {names.get(name, name): value for name, value in made.dynamic.items()}
+    outputs = ["logits", *(present_name(i, kind) for i in range(len(alive)) for kind in CACHES)]
+    source = made.source
+    made.source = type(source)(
+        source.config, source.model_class, source.output_class, tuple(outputs)
+    )
+    made.module.recompile()
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """The nodes whose values, not their sizes alone, lead to a node."""
+    found, queue = {node}, [node]
+    while queue:
+        current = queue.pop()
+        sources = () if current.target is torch.ops.aten.sym_size.int else current.all_input_nodes
+        for source in sources:
+            if source not in found:
+                found.add(source)
+                queue.append(source)
+    return found
+
+
+def _take_over(made: Program, program: Program) -> None:
+    """Give the variant the program's tensors, its packed linears and its biases."""
+    stored = {view.weight: view for view in packed_linears(program)}
+    biases = _biases(program)
+    for view in linears(made):
+        if view.weight in biases and own_bias(view) is None:
+            add_bias(made, view)
+    for item in added_biases(made):
+        with torch.no_grad():
+            made.tensor(item.path).copy_(biases[item.linear.weight])
+        fold_bias(made, item)
+    for view in linears(made):
+        found = stored.get(packed(view.weight))
+        if found is not None:
+            pack_linear(made, view, program.tensor(found.weight), found.layout)
+    sweep(made)
+    for path, value in list(made.tensors()):
+        if program.has(path):
+            mine = program.tensor(path)
+            made.put(path, mine, trainable=False if isinstance(value, torch.nn.Parameter) else None)
+    made.module.recompile()
+    set_training(made.module, False)
+
+
+def _biases(program: Program) -> dict[str, Tensor]:
+    """The bias of every linear that has one, dense or packed, by the weight's path."""
+    found = {}
+    for view in linears(program):
+        bias = own_bias(view)
+        if bias is not None and bias.op == "get_attr":
+            found[view.weight] = program.tensor(str(bias.target))
+    for stored in packed_linears(program):
+        place = stored.node.args[2]
+        if isinstance(place, fx.Node) and place.op == "get_attr":
+            weight = stored.weight.removesuffix(packed(""))
+            found[weight] = program.tensor(str(place.target))
+    return found
+
+
+def _verify(made: Program, program: Program) -> None:
+    """The variant without a past must give the program's logits on its sample."""
+    inputs: Mapping[str, Tensor] = program.sample
+    ids = inputs["input_ids"]
+    wanted = program.run()[0]
+    batch = {name: inputs[name] for name in made.sample if name in inputs}
+    found = made.run({**batch, **empty_past(made, ids.shape[0])})[0]
+    # What a row of padding gives means nothing.
+    real = (
+        inputs["attention_mask"].bool()
+        if "attention_mask" in inputs
+        else torch.ones_like(ids).bool()
+    )
+    largest = float(wanted[real].abs().max())
+    moved = float((found[real] - wanted[real]).abs().max()) / max(largest, 1e-12)
+    if not moved <= _TOLERANCE:
+        raise VerifyError(
+            f"the program with a cache gives logits that differ by {moved:.1e} of the largest from those "
+            "without; export the program without a cache"
+        )

@@ -1,0 +1,40 @@
+"""`generate` and `eval` on a folder with a cache."""
+
+import json
+
+import pytest
+import torch
+
+from sparsify.generate import load_onnx
+from sparsify.ir.pretrained import load_model
+
+
+def test_a_prompt_goes_on(model, text, cli, tmp_path):
+    assert cli("export", model, "--to", "onnx-decode", "--out", tmp_path)[0] == 0
+    report = tmp_path / "made.json"
+    prompt = "The function"
+    words = ("--prompt", prompt, "--tokens", 12, "--threads", 1, "--json", report)
+    code, out, _ = cli("generate", tmp_path, *words)
+    assert code == 0
+    made = json.loads(report.read_text())
+    assert made["new tokens"] == 12
+    assert made["tokens per second"] > 0
+    assert made["text"].startswith(prompt)
+    assert "".join(made["text"].split()) in "".join(out.split())
+    dense, tokenizer = load_model(str(model))
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    wanted = dense.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    found = load_onnx(tmp_path, threads=1).generate(prompt, tokens=12, stop=-1)
+    assert torch.equal(found.ids, wanted)
+
+    code, out, _ = cli("eval", tmp_path, "--data", text, "--limit", 4, "--json", report)
+    assert code == 0
+    (row,) = json.loads(report.read_text())
+    code, out, _ = cli("eval", model, "--data", text, "--limit", 4, "--json", report)
+    assert row["perplexity"] == pytest.approx(json.loads(report.read_text())[0]["perplexity"])
+
+
+def test_a_folder_without_a_model(cli, tmp_path):
+    code, _, err = cli("generate", tmp_path, "--prompt", "a")
+    assert code == 1
+    assert "export the model to onnx-decode" in err

@@ -1,0 +1,113 @@
+"""The decode variant, step by step with its cache, against the program on the whole sequence."""
+
+import pytest
+import torch
+
+from sparsify.engine.contract import Context
+from sparsify.engine.pipeline import parse
+from sparsify.errors import TraceError
+from sparsify.ir.cached import empty_past, past_inputs, public_name
+from sparsify.ir.decode import decoder
+from sparsify.ir.trace import trace
+from sparsify.train.data import TextData
+from tests.ir.axes.families import traced as family_traced
+
+HALVED = (
+    "insert-masks{of=heads,channels} | choose-masks{of=heads,channels sparsity=0.5} | "
+    "prune-heads | prune-channels"
+)
+INSIDE = "insert-masks{of=heads} | choose-masks{of=heads sparsity=0.5 rule=inside} | prune-heads"
+SHORTER = "insert-masks{of=layers} | choose-masks{of=layers sparsity=0.5} | prune-layers"
+BLOCKS = "insert-masks{of=blocks} | choose-masks{of=blocks sparsity=0.25} | prune-layers{of=blocks}"
+NARROW = "insert-masks{of=hidden} | choose-masks{of=hidden sparsity=0.5} | prune-hidden"
+EXPERTS = "insert-masks{of=experts} | choose-masks{of=experts sparsity=0.5} | prune-experts"
+PACKED = "insert-masks | choose-masks{pattern=2:4} | fold-masks | pack-nm"
+
+
+def stepped(program, ids, pieces):
+    """Logits `[batch, length, vocabulary]` of ids fed piece by piece, and the last caches."""
+    past, found = dict(empty_past(program, len(ids))), []
+    end = 0
+    for piece in pieces:
+        start, end = end, end + piece
+        batch = {"input_ids": ids[:, start:end], **past}
+        batch["attention_mask"] = torch.ones(len(ids), end, dtype=torch.long)
+        if "position_ids" in program.sample:
+            batch["position_ids"] = torch.arange(start, end).expand(len(ids), -1)
+        logits, *caches = program.run(batch)
+        past = dict(zip(past_inputs(program), caches, strict=True))
+        found.append(logits)
+    return torch.cat(found, 1), past
+
+
+@pytest.mark.parametrize(
+    ("family", "pipeline"),
+    [
+        ("llama", f"{HALVED} | {SHORTER}"),
+        ("qwen3", f"{INSIDE} | {PACKED}"),
+        ("gpt2", f"{SHORTER} | {PACKED}"),
+        ("opt", HALVED),
+        ("gemma2", f"{NARROW} | {BLOCKS}"),
+        ("mixtral", EXPERTS),
+    ],
+)
+def test_a_cache_changes_nothing(family, pipeline):
+    program = family_traced(family)
+    parse(pipeline).run(program)
+    made = decoder(program)
+    ids = torch.randint(0, 60, (2, 23), generator=torch.Generator().manual_seed(5))
+    whole = program.run({"input_ids": ids})[0]
+    logits, past = stepped(made, ids, (9, 1, 1, 4, 8))
+    assert float((logits - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
+    # The longest sequence that the caches hold, and as many heads as are left.
+    assert {value.shape[2] for value in past.values()} == {23}
+    assert all(value.shape[:2] == made.sample[n].shape[:2] for n, value in past.items())
+    assert sum(p.numel() for p in made.module.parameters()) == sum(
+        p.numel() for p in program.module.parameters()
+    )
+
+
+def test_the_caches_have_the_size_of_what_is_left():
+    program = parse(f"{HALVED} | {SHORTER}").run(family_traced("llama"))
+    made = decoder(program)
+    assert [public_name(name) for name in made.sample if name.startswith("past")] == [
+        "past_key_values.0.key",
+        "past_key_values.0.value",
+    ]
+    assert made.source.outputs == ("logits", "present.0.key", "present.0.value")
+    assert made.sample["past_key_values_0_key"].shape == (2, 2, 7, 8)
+
+
+def test_tensors_are_shared():
+    program = family_traced("llama")
+    made = decoder(program)
+    for path, value in program.module.named_parameters():
+        assert made.tensor(path).data_ptr() == value.data_ptr()
+
+
+def test_a_folded_bias_comes_along():
+    program = family_traced("llama")
+    draw = torch.Generator().manual_seed(1)
+    words = TextData(torch.randint(0, 60, (240,), generator=draw), 12)
+    parse(
+        "insert-probes | calibrate{samples=8} | insert-masks{of=heads,channels} | "
+        "choose-masks{of=heads,channels score=fluctuation sparsity=0.5} | insert-bias | "
+        "choose-bias | remove-probes | fold-bias | prune-heads | prune-channels"
+    ).run(program, Context(data=words))
+    assert program.has("model.layers.0.mlp.down_proj.bias")
+    made = decoder(program)
+    ids = torch.randint(0, 60, (1, 8), generator=torch.Generator().manual_seed(5))
+    logits, _ = stepped(made, ids, (5, 3))
+    torch.testing.assert_close(logits, program.run({"input_ids": ids})[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_decoded():
+    with pytest.raises(TraceError, match="BertForSequenceClassification does not generate"):
+        decoder(family_traced("bert"))
+    with pytest.raises(TraceError, match="has no key/value cache that a decoder could carry along"):
+        decoder(family_traced("t5"))
+    with pytest.raises(TraceError, match=r"still holds mask\.weights; fold or remove it first"):
+        decoder(parse("insert-masks").run(family_traced("llama")))
+    plain = trace(torch.nn.Linear(4, 4), {"input": torch.randn(2, 4)})
+    with pytest.raises(TraceError, match="Linear is no class of transformers"):
+        decoder(plain)
