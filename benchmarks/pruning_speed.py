@@ -1,8 +1,9 @@
 """How long one-shot pruning takes, side by side with llm-compressor in an environment of its own.
 
 The same model, calibration sequences, threads and machine; runs in turn, each in a process of its own that
-reads a folder and writes another. Rows of the peer: one sequence at a time, as it does unless told, and
-eight. Losses are those of the written folders on held-out text.
+reads a folder and writes another. Layer by layer is the order of the peer: equal losses say that both do
+the same. Rows of the peer: one sequence at a time, as it does unless told, and eight. Losses are those of
+the written folders on held-out text.
 
     python -m venv peer && peer/bin/pip install llmcompressor
     python benchmarks/pruning_speed.py --peer peer/bin/python [--hidden 1024 --layers 8] [--json FILE]
@@ -28,12 +29,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify import load_data, load_model
 from sparsify.files import write_json
+from sparsify.ir.pretrained import quiet
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
 from sparsify.train.data import Data
 
 WORKER = Path(__file__).with_name("pruning_worker.py")
-SIDES = {"ours": "ours", "llm-compressor": "peer1", "llm-compressor, 8 at a time": "peer8"}
+OURS = "ours, layer by layer"
+SIDES = {
+    OURS: "ours-layer",
+    "ours, linear by linear": "ours-linear",
+    "llm-compressor": "peer1",
+    "llm-compressor, 8 at a time": "peer8",
+}
 
 
 def folder_of(options: argparse.Namespace, scratch: Path) -> Path:
@@ -50,8 +58,9 @@ def folder_of(options: argparse.Namespace, scratch: Path) -> Path:
             vocab_size=len(tokenizer),
         )
         model = LlamaForCausalLM(config)
-    model.float().save_pretrained(scratch / "model")
-    tokenizer.save_pretrained(scratch / "model")
+    with quiet():
+        model.float().save_pretrained(scratch / "model")
+        tokenizer.save_pretrained(scratch / "model")
     return scratch / "model"
 
 
@@ -113,7 +122,7 @@ def main() -> None:
             rows = found[score] = {side: [] for side in SIDES}
             for _ in range(options.rounds):
                 for side, word in SIDES.items():
-                    python = sys.executable if word == "ours" else options.peer
+                    python = sys.executable if word.startswith("ours") else options.peer
                     rows[side].append(once(python, word, folder, tokens, score, options))
             console.print(table_of(score, rows))
     if options.json:
@@ -142,14 +151,14 @@ def table_of(score: str, rows: dict[str, list[dict[str, Any]]]) -> Table:
         "side",
         "seconds",
         "cpu s",
-        "ours over it (least, most)",
+        "layer by layer over it (least, most)",
         "peak GB",
         "loss",
         "zeros",
     ):
         table.add_column(column, justify="left" if column == "side" else "right", no_wrap=True)
     for side, runs in rows.items():
-        ratios = [a["cpu"] / b["cpu"] for a, b in zip(rows["ours"], runs, strict=True)]
+        ratios = [a["cpu"] / b["cpu"] for a, b in zip(rows[OURS], runs, strict=True)]
         table.add_row(
             side,
             f"{statistics.median(run['seconds'] for run in runs):.1f}",

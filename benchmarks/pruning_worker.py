@@ -1,6 +1,6 @@
 """One side of pruning_speed.py: prunes a folder 2:4, ours or by llm-compressor, and tells what it cost.
 
-    python pruning_worker.py ours|peer FOLDER TOKENS SCORE OUT THREADS
+    python pruning_worker.py ours-linear|ours-layer|peer1|peer8 FOLDER TOKENS SCORE OUT THREADS
 
 TOKENS is a safetensors file with `ids [samples, length]`. Prints a JSON line: seconds and processor
 seconds from reading the folder to having written the other, imports left out, and peak memory.
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 
-def ours(folder: str, ids: Tensor, score: str, out: Path) -> Callable[[], Any]:
+def ours(folder: str, ids: Tensor, score: str, out: Path, order: Any) -> Callable[[], Any]:
     """Prunes with `sparsify.stream`, 8 sequences at a time."""
     from sparsify.select.one_shot import OneShot
     from sparsify.select.weights import Target
@@ -29,7 +29,9 @@ def ours(folder: str, ids: Tensor, score: str, out: Path) -> Callable[[], Any]:
 
     data = TextData(ids.flatten(), ids.shape[1])
     how = OneShot(score, Target.of(None, "2:4"))  # type: ignore[arg-type]
-    job = Job(folder, how, out, samples=len(ids), dtype="float32", ignore=("lm_head*",))
+    job = Job(
+        folder, how, out, samples=len(ids), order=order, dtype="float32", ignore=("lm_head*",)
+    )
     return lambda: prune(job, data)
 
 
@@ -67,10 +69,10 @@ def main() -> None:
     os.dup2(2, 1)  # both report progress
     torch.set_num_threads(int(threads))
     ids = load_file(tokens)["ids"]
-    if side == "ours":
-        run = ours(folder, ids, score, Path(out))
+    if side.startswith("ours"):
+        run = ours(folder, ids, score, Path(out), side.removeprefix("ours-"))
     else:
-        run = peer(folder, ids, score, Path(out), int(side.removeprefix("peer") or 1))
+        run = peer(folder, ids, score, Path(out), int(side.removeprefix("peer")))
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     answer = {

@@ -100,6 +100,9 @@ def stream(
     length: Length = 512,
     batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
     seed: int = 0,
+    order: Annotated[
+        str, typer.Option(help="What is pruned before a linear sees it: 'linear' all, or 'layer'.")
+    ] = "linear",
     dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "bfloat16",
     on_disk: Annotated[bool, typer.Option(help="Keep activations on disk.")] = False,
     plan: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
@@ -108,8 +111,8 @@ def stream(
     """Prune a model that need not fit in memory, layer by layer, into a Hugging Face folder."""
     source = stream_command.Source(data, length)
     job = stream_command.job_of(
-        model, masks, source, out=out, samples=samples, batch=batch, seed=seed, dtype=dtype,
-        on_disk=on_disk,
+        model, masks, source, out=out, samples=samples, batch=batch, seed=seed, order=order,
+        dtype=dtype, on_disk=on_disk,
     )  # fmt: skip
     if plan:
         stream_command.show_plan(job, source, console)

@@ -2,16 +2,18 @@
 
     for each cut:  run every batch from the cut before;  sum x x^T;  prune the linears that read x
 
-One forward pass over the data in all. Inside a layer the order is the truly sequential one (queries, keys
-and values; output; gate and up; down). Source: SparseGPT (2301.00774), section 4, there with two passes.
+One forward pass over the data in all; inside a layer the order is the truly sequential one (queries, keys and
+values; output; gate and up; down). With `order="layer"` all sums of a layer are taken before any of it is
+pruned, in two passes, as in Wanda's code. Source: SparseGPT (2301.00774), section 4, there with two passes.
 """
 
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -36,7 +38,9 @@ WORK = ".resume"
 class Job:
     """What to prune, how, from which data, and where the result goes.
 
-    `samples` sequences of the data, `batch` at a time. `on_disk` keeps what crosses a cut on disk
+    `samples` sequences of the data, `batch` at a time. `order` says what a linear sees pruned: all that comes
+    before it, or with `layer` the layers before its own (two passes over the data, and sums for all
+    linears of a layer at once). `on_disk` keeps what crosses a cut on disk
     rather than in memory. `dtype` is that of weights and activations; sums are float32.
     """
 
@@ -46,6 +50,7 @@ class Job:
     samples: int = 128
     batch: int = 8
     seed: int = 0
+    order: Literal["linear", "layer"] = "linear"
     dtype: str = "bfloat16"
     device: str = "cpu"
     on_disk: bool = False
@@ -101,6 +106,7 @@ def _described(job: Job) -> dict[str, Any]:
         "samples": job.samples,
         "batch": job.batch,
         "seed": job.seed,
+        "order": job.order,
         "dtype": job.dtype,
         "targets": list(job.targets),
         "ignore": list(job.ignore),
@@ -131,39 +137,69 @@ class _Run:
         check_axes(self.program, views, self.job.how.wanted)
         if self.job.samples < 1 or self.job.batch < 1:
             raise OptionError("samples and batch must be at least 1")
+        if self.job.order not in ("linear", "layer"):
+            raise OptionError(f"order={self.job.order} is neither linear nor layer")
 
     def go(self) -> None:
         """Every stage, from the first or from where an interrupted run had stored its cut."""
         first = self._restore()
         self.progress.start("prune", (len(self.stages) - first) * len(self.inputs))
-        for number in range(first, len(self.stages)):
-            self._stage(number, stored=number == first and first > 0)
+        for numbers in self._together(first):
+            self._collect(numbers, stored=numbers[0] == first and first > 0)
         self._write_layer(len(self.stages))
 
-    def _stage(self, number: int, *, stored: bool) -> None:
-        stage = self.stages[number]
-        started = time.perf_counter()
-        self.progress.rename(stage.linears[0].weight)
-        sums = Sums(feature_size(stage.x), gram=self.job.how.needs_gram)
-        if not stored:
-            self.borrowed.need(stage.reads)
+    def _together(self, first: int) -> list[list[int]]:
+        """The stages that are pruned from one look at the model: each alone, or those of a layer."""
+        numbers = list(range(first, len(self.stages)))
+        if self.job.order == "linear":
+            return [[number] for number in numbers]
+        parts = groupby(numbers, key=lambda number: self.stages[number].layer)
+        return [list(part) for _, part in parts]
+
+    def _collect(self, numbers: Sequence[int], *, stored: bool) -> None:
+        """Take the sums of some stages, prune them, and leave the cut before the last of them."""
+        first, started = numbers[0], time.perf_counter()
+        sums = [Sums(feature_size(self.stages[n].x), gram=self.job.how.needs_gram) for n in numbers]
+        self._need(numbers[1:] if stored else numbers)
         for index, inputs in enumerate(self.inputs):
-            values = self.activations[index] if number else inputs
-            if not stored:
-                values = run_stage(self.program, stage, values)
-                self.activations[index] = values
-            sums.add(kept_rows(values[stage.x.name], padding(inputs)))
-            self.progress.advance(stage=number + 1)
-        if self._begins_layer(number) and not stored:
-            self._write_layer(number)
-            self._store(number)
-        seen = sums.statistics()
-        del sums
-        for view in stage.linears:
+            values = self.activations[index] if first else inputs
+            for number, total in zip(numbers, sums, strict=True):
+                stage = self.stages[number]
+                self.progress.rename(stage.linears[0].weight)
+                if not (stored and number == first):
+                    values = run_stage(self.program, stage, values)
+                if number == first and not stored:
+                    self.activations[index] = values
+                total.add(kept_rows(values[stage.x.name], padding(inputs)))
+                self.progress.advance(stage=number + 1)
+        if self._begins_layer(first) and not stored:
+            self._write_layer(first)
+            self._store(first)
+        while sums:
+            stage = self.stages[numbers[len(numbers) - len(sums)]]
+            self._prune_stage(stage.linears, sums.pop(0).statistics(), started)
+            started = time.perf_counter()
+        if numbers[-1] + 1 < len(self.stages):
+            self._go_on(numbers[1:])
+
+    def _need(self, numbers: Sequence[int]) -> None:
+        self.borrowed.need([path for number in numbers for path in self.stages[number].reads])
+
+    def _go_on(self, numbers: Sequence[int]) -> None:
+        """Move the cut over stages that are pruned now."""
+        self._need(numbers)
+        for index in range(len(self.inputs) if numbers else 0):
+            values = self.activations[index]
+            for number in numbers:
+                values = run_stage(self.program, self.stages[number], values)
+            self.activations[index] = values
+
+    def _prune_stage(self, views: Sequence[Linear], seen: Statistics, started: float) -> None:
+        """Prune the linears of a stage; the first of them bears what the stage took before."""
+        for view in views:
             mask = self._prune(view, seen)
             now = time.perf_counter()
             sparsity = 1 - float(mask.float().mean())
-            # The first linear of a stage bears what the stage took.
             self.rows.append(
                 {"weight": view.weight, "sparsity": sparsity, "seconds": now - started}
             )

@@ -77,32 +77,44 @@ def slowly(source, how, data, task):
     """The same by running the whole model anew before every group of linears that read one input."""
     program = trace(load_model(str(source))[0])
     chosen = list(batches(data, sample(data, task.samples, task.seed), task.batch))
-    by_input = {}
+    by_input, by_layer = {}, {}
     for view in targeted(program, ("*",), ()):
         by_input.setdefault(view.x, []).append(view)
-    for x, views in by_input.items():
-        rows = []
-        for batch in chosen:
-            inputs = program.complete(batch)
-            watch = Watch(program, x)
-            watch.run(*inputs.values())
-            kept = inputs["attention_mask"].reshape(-1).bool()
-            rows.append(watch.seen.reshape(-1, watch.seen.shape[-1])[kept])
-        x = torch.cat(rows)
-        scatter = (x - x.mean(0)).square().sum(0)
-        seen = Statistics(len(x), x.mean(0), scatter, None, x.T @ x)
+        by_layer.setdefault(view.weight.split(".")[2], []).append(view)
+    for views in (by_input if task.order == "linear" else by_layer).values():
+        seen = {view.weight: observed(program, view.x, chosen) for view in views}
         for view in views:
-            new, _ = how(out_in(view, program.tensor(view.weight)), seen)
+            new, _ = how(out_in(view, program.tensor(view.weight)), seen[view.weight])
             program.tensor(view.weight).data = out_in(view, new)
     return program
 
 
-@pytest.mark.parametrize(("family", "method"), [("llama", "sparsegpt"), ("gpt2", "wanda")])
+def observed(program, x, chosen):
+    """The statistics of an activation over some batches."""
+    rows = []
+    for batch in chosen:
+        inputs = program.complete(batch)
+        watch = Watch(program, x)
+        watch.run(*inputs.values())
+        kept = inputs["attention_mask"].reshape(-1).bool()
+        rows.append(watch.seen.reshape(-1, watch.seen.shape[-1])[kept])
+    x = torch.cat(rows)
+    return Statistics(len(x), x.mean(0), (x - x.mean(0)).square().sum(0), None, x.T @ x)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "order"),
+    [
+        ("llama", "sparsegpt", "linear"),
+        ("gpt2", "wanda", "linear"),
+        ("llama", "sparsegpt", "layer"),
+    ],
+)
 def test_every_linear_is_pruned_for_what_the_pruned_ones_before_it_give(
-    family, method, folder, tmp_path
+    family, method, order, folder, tmp_path
 ):
     how, data = OneShot(method, HALF), words(padded=True)
-    task = job(folder(family), tmp_path / "out", how)
+    task = job(folder(family), tmp_path / "out", how, order=order)
     prune(task, data)
     oracle = slowly(folder(family), how, data, task)
     written = trace(load_model(str(tmp_path / "out"))[0])
@@ -150,20 +162,20 @@ def test_stages_run_what_the_whole_program_runs(family, traced, text):
     assert len({stage.layer for stage in found} - {""}) == 2
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_a_broken_run_ends_with_the_same_bytes(on_disk, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("on_disk", "order"), [(False, "linear"), (True, "layer")])
+def test_a_broken_run_ends_with_the_same_bytes(on_disk, order, folder, tmp_path, monkeypatch):
     source, how, out = folder("llama"), OneShot("sparsegpt", HALF), tmp_path / "broken"
-    task = job(source, out, how, on_disk=on_disk)
-    prune(job(source, tmp_path / "whole", how, on_disk=on_disk), words())
-    stage = module._Run._stage
+    task = job(source, out, how, on_disk=on_disk, order=order)
+    prune(job(source, tmp_path / "whole", how, on_disk=on_disk, order=order), words())
+    collect, prune_stage = module._Run._collect, module._Run._prune_stage
 
-    def break_off(self, number, *, stored):
-        if number == 6:
+    def break_off(self, views, seen, started):
+        if views[0].weight.endswith("layers.1.mlp.gate_proj.weight"):
             raise RuntimeError("pulled the plug")
-        return stage(self, number, stored=stored)
+        return prune_stage(self, views, seen, started)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Run, "_stage", break_off)
+        patch.setattr(module._Run, "_prune_stage", break_off)
         with pytest.raises(RuntimeError, match="pulled the plug"):
             prune(task, words())
     assert [p.name for p in out.iterdir()] == [WORK]
@@ -176,10 +188,10 @@ def test_a_broken_run_ends_with_the_same_bytes(on_disk, folder, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(
             module._Run,
-            "_stage",
-            lambda self, number, *, stored: (
-                stages_run.append(number),
-                stage(self, number, stored=stored),
+            "_collect",
+            lambda self, numbers, *, stored: (
+                stages_run.extend(numbers),
+                collect(self, numbers, stored=stored),
             ),
         )
         prune(task, words(), resume=True)
