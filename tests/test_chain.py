@@ -34,6 +34,8 @@ def relative(one, two):
     return float((one - two).abs().max() / one.abs().max())
 
 
+# The zoo exports every family; here one with KV groups, one with [in, out] weights and an encoder do.
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "bert"])
 def test_uneven_layers_run_in_onnx(family, traced, tmp_path):
     program = parse(MASKS + UNEVEN + PRUNE).run(traced(family), Context())
     path = export(program, tmp_path, ["onnx"])["onnx"] / "model.onnx"

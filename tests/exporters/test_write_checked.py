@@ -161,7 +161,7 @@ def test_safetensors_holds_everything(programs, tmp_path, tokenizer):
 
 
 def test_catalogue():
-    assert [item.name for item in ALL] == ["safetensors", "onnx", "huggingface"]
+    assert [item.name for item in ALL] == ["safetensors", "onnx", "onnx-decode", "huggingface"]
     for item in ALL:
         assert str(item()) == item.name
         assert item.__doc__
