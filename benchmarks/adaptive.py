@@ -103,9 +103,7 @@ def show(results: Results, options: argparse.Namespace, console: Console) -> Non
     for name, runs in results.items():
         cells = []
         for text in texts:
-            values = values_of(results, name, text)
-            spread = f" ({max(values) - min(values):.2f})" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}")
+            cells.append(cell(values_of(results, name, text)))
         wanda, dense = (end[0] if end else float("nan") for end in ends)
         own = values_of(results, name, first)
         cells.append(f"{(wanda - statistics.mean(own)) / (wanda - dense):.1%}")
@@ -115,6 +113,12 @@ def show(results: Results, options: argparse.Namespace, console: Console) -> Non
         table.add_row(name, str(len(runs)), *cells)
     console.print(table)
     console.print(f"in brackets: largest minus smallest over the seeds; gap and seeds: {first}")
+
+
+def cell(values: list[float]) -> str:
+    """The mean over seeds, and the largest minus the smallest where there are several."""
+    spread = f" ({max(values) - min(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def values_of(results: Results, name: str, text: str) -> list[float]:

@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from adaptive import Results, measured, texts_of, values_of
+from adaptive import Results, cell, measured, texts_of, values_of
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -145,11 +145,7 @@ def show(results: Results, target: str, options: argparse.Namespace, console: Co
     for row, runs in results.items():
         if not runs:
             continue
-        cells = []
-        for text in texts:
-            values = values_of(results, row, text)
-            spread = f" ({max(values) - min(values):.2f})" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        cells = [cell(values_of(results, row, text)) for text in texts]
         own = values_of(results, row, texts[0])
         pairs = zip(own, losa, strict=True) if len(own) == len(losa) else ()
         table.add_row(

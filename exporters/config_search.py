@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sparsify.errors import ExportError
+from sparsify.ir.pretrained import class_named, config_of
 from sparsify.ir.program import Program
 
 Shape = tuple[int, ...]
@@ -36,21 +36,13 @@ class Misfit:
 
 def class_of(program: Program) -> type[PreTrainedModel]:
     """The `transformers` class that the program was traced from; ExportError when there is none."""
-    found = getattr(transformers, program.source.model_class, None)
-    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+    found = class_named(program.source.model_class)
+    if found is None:
         raise ExportError(
             f"huggingface needs a model class of transformers, but the program was traced from "
             f"{program.source.model_class}; export to onnx or safetensors"
         )
     return found
-
-
-def config_of(cls: type[PreTrainedModel], values: Mapping[str, Any]) -> PreTrainedConfig:
-    """The config object of a model class with these entries."""
-    assert cls.config_class is not None
-    config = cls.config_class.from_dict(copy.deepcopy(dict(values)))
-    assert isinstance(config, PreTrainedConfig)
-    return config
 
 
 def empty_model(cls: type[PreTrainedModel], config: Mapping[str, Any]) -> PreTrainedModel:

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from exporters.config_search import Misfit, Search, class_of, config_of, empty_model, holder
+from exporters.config_search import Misfit, Search, class_of, empty_model, holder
 from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.engine.export import relative_difference
 from sparsify.errors import ExportError
 from sparsify.files import write_json
-from sparsify.ir.pretrained import quiet
+from sparsify.ir.pretrained import config_of, quiet
 from sparsify.ir.program import Program
 
 _SHOWN = 3

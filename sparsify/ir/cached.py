@@ -10,6 +10,7 @@ The past may be empty. Names are Optimum's, with `_` for `.` where Python has a 
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ def past_name(layer: int, kind: str) -> str:
     return f"past_key_values_{layer}_{kind}"
 
 
-def present_name(layer: int, kind: str) -> str:
-    """The output that holds the keys or values of a layer, the new ones at the end."""
-    return f"present.{layer}.{kind}"
+def output_names(layers: int) -> tuple[str, ...]:
+    """The outputs: logits, then the keys and values of each layer, the new ones at their end."""
+    return "logits", *(f"present.{layer}.{kind}" for layer in range(layers) for kind in CACHES)
 
 
 def public_name(name: str) -> str:
@@ -56,9 +57,6 @@ def trace_cached(
     sample = _sample(model, shapes, positions)
     dynamic = torch.export.Dim.DYNAMIC
     dims = {name: _dims(name) for name in sample}
-    outputs = ["logits"]
-    for layer in range(len(shapes)):
-        outputs += [present_name(layer, kind) for kind in CACHES]
     try:
         with torch.no_grad(), flat_forward(model, list(sample), _call(len(shapes))):
             exported = torch.export.export(
@@ -73,7 +71,7 @@ def trace_cached(
         raise TraceError(
             f"{type(model).__name__} could not be traced with a cache: {reason[:300]}"
         ) from error
-    made = Source(source.config, source.model_class, source.output_class, tuple(outputs))
+    made = replace(source, outputs=output_names(len(shapes)))
     return built(model, exported.module(check_guards=False), sample, dims, made, None)
 
 

@@ -6,10 +6,10 @@ ones by name, packed ones and biases where the program has them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, fx
 from transformers import PreTrainedModel
 
@@ -20,12 +20,12 @@ from sparsify.ir.axes.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.bias import add_bias, added_biases, fold_bias, own_bias
 from sparsify.ir.blockmask import KINDS, add_block_mask, block_mask_path, block_masks, remove_block
-from sparsify.ir.cached import CACHES, empty_past, past_name, present_name, trace_cached
+from sparsify.ir.cached import CACHES, empty_past, output_names, past_name, trace_cached
 from sparsify.ir.graph import redirect, sweep
 from sparsify.ir.modes import set_training
 from sparsify.ir.names import PACKED, packed
 from sparsify.ir.packed import pack_linear, packed_linears
-from sparsify.ir.pretrained import quiet
+from sparsify.ir.pretrained import class_named, config_of, quiet
 from sparsify.ir.program import Program
 from sparsify.ir.shell import hollow
 from sparsify.ir.types import propagate
@@ -63,8 +63,8 @@ def decoder(program: Program) -> Program:
 
 def check_decoder(program: Program) -> type[PreTrainedModel]:
     """The model class whose cache the variant would use; TraceError when there is none."""
-    cls = getattr(transformers, program.source.model_class, None)
-    if not isinstance(cls, type) or not issubclass(cls, PreTrainedModel):
+    cls = class_named(program.source.model_class)
+    if cls is None:
         raise TraceError(
             f"{program.source.model_class} is no class of transformers; only those have a cache"
         )
@@ -75,8 +75,7 @@ def check_decoder(program: Program) -> type[PreTrainedModel]:
 
 def _traced(program: Program) -> Program:
     cls = check_decoder(program)
-    assert cls.config_class is not None
-    config = cls.config_class.from_dict(dict(program.source.config))
+    config = config_of(cls, program.source.config)
     dtype = next(p.dtype for p in program.module.parameters() if p.is_floating_point())
     with quiet():
         shapes = _cache_shapes(cls, config)
@@ -116,13 +115,13 @@ def _drop_dead_caches(made: Program) -> None:
     inputs = {str(node.target): node for node in made.graph.find_nodes(op="placeholder")}
     layers = len(results) // len(CACHES)
     alive = [i for i in range(layers) if inputs[past_name(i, CACHES[0])] in living]
+    if not alive:
+        raise TraceError("no attention is left in the program; there is nothing to cache")
     kept = [results[0]]
     for i in alive:
         kept += results[1 + 2 * i : 3 + 2 * i]
     output.args = (tuple(kept),)
     sweep(made)
-    if not alive:
-        raise TraceError("no attention is left in the program; there is nothing to cache")
     other = inputs[past_name(alive[0], CACHES[0])]
     for i in set(range(layers)) - set(alive):
         for kind in CACHES:
@@ -136,11 +135,7 @@ def _drop_dead_caches(made: Program) -> None:
         inputs[old].target = new
     made.sample = {names.get(name, name): value for name, value in made.sample.items()}
     made.dynamic = {names.get(name, name): value for name, value in made.dynamic.items()}
-    outputs = ["logits", *(present_name(i, kind) for i in range(len(alive)) for kind in CACHES)]
-    source = made.source
-    made.source = type(source)(
-        source.config, source.model_class, source.output_class, tuple(outputs)
-    )
+    made.source = replace(made.source, outputs=output_names(len(alive)))
     made.module.recompile()
 
 

@@ -1,15 +1,16 @@
 """Load a Hugging Face model, from a folder or a hub id, with its tokenizer."""
 
 import contextlib
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from sparsify.errors import DataError, OptionError
 from sparsify.words import nearest
@@ -50,6 +51,20 @@ def dtype_of(name: str) -> torch.dtype:
 def class_of_config(config: Any) -> Any:
     """The model class that a config names, `AutoModel` when it names none."""
     return getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
+
+
+def class_named(name: str) -> type[PreTrainedModel] | None:
+    """The model class of transformers with a name; None when there is none."""
+    found = getattr(transformers, name, None)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+def config_of(cls: type[PreTrainedModel], values: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config object of a model class with these entries."""
+    assert cls.config_class is not None
+    config = cls.config_class.from_dict(copy.deepcopy(dict(values)))
+    assert isinstance(config, PreTrainedConfig)
+    return config
 
 
 def source_of(name: str) -> str:

@@ -175,11 +175,11 @@ class _Run:
         if self._begins_layer(first) and not stored:
             self._write_layer(first)
             self._store(first)
-        while sums:
-            stage = self.stages[numbers[len(numbers) - len(sums)]]
-            self._prune_stage(stage.linears, sums.pop(0).statistics(), started)
+        for number in numbers:
+            # Taken out, so that the sums of a stage go when it is done.
+            self._prune_stage(self.stages[number].linears, sums.pop(0).statistics(), started)
             started = time.perf_counter()
-        if numbers[-1] + 1 < len(self.stages):
+        if len(numbers) > 1 and numbers[-1] + 1 < len(self.stages):
             self._go_on(numbers[1:])
 
     def _need(self, numbers: Sequence[int]) -> None:
@@ -188,7 +188,7 @@ class _Run:
     def _go_on(self, numbers: Sequence[int]) -> None:
         """Move the cut over stages that are pruned now."""
         self._need(numbers)
-        for index in range(len(self.inputs) if numbers else 0):
+        for index in range(len(self.inputs)):
             values = self.activations[index]
             for number in numbers:
                 values = run_stage(self.program, self.stages[number], values)

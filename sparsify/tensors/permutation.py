@@ -1,7 +1,6 @@
 """Orders of input channels under which an N:M pattern keeps more of a score."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sparsify.tensors.masks import keep_nm
@@ -52,6 +51,8 @@ def spread(scores: Tensor, pattern: Pattern, rounds: int = 8) -> Tensor:
 
 def _handed_out(scores: Tensor, grid: Tensor, place: int, n: int) -> Tensor:
     """The channels `[groups]` of one place, each in its best group `[groups, M]`."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and wanted here alone
+
     others = torch.cat([grid[:, :place], grid[:, place + 1 :]], 1)
     bar = scores[:, others].topk(n, dim=2).values[:, :, -1]
     freed = grid[:, place]
