@@ -21,7 +21,7 @@ from sparsify.engine.contract import Progress, Silent
 from sparsify.errors import DataError, OptionError
 from sparsify.files import read_json, require_free, write_json
 from sparsify.ir.shell import trace_shell
-from sparsify.ir.stages import run_stage, stages
+from sparsify.ir.stages import Stage, Values, run_stage, stages
 from sparsify.ir.views import Linear, feature_size, out_in, refuse_shared, targeted
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
@@ -29,6 +29,7 @@ from sparsify.select.weights import check_axes
 from sparsify.stream.activations import Activations
 from sparsify.stream.checkpoint import Borrowed, Checkpoint
 from sparsify.stream.output import Shards
+from sparsify.stream.places import DeviceMap, Places
 from sparsify.train.data import Data, batches, sample
 
 WORK = ".resume"
@@ -41,7 +42,8 @@ class Job:
     `samples` sequences of the data, `batch` at a time. `order` says what a linear sees pruned: all that comes
     before it, or with `layer` the layers before its own (two passes over the data, and sums for all
     linears of a layer at once). `on_disk` keeps what crosses a cut on disk
-    rather than in memory. `dtype` is that of weights and activations; sums are float32.
+    rather than in memory. `dtype` is that of weights and activations; sums are float32. `device` is one
+    device, `auto` or a device map (`Places`); what crosses a cut lies in the memory of the CPU.
     """
 
     model: str
@@ -52,7 +54,7 @@ class Job:
     seed: int = 0
     order: Literal["linear", "layer"] = "linear"
     dtype: str = "bfloat16"
-    device: str = "cpu"
+    device: str | DeviceMap = "cpu"
     on_disk: bool = False
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
@@ -126,7 +128,9 @@ class _Run:
         self.stages = stages(self.program, views)
         self.source = Path(job.model)
         dtype = next(p.dtype for p in self.program.module.parameters())
-        self.borrowed = Borrowed(self.program, Checkpoint(self.source), dtype)
+        layers = list(dict.fromkeys(stage.layer for stage in self.stages))
+        self.places = Places(job.device, layers)
+        self.borrowed = Borrowed(self.program, Checkpoint(self.source), dtype, self.places)
         self.shards = Shards(work / "shards")
         self.activations = Activations(work / "activations" if job.on_disk else None)
         chosen = sample(data, job.samples, job.seed)
@@ -159,7 +163,7 @@ class _Run:
     def _collect(self, numbers: Sequence[int], *, stored: bool) -> None:
         """Take the sums of some stages, prune them, and leave the cut before the last of them."""
         first, started = numbers[0], time.perf_counter()
-        sums = [Sums(feature_size(self.stages[n].x), gram=self.job.how.needs_gram) for n in numbers]
+        sums = [self._sums(self.stages[n]) for n in numbers]
         self._need(numbers[1:] if stored else numbers)
         for index, inputs in enumerate(self.inputs):
             values = self.activations[index] if first else inputs
@@ -167,7 +171,7 @@ class _Run:
                 stage = self.stages[number]
                 self.progress.rename(stage.linears[0].weight)
                 if not (stored and number == first):
-                    values = run_stage(self.program, stage, values)
+                    values = self._run(stage, values)
                 if number == first and not stored:
                     self.activations[index] = values
                 total.add(kept_rows(values[stage.x.name], padding(inputs)))
@@ -182,6 +186,13 @@ class _Run:
         if len(numbers) > 1 and numbers[-1] + 1 < len(self.stages):
             self._go_on(numbers[1:])
 
+    def _sums(self, stage: Stage) -> Sums:
+        device = self.places.of(stage.layer)
+        return Sums(feature_size(stage.x), gram=self.job.how.needs_gram, device=device)
+
+    def _run(self, stage: Stage, values: Values) -> Values:
+        return run_stage(self.program, stage, values, self.places.of(stage.layer))
+
     def _need(self, numbers: Sequence[int]) -> None:
         self.borrowed.need([path for number in numbers for path in self.stages[number].reads])
 
@@ -191,7 +202,7 @@ class _Run:
         for index in range(len(self.inputs)):
             values = self.activations[index]
             for number in numbers:
-                values = run_stage(self.program, self.stages[number], values)
+                values = self._run(self.stages[number], values)
             self.activations[index] = values
 
     def _prune_stage(self, views: Sequence[Linear], seen: Statistics, started: float) -> None:
