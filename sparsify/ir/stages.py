@@ -7,11 +7,13 @@ none of its weights has been used. The values that cross a cut are all that has 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from sparsify.ir.packed import PackedProduct
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear
 
@@ -68,12 +70,16 @@ def features_across(stage: Stage) -> int:
 
 
 def run_stage(
-    program: Program, stage: Stage, values: Mapping[str, Any], device: torch.device
+    program: Program,
+    stage: Stage,
+    values: Mapping[str, Any],
+    device: torch.device,
+    packed: Mapping[fx.Node, PackedProduct] = MappingProxyType({}),
 ) -> Values:
     """Run the nodes of a stage on the values that crossed the cut before; those that cross its own.
 
     For the first stage `values` are the program's inputs by name. Values and tensors that lie elsewhere
-    are copied to `device`.
+    are copied to `device`. Linears whose nodes are in `packed` are computed from those bytes.
     """
     known: Values = {name: _to(value, device) for name, value in values.items()}
     uses = {node: len(node.users) for node in stage.nodes}
@@ -88,9 +94,12 @@ def run_stage(
             if node.op == "placeholder":
                 known[node.name] = known[str(node.target)]
                 continue
-            args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), read)
-            assert callable(node.target)
-            known[node.name] = node.target(*args, **kwargs)
+            if node in packed:
+                known[node.name] = packed[node](read)
+            else:
+                args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), read)
+                assert callable(node.target)
+                known[node.name] = node.target(*args, **kwargs)
             for source in node.all_input_nodes:
                 if source in uses:
                     uses[source] -= 1

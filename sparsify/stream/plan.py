@@ -17,8 +17,8 @@ from sparsify.ir.views import Linear, feature_size, out_in, targeted
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Sums
 from sparsify.select.weights import Target
+from sparsify.stream.job import Job
 from sparsify.stream.places import Places
-from sparsify.stream.prune import Job
 
 # Side of the matrices that rates are measured on: large enough to run at full speed, and quick.
 _SIDE, _ROWS = 1024, 2048

@@ -20,8 +20,9 @@ from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Statistics
 from sparsify.select.weights import Target
 from sparsify.stream.checkpoint import INDEX, Checkpoint
+from sparsify.stream.job import WORK, Job
 from sparsify.stream.places import Places, spread
-from sparsify.stream.prune import WORK, Job, prune
+from sparsify.stream.prune import prune
 from sparsify.tensors.masks import check_nm
 from sparsify.tensors.moments import add_upper_gram, mirrored
 from sparsify.tensors.pattern import Pattern
