@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
 from sparsify.engine.contract import Exporter
@@ -76,7 +75,7 @@ def carry_over(source: str, folder: Path) -> dict[str, Any]:
         return {"base_model": source} if source.count("/") == 1 and source[0] not in "./~" else {}
     try:
         about = metadata_load(origin / CARD) if (origin / CARD).is_file() else None
-    except (OSError, ValueError, yaml.YAMLError):
+    except Exception:  # whatever is wrong with that card, it is not the export's fault
         about = None
     about = about or {}
     carried = {key: about[key] for key in _LICENCE if key in about}

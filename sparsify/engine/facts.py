@@ -18,8 +18,8 @@ class Weight:
 
     `was` is its shape when the model was traced, empty for one that a pass has added; `shape` is empty
     for one that is gone. `zeros` counts the zeros the graph multiplies by; `pattern` is the N:M they
-    have, empty for none. `values` is what a value is stored as, `bits` how many bits it takes, `bytes`
-    what all of it takes.
+    have, empty for none. `values` is what a value is stored as (of a rounded weight, what it can
+    be stored as), `bytes` what all of it takes.
     """
 
     path: str
@@ -29,7 +29,6 @@ class Weight:
     pattern: str
     packed: bool
     values: str
-    bits: int
     bytes: int
 
 

@@ -1,7 +1,7 @@
 """Reading the figures of a program off its graph: every matrix in turn, then the whole."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,10 @@ from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, effective_weight, out_in, products
 from sparsify.ir.work import multiply_adds
 
-_TASKS = {**TASK_MAPPING, "feature-extraction": MODEL_MAPPING_NAMES}
+_TASKS: Mapping[str, Mapping[str, str | tuple[str, ...]]] = {
+    **TASK_MAPPING,
+    "feature-extraction": MODEL_MAPPING_NAMES,
+}
 _LENGTH = 128
 _MS = (4, 8)  # of the patterns N:M that are looked for
 
@@ -78,7 +81,6 @@ def _dense(program: Program, view: Linear) -> Weight:
         pattern=pattern_of(value) if zeros else "",
         packed=False,
         values=view.quantizer.values if view.quantizer else _word(stored.dtype),
-        bits=8 * stored.element_size(),
         bytes=stored.nbytes,
     )
 
@@ -96,7 +98,6 @@ def _packed(program: Program, view: PackedLinear) -> Weight:
         pattern=str(layout.pattern),
         packed=True,
         values=layout.values,
-        bits=layout.bits,
         bytes=layout.nbytes,
     )
 
@@ -125,7 +126,7 @@ def pattern_of(weight: Tensor) -> str:
     """The tightest N:M, M of 4 or 8, that the zeros of `W [..., out, in]` have; empty for none."""
     size = weight.shape[-1]
     for m in (m for m in _MS if size % m == 0):
-        kept = (weight != 0).unflatten(-1, (size // m, m)).sum(-1).amax()
+        kept = (weight != 0).reshape(*weight.shape[:-1], size // m, m).sum(-1).amax()
         if 0 < int(kept) < m:
             return f"{int(kept)}:{m}"
     return ""
