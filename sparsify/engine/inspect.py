@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,6 @@ from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, effective_weight, out_in, products
 from sparsify.ir.work import multiply_adds
 
-_TASKS: Mapping[str, Mapping[str, str | tuple[str, ...]]] = {
-    **TASK_MAPPING,
-    "feature-extraction": MODEL_MAPPING_NAMES,
-}
 _LENGTH = 128
 _MS = (4, 8)  # of the patterns N:M that are looked for
 
@@ -48,10 +45,9 @@ def facts_of(program: Program) -> Facts:
 
 def task_of(model_class: str) -> str:
     """The hub's word for what a model class of transformers is for; empty for any other class."""
-    for task, classes in _TASKS.items():
-        if model_class in _names(classes.values()):
-            return str(task)
-    return ""
+    tasks: Mapping[str, Any] = {**TASK_MAPPING, "feature-extraction": MODEL_MAPPING_NAMES}
+    fit = (task for task, classes in tasks.items() if model_class in _names(classes.values()))
+    return next(fit, "")
 
 
 def _weights(program: Program) -> list[Weight]:

@@ -48,9 +48,9 @@ def _panel(panel: Panel, rows: Rows, starts: Sequence[int]) -> Html:
         # A task loss that is all of the loss, say, would hide the other line.
         if points and points not in lines.values():
             lines[name] = points
-    if not lines:
-        return Html()
     values = [value for points in lines.values() for _, value in points]
+    if not any(values):  # nothing of the kind was done
+        return Html()
     marks = ticks(min(values), max(values))
     keys = [
         tag("span", name, f" {points[-1][1]:.4g}", class_=f"key c{number}")

@@ -1,21 +1,22 @@
 """The heat map of a model: a row a layer, a column a kind of linear map, a colour for what is gone."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from sparsify.engine.facts import Share, Weight
 from sparsify.measure.grid import Stack, grouped, stacks
 from sparsify.measure.html import Html, join, percent, table, tag, wide
 
-# Shares from which on the colour asks for text of the other brightness: on a dark page, on any page.
-_MIDDLE, _STRONG = 0.48, 0.7
+# Shares from which on text of the other brightness is read better (4.5:1 at least): on a dark page, on any.
+_MIDDLE, _STRONG = 0.57, 0.65
 
 
 def heat_maps(weights: Sequence[Weight]) -> Html:
     """A map for every stack of layers, what its colours and words mean, and a table of other weights."""
     found, outside = stacks(weights)
-    plain = {_stored(weight) for weight in weights if weight.shape and not weight.packed}
-    usual = next(iter(plain)) if len(plain) == 1 else ""
+    plain = Counter(_stored(weight) for weight in weights if weight.shape and not weight.packed)
+    usual = max(plain, key=plain.__getitem__, default="")
     parts = [_map(stack, usual) for stack in found]
     if found:
         parts.insert(0, _legend(usual))
@@ -39,29 +40,32 @@ def _map(stack: Stack, usual: str) -> Html:
     last = tag("th", "all", rowspan=2, scope="col", class_="all")
     head = tag("thead", tag("tr", corner, *upper, last), tag("tr", *lower))
     body = tag("tbody", *(_row(stack, str(layer), [layer], usual) for layer in stack.layers))
-    foot = tag("tfoot", _row(stack, "all", stack.layers, usual))
+    foot = tag("tfoot", _row(stack, "all", stack.layers, None))
     name = tag("caption", tag("code", stack.name or "numbered modules"))
-    return wide(tag("table", name, head, body, foot, class_="heat"))
+    # Columns of one width, below which the map scrolls.
+    width = f"min-width:{3.2 + 5.4 * (len(stack.kinds) + 1):.1f}rem"
+    return wide(tag("table", name, head, body, foot, class_="heat", style=width))
 
 
-def _row(stack: Stack, title: str, layers: Sequence[int], usual: str) -> Html:
+def _row(stack: Stack, title: str, layers: Sequence[int], usual: str | None) -> Html:
+    """A layer, or all of them; the words of one cell are not repeated for sums (`usual` None)."""
     found = [
         [weight for layer in layers for weight in stack.cells.get((layer, kind), [])]
         for kind in stack.kinds
     ]
     every = [weight for cell in found for weight in cell]
     cells = [_cell(cell, usual) for cell in found]
-    return tag("tr", tag("th", title, scope="row"), *cells, _cell(every, "", "all", words=False))
+    return tag("tr", tag("th", title, scope="row"), *cells, _cell(every, None, "all"))
 
 
-def _cell(weights: Sequence[Weight], usual: str, class_: str = "", words: bool = True) -> Html:
+def _cell(weights: Sequence[Weight], usual: str | None, class_: str = "") -> Html:
     """Zeros among what is left, what was removed, N:M and bits; the colour is what is gone of all."""
     if not weights:
         return tag("td", class_=f"empty {class_}".strip())
     share = Share.of(weights)
     number = percent(share.zero) if share.left else "removed"
     notes = [f"\u2212{percent(share.removed)}"] if share.removed and share.left else []
-    if words:
+    if usual is not None:
         notes += sorted({note for weight in weights if (note := _note(weight, usual))})
     colour = "strong" if share.gone >= _STRONG else "middle" if share.gone >= _MIDDLE else ""
     colour = colour if share.left else "removed"
@@ -76,7 +80,7 @@ def _cell(weights: Sequence[Weight], usual: str, class_: str = "", words: bool =
 
 
 def _note(weight: Weight, usual: str) -> str:
-    """N:M and what is stored, where it is not what every plain weight is stored as."""
+    """N:M and what is stored, where it is not what most plain weights are stored as."""
     stored = _stored(weight) if weight.shape else ""
     if not weight.packed and stored == usual:
         stored = ""
