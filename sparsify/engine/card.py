@@ -22,7 +22,7 @@ def describe(exporter: Exporter, program: Program, folder: Path) -> None:
     """Write the figures of an export and its model card beside the files of the format."""
     facts = facts_of(program)
     carried = carry_over(str(program.source.config.get("_name_or_path") or ""), folder)
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     write_facts(facts, folder)
     text = card(facts, exporter.name, exporter.library, exporter.usage(program), size, carried)
     (folder / CARD).write_text(text, encoding="utf-8")

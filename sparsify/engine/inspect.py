@@ -25,7 +25,7 @@ _MS = (4, 8)  # of the patterns N:M that are looked for
 
 @torch.no_grad()
 def facts_of(program: Program) -> Facts:
-    """The figures of a program."""
+    """The figures of a program; reads every weight once and runs it once on fake tensors."""
     weights = _weights(program)
     known = {weight.path for weight in weights}
     others = (value for path, value in program.module.named_parameters() if path not in known)

@@ -1,13 +1,9 @@
 """Where each weight stands in a model, read off its path: which stack of layers, which layer, which kind."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sparsify.engine.facts import Weight
-
-# What stands for a number in the name of a kind.
-ANY = "*"
+from sparsify.engine.facts import Weight, kind
 
 
 @dataclass
@@ -40,19 +36,18 @@ def stacks(weights: Iterable[Weight]) -> tuple[list[Stack], list[Weight]]:
         name = ".".join(parts[:number])
         stack = found.setdefault(name, Stack(name))
         layer, rest = int(parts[number]), ".".join(parts[number + 1 :])
-        kind = re.sub(r"(?<![^.])\d+(?![^.])", ANY, rest)
-        stack.cells.setdefault((layer, kind), []).append(weight)
+        stack.cells.setdefault((layer, kind(rest)), []).append(weight)
     for stack in found.values():
         stack.layers = sorted({layer for layer, _ in stack.cells})
-        stack.kinds = list(dict.fromkeys(kind for _, kind in stack.cells))
+        stack.kinds = list(dict.fromkeys(name for _, name in stack.cells))
     return list(found.values()), outside
 
 
 def grouped(kinds: Iterable[str]) -> list[tuple[str, list[str]]]:
     """Neighbours among kinds that share all but their last word, under what they share."""
     groups: list[tuple[str, list[str]]] = []
-    for kind in kinds:
-        group, _, leaf = kind.rpartition(".")
+    for name in kinds:
+        group, _, leaf = name.rpartition(".")
         if not groups or groups[-1][0] != group:
             groups.append((group, []))
         groups[-1][1].append(leaf)

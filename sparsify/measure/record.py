@@ -45,7 +45,7 @@ def _lines(folder: Path, place: Path) -> Iterator[str]:
     bench = _read(folder, "bench")
     if bench.get("file") == name:
         for timing in bench["timings"]:
-            if timing["name"] == "sparse":
+            if timing["name"] != "dense":
                 yield (
                     f"- {timing['ratio']:.2f} times as fast as the dense model "
                     f"({timing['ratio_low']:.2f} to {timing['ratio_high']:.2f}, {shape_words(timing)}, "

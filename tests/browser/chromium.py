@@ -2,11 +2,12 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import time
 from pathlib import Path
 
@@ -23,42 +24,39 @@ def find():
 @contextlib.contextmanager
 def browser(program, profile: Path):
     """A page that has no network, with its own empty profile; the process ends with the block."""
-    to_read, from_us = os.pipe()
-    from_it, to_write = os.pipe()
-
-    def connect():  # the protocol's fixed numbers: 3 to read, 4 to write
-        os.dup2(to_read, 1000)
-        os.dup2(to_write, 1001)
-        os.dup2(1000, 3)
-        os.dup2(1001, 4)
-
-    process = subprocess.Popen(
-        [
-            program,
-            "--headless=new",
-            "--no-sandbox",  # which the super-user's processes cannot have
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            "--remote-debugging-pipe",
-            f"--user-data-dir={profile}",
-        ],
-        preexec_fn=connect,
-        close_fds=False,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    # Out of the way of 3 and 4, on which the browser reads and writes.
+    to_read, from_us, from_it, to_write = map(_away, (*os.pipe(), *os.pipe()))
+    words = [
+        program,
+        "--headless=new",
+        "--no-sandbox",  # which the super-user's processes cannot have
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--remote-debugging-pipe",
+        f"--user-data-dir={profile}",
+    ]
+    silent = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]
+    pipes = [(os.POSIX_SPAWN_DUP2, to_read, 3), (os.POSIX_SPAWN_DUP2, to_write, 4)]
+    process = os.posix_spawn(program, words, os.environ, file_actions=[*silent, *pipes])
     os.close(to_read)
     os.close(to_write)
     try:
         yield Page(from_us, from_it)
     finally:
         os.close(from_us)
-        process.terminate()
-        process.wait(_SECONDS)
+        os.kill(process, signal.SIGTERM)
+        os.waitpid(process, 0)
         os.close(from_it)
+
+
+def _away(number: int) -> int:
+    """The same file under a number of 10 or more that a new process does not inherit."""
+    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(number)
+    return moved
 
 
 class Page:
