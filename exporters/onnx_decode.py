@@ -29,6 +29,15 @@ class OnnxDecode(Onnx):
         except TraceError as error:
             raise ExportError(f"{error}; export to onnx") from error
 
+    def usage(self, program: Program) -> str:
+        """A few tokens more than a prompt has."""
+        prompt = '"Once"' if program.tokenizer is not None else "[[1, 2, 3]]"
+        return (
+            "import sparsify\n\n"
+            'model = sparsify.load_onnx(".")\n'
+            f"ids = model.generate({prompt}, tokens=16).ids"
+        )
+
     def variant(self, program: Program) -> Program:
         """The program with caches in and out; ExportError where there can be none."""
         try:

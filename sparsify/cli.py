@@ -11,6 +11,7 @@ from sparsify.artifacts import open_program
 from sparsify.commands import bench as bench_command
 from sparsify.commands import evaluate as evaluate_command
 from sparsify.commands import generate as generate_command
+from sparsify.commands import report as report_command
 from sparsify.commands import run as run_command
 from sparsify.commands import show as show_command
 from sparsify.commands import stream as stream_command
@@ -19,7 +20,6 @@ from sparsify.engine.export import export as export_program
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.files import write_json
-from sparsify.measure.page import write_page
 from sparsify.recipes import recipe as find_recipe
 
 app = typer.Typer(
@@ -213,9 +213,13 @@ def bench(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
-    """Write one HTML page about a run, with plots."""
-    console.print(str(write_page(folder)))
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="The --out folder of a run, or any exported model.")
+    ],
+) -> None:
+    """Write one HTML page about a run or a model: sparsity by layer, sizes, and what was measured."""
+    console.print(str(report_command.report(folder)), soft_wrap=True, markup=False)
 
 
 def words(text: str) -> tuple[str, ...]:

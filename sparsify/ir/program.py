@@ -18,12 +18,14 @@ class Source:
 
     `config` is the Hugging Face config as a dictionary (empty for a plain module), `model_class` and
     `output_class` are class names, `outputs` names the tensors of the graph's output tuple in order.
+    `shapes` holds the shape of every parameter, tied ones once (empty where it is not known).
     """
 
     config: Mapping[str, Any]
     model_class: str
     output_class: str
     outputs: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -52,7 +52,10 @@ def trace(
         dims = dynamic
     exported, outputs, output_class = _export(model, sample, dims, fixed)
     source = Source(config, type(model).__name__, output_class, outputs)
-    return built(model, exported, sample, dims, source, tokenizer)
+    program = built(model, exported, sample, dims, source, tokenizer)
+    shapes = {path: tuple(value.shape) for path, value in program.module.named_parameters()}
+    program.source = replace(source, shapes=shapes)
+    return program
 
 
 def built(
