@@ -178,6 +178,14 @@ RECIPES = (
         f"{_OBSERVED} | permute-channels | remove-probes | {_one_shot('ria')}",
     ),
     Recipe("sparsegpt", "2:4 at once by SparseGPT", _one_shot("sparsegpt", "{gram=true}")),
+    Recipe(
+        "sparsegpt-int4",
+        "2:4 and int4 in one sweep of SparseGPT, each loss repaired by the weights still free, packed",
+        "insert-probes{gram=true} | calibrate{samples=128} | insert-masks | "
+        "insert-quantizers{values=int4 group=64} | "
+        "choose-masks{score=sparsegpt pattern=2:4 scales=mse} | remove-probes | fold-masks | "
+        "pack-nm{values=int4}",
+    ),
     Recipe("alps", "2:4 at once by operator splitting (ALPS)", _one_shot("alps", "{gram=true}")),
     Recipe(
         "encoder",

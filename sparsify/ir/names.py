@@ -17,6 +17,8 @@ SUFFIXES = {
     "_added_bias": "bias",
     "_slorb_x": "slorb",
     "_slorb_s": "slorb",
+    "_adapter_a": "adapters",
+    "_adapter_b": "adapters",
     "_probe_count": "probe",
     "_quantizer_scales": "quantizers",
     "_quantizer_on": "quantizers",
@@ -53,6 +55,11 @@ def slorb(path: str) -> tuple[str, str]:
     return f"{path}_slorb_x", f"{path}_slorb_s"
 
 
+def adapter(path: str) -> tuple[str, str]:
+    """The paths of the low-rank branch beside a weight: `A [rank, in]`, `B [out, rank]`."""
+    return f"{path}_adapter_a", f"{path}_adapter_b"
+
+
 def added_bias(path: str) -> str:
     """The path of a bias `[out]` behind the linear that owns a weight."""
     return f"{path}_added_bias"
@@ -86,9 +93,11 @@ def packed(path: str) -> str:
 def feature_of(path: str, known: Container[str]) -> str | None:
     """The feature a tensor's name stands for, given all tensor paths; None for the model's own tensors.
 
-    A model may own a buffer called `causal_mask`: ours always extend the path of another tensor.
+    A model may own a buffer called `causal_mask`: ours always extend the path of another tensor, which may
+    be packed by now.
     """
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if path.endswith(suffix) and path.removesuffix(suffix) in known:
+        base = path.removesuffix(suffix)
+        if base != path and (base in known or packed(base) in known):
             return SUFFIXES[suffix]
     return None
