@@ -16,6 +16,7 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.rounding import BITS
+from sparsify.ir.targets import expected
 from sparsify.ir.views import Linear, composed_weight, linears, out_in, targeted
 from sparsify.select.weights import store_scales
 from sparsify.tensors.quantize import SCALES
@@ -37,7 +38,7 @@ class ChooseScales(Pass):
 
     def check(self, program: Program) -> None:
         """Globs must match."""
-        targeted(program, self.targets, self.ignore)
+        expected(program, self.targets, self.ignore)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose the scales of every weight once; returns how many."""

@@ -75,7 +75,7 @@ def test_scales_are_for_sparsegpt_alone(options, sentence, traced, tokens):
     assert sentence in str(caught.value)
 
 
-def test_a_weight_without_quantizer_is_named(traced, text):
+def test_a_weight_without_quantizer_is_named(traced, tokens):
     pipeline = JOINT % "values=int4 group=32 targets=*mlp*"
     with pytest.raises(
         OptionError, match=r"@\S*attn\S* has no quantizer, which scales=absmax sets"
