@@ -26,6 +26,7 @@ SUFFIXES = {
 }
 # Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
 PACKED = "packed"
+_PACKED = "_packed"
 # Features that live in values, not in the graph: what probes know, and that scales are chosen.
 OF_VALUES = frozenset({"stats", "quantized", "shares"})
 
@@ -87,17 +88,18 @@ def omission(path: str) -> str:
 
 def packed(path: str) -> str:
     """The path of a packed weight, uint8 `[bytes]`, by that of the weight it stands for."""
-    return f"{path}_packed"
+    return path + _PACKED
 
 
 def feature_of(path: str, known: Container[str]) -> str | None:
     """The feature a tensor's name stands for, given all tensor paths; None for the model's own tensors.
 
-    A model may own a buffer called `causal_mask`: ours always extend the path of another tensor, which may
+    A model may own a buffer called `causal_mask`: ours always extend the path of another tensor. Either may
     be packed by now.
     """
+    plain = path.removesuffix(_PACKED)
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        base = path.removesuffix(suffix)
-        if base != path and (base in known or packed(base) in known):
+        base = plain.removesuffix(suffix)
+        if base != plain and (base in known or packed(base) in known):
             return SUFFIXES[suffix]
     return None

@@ -1,6 +1,5 @@
 """SLiM as passes: what the branches are set to, that they learn, are rounded, stay beside packed weights."""
 
-import onnxruntime
 import pytest
 import torch
 
@@ -45,28 +44,42 @@ def slim(traced, tokens):
     return lambda: (traced("block"), program.clone())
 
 
+def shortened(name):
+    return recipe(name).text.replace("samples=128", "samples=20").replace("steps=100", "steps=2")
+
+
 def stored(program, one):
     return program.tensor(one.a).detach(), program.tensor(one.b).detach()
 
 
+def closed_form(by, error, rank, seen):
+    if by == "naive":
+        return best_rank(error, rank)
+    if by == "slim":
+        return best_rank_by_saliency(error, saliency(seen.square, seen.tokens), rank)
+    return best_rank_by_gram(error, seen.gram, rank)
+
+
 @pytest.mark.parametrize("by", ["naive", "slim", "gram"])
 def test_the_branches_are_the_closed_forms_of_what_was_lost(by, slim):
-    dense, program = slim()
+    check_closed_forms(by, *slim(), 6)
+
+
+def test_transposed_weights_have_the_same_branches(traced, text):
+    check_closed_forms("slim", traced("gpt2"), run(traced("gpt2"), LOST, text), 8)
+
+
+def check_closed_forms(by, dense, program, count):
     before = {path: value.clone() for path, value in program.tensors()}
     run(program, f"choose-adapters{{by={by}}}", dense=dense)
     found = besides(program, adapter)
-    assert len(found) == 6
+    assert len(found) == count
     for one in found:
-        view = one.linear
+        view, (a, b) = one.linear, stored(program, one)
         error = dense.tensor(view.weight).detach() - effective_weight(program, view)
-        seen, (a, b) = statistics_of(program, view.x, view.weight), stored(program, one)
-        rank = len(a)
-        assert rank == int(0.3 * min(error.shape))
-        wanted = {
-            "naive": lambda e, r, s: best_rank(e, r),
-            "slim": lambda e, r, s: best_rank_by_saliency(e, saliency(s.square, s.tokens), r),
-            "gram": lambda e, r, s: best_rank_by_gram(e, s.gram, r),
-        }[by](error, rank, seen)
+        assert len(a) == int(0.3 * min(error.shape))
+        seen = statistics_of(program, view.x, view.weight)
+        wanted = closed_form(by, out_in(view, error), len(a), seen)
         for mine, theirs in zip((a, b), wanted, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
         assert torch.equal(program.tensor(view.weight), before[view.weight])
@@ -154,25 +167,24 @@ def test_scales_of_branches_are_those_of_absmax(slim):
         assert torch.equal(program.tensor(view.quantizer.scales), absmax_scales(weight, 128, 4))
 
 
-@pytest.mark.parametrize("name", ["slim", "slim-tuned"])
-def test_the_recipes_end_packed_and_run_in_onnx(name, traced, text, tmp_path, monkeypatch):
-    """The whole of it, with our kernels and on a plain runtime; the branch is two products and a sum."""
-    steps = recipe(name).text.replace("samples=128", "samples=20").replace("steps=100", "steps=2")
-    program = run(traced("llama" if name == "slim" else "gpt2"), steps, text)
-    count = len(packed_linears(program))
-    assert count == (14 if name == "slim" else 8)
+def test_the_tuned_recipe_ends_packed_with_branches(traced, tokens):
+    program = run(traced("block"), shortened("slim-tuned"), tokens)
+    assert len(packed_linears(program)) == 6
     assert program.features == {"packed", "adapters"}
-    assert to_text(program).count("_adapter_b") == count
+
+
+def test_the_recipe_runs_in_onnx(traced, tokens, tmp_path, monkeypatch):
+    """With our kernels and on a plain runtime; the branch is two products and a sum."""
+    program = run(traced("block"), shortened("slim"), tokens)
+    assert program.features == {"packed", "adapters"}
+    assert len(packed_linears(program)) == to_text(program).count("_adapter_b") == 6
     path = export(program, tmp_path, ["onnx"])["onnx"] / "model.onnx"
-    inputs = program.complete(text.batch([0, 1, 2]))
+    inputs = program.complete(tokens.batch([0, 1, 2]))
     arrays = {key: value.numpy() for key, value in inputs.items()}
-    wanted = program.run(inputs)[0]
     for library in (native.library(), tmp_path / "none"):
         monkeypatch.setenv(native.ENVIRONMENT, str(library))
-        session = onnxruntime_session(path)
-        assert isinstance(session, onnxruntime.InferenceSession)
-        found = torch.from_numpy(session.run(None, arrays)[0])
-        assert relative_difference(wanted, found) < 0.05
+        found = onnxruntime_session(path).run(None, arrays)[0]
+        assert relative_difference(program.run(inputs)[0], torch.from_numpy(found)) < 0.05
 
 
 def test_packed_and_masked_programs_agree(slim):
@@ -201,7 +213,7 @@ def test_the_dense_model_must_be_one_of_the_same_places(traced, tokens):
     with pytest.raises(
         OptionError, match="channels were moved or removed since the model was dense"
     ):
-        run(traced("llama"), f"{moved} | insert-adapters | choose-adapters{{by=naive}}", tokens)
+        run(traced("block"), f"{moved} | insert-adapters | choose-adapters{{by=naive}}", tokens)
 
 
 @pytest.mark.parametrize(
@@ -229,3 +241,17 @@ def test_what_cannot_be_is_refused(pipeline, sentence, traced, tokens):
 def test_ranks_are_rounded_up_to_a_multiple(traced):
     program = run(traced("block"), "insert-adapters{ratio=0.4 multiple=4}")
     assert {len(program.tensor(one.a)) for one in besides(program, adapter)} == {4}
+
+
+def test_a_pruned_branch_is_packed_and_still_one(traced, tokens):
+    """Its A at 2:4, beside a packed weight: the feature stays as long as the branch does."""
+    program = run(
+        traced("block"), "insert-masks | choose-masks{pattern=2:4} | insert-adapters | fold-masks"
+    )
+    run(
+        program,
+        "insert-masks{targets=*_adapter_a} | choose-masks{pattern=2:4 targets=*_adapter_a} | "
+        "fold-masks | pack-nm{targets=*,*_adapter_a}",
+    )
+    assert len(packed_linears(program)) == 12
+    assert program.features == {"packed", "adapters"}
