@@ -40,7 +40,9 @@ class ChooseAdapters(Pass):
     def effect(self) -> Effect:
         """Needs the branches, the dense twin, and statistics of inputs unless it is `naive`."""
         seen = [] if self.by == "naive" else ["stats"]
-        return effect(needs=["adapters", *seen], wants=["dense"])
+        # What is summed or scaled under the mask would have to be taken out of W again.
+        bars = ["lora", "row-scales"] if self.absorb else []
+        return effect(needs=["adapters", *seen], wants=["dense"], bars=bars)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Set every branch; returns how many."""
