@@ -104,6 +104,9 @@ def stream(
         str, typer.Option(help="What is pruned before a linear sees it: 'linear' all, or 'layer'.")
     ] = "linear",
     dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "bfloat16",
+    device: Annotated[
+        str, typer.Option(help="As in cuda:0; 'auto' spreads the layers over all GPUs.")
+    ] = "cpu",
     on_disk: Annotated[bool, typer.Option(help="Keep activations on disk.")] = False,
     plan: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
@@ -112,7 +115,7 @@ def stream(
     source = stream_command.Source(data, length)
     job = stream_command.job_of(
         model, masks, source, out=out, samples=samples, batch=batch, seed=seed, order=order,
-        dtype=dtype, on_disk=on_disk,
+        dtype=dtype, device=device, on_disk=on_disk,
     )  # fmt: skip
     if plan:
         stream_command.show_plan(job, source, console)
