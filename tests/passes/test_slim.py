@@ -223,7 +223,7 @@ def test_the_dense_model_must_be_one_of_the_same_places(traced, tokens):
         ("insert-adapters{multiple=0}", "multiple=0 must be at least 1"),
         ("insert-adapters | choose-adapters", "needs ['stats']"),
         (
-            "insert-lora | insert-adapters | choose-adapters{by=naive absorb=true}",
+            "insert-lora{rank=2} | insert-adapters | choose-adapters{by=naive absorb=true}",
             "put fold-lora before",
         ),
         ("insert-probes | calibrate | insert-adapters | choose-adapters{by=gram}", "gram=true"),
