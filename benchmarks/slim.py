@@ -12,6 +12,7 @@ import argparse
 import statistics
 from collections import defaultdict
 from importlib import resources
+from pathlib import Path
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--ratio", type=float, default=0.1)
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model, tokenizer = load_model("embedded")
     held_out = str(resources.files("sparsify") / "embedded" / "heldout.txt")
