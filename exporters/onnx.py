@@ -89,6 +89,7 @@ class Onnx(Exporter):
         path = folder / FILE
         with _quiet():
             model = _export(program, self.opset)
+            self.finish(model, program)
             _describe(model, program)
             data = f"{FILE}.data" if _is_heavy(program) else None
             ir.save(
@@ -102,6 +103,10 @@ class Onnx(Exporter):
         onnx.checker.check_model(str(path))
         if program.tokenizer is not None:
             program.tokenizer.save_pretrained(str(folder))
+
+    def finish(self, model: ir.Model, program: Program) -> None:
+        """A last rewrite of the graph; none here."""
+        return None
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model on ONNX Runtime's CPU provider, with our kernels where they are built."""
@@ -149,6 +154,7 @@ def _export(program: Program, opset: int) -> ir.Model:
         ) from error
     assert exported is not None
     model = exported.model
+    model.metadata_props.clear()
     complete(model, opset)
     # What a runtime must understand of the file, which is less than torch.onnx states.
     model.ir_version = 9 if opset <= 20 else 10
@@ -164,7 +170,6 @@ def _describe(model: ir.Model, program: Program) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
-    model.metadata_props.clear()
     model.metadata_props["sparsify.pipeline"] = " | ".join(program.log)
     model.metadata_props["sparsify.config"] = json.dumps(
         dict(program.source.config), default=str, sort_keys=True
