@@ -19,14 +19,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from exporters import onnx_blocks, onnx_packed
 from exporters.onnx_experts import translations
-from exporters.onnx_packed import TRANSLATIONS, complete
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.ir.cached import public_name
 from sparsify.ir.lower import lowered
 from sparsify.ir.names import PACKED
 from sparsify.ir.packed import packed_linears
+from sparsify.ir.packed_blocks import block_weights, is_rounded
 from sparsify.ir.program import Program
 from sparsify.session import onnxruntime_session
 
@@ -68,10 +69,11 @@ class Onnx(Exporter):
             raise ExportError(
                 f"onnx cannot be written at opset {self.opset}; choose {_OLDEST} to {_NEWEST}"
             )
+        scales = {view.scales for view in block_weights(program)}
         odd = {
             str(t.dtype).removeprefix("torch.")
-            for _, t in program.tensors()
-            if t.is_floating_point() and t.dtype != torch.float32
+            for path, t in program.tensors()
+            if t.is_floating_point() and t.dtype != torch.float32 and path not in scales
         }
         if odd:
             raise ExportError(
@@ -81,8 +83,7 @@ class Onnx(Exporter):
 
     def limit(self, program: Program) -> float:
         """More for int8 and int4 values, as of `pack-nm`: a last digit may move a rounded input."""
-        rounded = any(view.layout.group for view in packed_linears(program))
-        return _ROUNDED_TOLERANCE if rounded else self.tolerance
+        return _ROUNDED_TOLERANCE if is_rounded(program) else self.tolerance
 
     def write(self, program: Program, folder: Path) -> None:
         """Write the model and the tokenizer's files."""
@@ -123,9 +124,11 @@ class Onnx(Exporter):
 
 
 def _is_heavy(program: Program) -> bool:
-    packed = {view.weight: view.layout.nbytes for view in packed_linears(program)}
+    packed = {view.weight for view in packed_linears(program)}
+    packed |= {view.codes for view in block_weights(program)}
     everything = sum(tensor.nbytes for _, tensor in program.tensors())
-    return everything > _EXTERNAL_BYTES or sum(packed.values()) >= _EXTERNAL_PACKED_BYTES
+    stored = sum(program.tensor(path).nbytes for path in packed)
+    return everything > _EXTERNAL_BYTES or stored >= _EXTERNAL_PACKED_BYTES
 
 
 def _export(program: Program, opset: int) -> ir.Model:
@@ -139,7 +142,11 @@ def _export(program: Program, opset: int) -> ir.Model:
             input_names=[public_name(name) for name in program.sample],
             output_names=list(program.source.outputs),
             opset_version=opset,
-            custom_translation_table={**TRANSLATIONS, **translations()},
+            custom_translation_table={
+                **onnx_packed.TRANSLATIONS,
+                **onnx_blocks.TRANSLATIONS,
+                **translations(),
+            },
             dynamo=True,
             verbose=False,
         )
@@ -155,7 +162,7 @@ def _export(program: Program, opset: int) -> ir.Model:
     assert exported is not None
     model = exported.model
     model.metadata_props.clear()
-    complete(model, opset)
+    onnx_packed.complete(model, opset)
     # What a runtime must understand of the file, which is less than torch.onnx states.
     model.ir_version = 9 if opset <= 20 else 10
     return model

@@ -117,7 +117,7 @@ class _Writer:
         old.replace_all_uses_with(self._op("Transpose", cut, perm=_TURN))
 
     def _joined(self, value: ir.Value, heads: int) -> ir.Value:
-        """`[batch, heads, length, size]` as `[batch, length, heads * size]`, before rotation if there is one."""
+        """`[batch, heads, length, size]` as `[batch, length, heads * size]`; a rotation comes last."""
         node = value.producer()
         if node is not None and node.op_type == "RotaryEmbedding" and len(node.inputs) == 3:
             source, *waves = node.inputs

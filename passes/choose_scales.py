@@ -20,7 +20,8 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.rounding import BITS
-from sparsify.ir.views import Linear, composed_weight, linears, out_in, targeted
+from sparsify.ir.tables import Table, tables
+from sparsify.ir.views import Linear, composed_weight, linears, matches, out_in, targeted
 from sparsify.tensors.quantize import absmax_scales, histogram_scales, mse_scales
 
 _BY: Mapping[str, Callable[[Tensor, int, int], Tensor]] = {
@@ -32,7 +33,7 @@ _BY: Mapping[str, Callable[[Tensor, int, int], Tensor]] = {
 
 @dataclass(frozen=True)
 class ChooseScales(Pass):
-    """Choose the scales of every targeted weight that has a quantizer."""
+    """Choose the scales of every targeted weight that has a quantizer, the ends of the model too."""
 
     name: ClassVar[str] = "choose-scales"
     moves: ClassVar[Moves] = FUNCTION
@@ -50,8 +51,8 @@ class ChooseScales(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose the scales of every weight once; returns how many."""
-        chosen = {view.weight for view in targeted(program, self.targets, self.ignore)}
-        views = {v.weight: v for v in linears(program) if v.quantizer and v.weight in chosen}
+        every: list[Linear | Table] = [*tables(program), *linears(program)]
+        views = {v.weight: v for v in every if v.quantizer and self._wants(v.weight)}
         if not views:
             raise OptionError(
                 "no target has a quantizer; widen the targets, or those of insert-quantizers"
@@ -62,14 +63,21 @@ class ChooseScales(Pass):
             context.progress.advance()
         return len(views)
 
-    def _choose(self, program: Program, view: Linear) -> None:
+    def _wants(self, path: str) -> bool:
+        wanted = any(matches(path, glob) for glob in self.targets)
+        return wanted and not any(matches(path, glob) for glob in self.ignore)
+
+    def _choose(self, program: Program, view: Linear | Table) -> None:
         assert view.quantizer is not None
-        weight = out_in(view, composed_weight(program, view))
+        if isinstance(view, Table):
+            weight = program.tensor(view.weight).detach()
+        else:
+            weight = out_in(view, composed_weight(program, view))
         try:
             scales = _BY[self.by](weight, view.quantizer.group, BITS[view.quantizer.values])
         except SparsifyError as error:
             raise type(error)(f"@{view.weight}: {error}") from error
         with torch.no_grad():
             program.tensor(view.quantizer.scales).copy_(scales)
-            if view.input_quantizer is not None:
+            if isinstance(view, Linear) and view.input_quantizer is not None:
                 program.tensor(view.input_quantizer.on).fill_(True)

@@ -62,9 +62,7 @@ class GrowingCaches:
     def step(self, feeds: Mapping[str, Array]) -> Array:
         """As for all caches."""
         given = {name: _value(array) for name, array in feeds.items()}
-        first, *presents = self._session.run_with_ort_values(
-            self._outputs, {**given, **self._past}
-        )
+        first, *presents = self._session.run_with_ort_values(self._outputs, {**given, **self._past})
         self._past = dict(zip(self._past, presents, strict=True))
         logits: Array = first.numpy()
         return logits

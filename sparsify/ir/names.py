@@ -22,7 +22,7 @@ SUFFIXES = {
     "_quantizer_on": "quantizers",
     "_omission": "omission",
 }
-# Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
+# Feature of a program that holds packed weights, N:M or dense: those whose names they extend are gone.
 PACKED = "packed"
 # Features that live in values, not in the graph: what probes know, and that scales are chosen.
 OF_VALUES = frozenset({"stats", "quantized", "shares"})
@@ -81,6 +81,11 @@ def omission(path: str) -> str:
 def packed(path: str) -> str:
     """The path of a packed weight, uint8 `[bytes]`, by that of the weight it stands for."""
     return f"{path}_packed"
+
+
+def blocks(path: str) -> tuple[str, str]:
+    """The paths of a dense weight in blocks: codes uint8 `[out, blocks, bytes]`, scales `[out, blocks]`."""
+    return f"{path}_blocks", f"{path}_block_scales"
 
 
 def feature_of(path: str, known: Container[str]) -> str | None:
