@@ -102,8 +102,7 @@ class _Writer:
         )
         self._graph.insert_before(self._place, node)
         for old, new in zip(view.present, node.outputs[1:], strict=True):
-            new.type, new.shape, new.name, old.name = old.type, old.shape, old.name, None
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            _pass_on(old, new)
         self._give(view.node.outputs[0], node.outputs[0], view.heads, size)
 
     def _give(self, old: ir.Value, new: ir.Value, heads: int, size: int) -> None:
@@ -111,10 +110,10 @@ class _Writer:
         turned = _only_user(old)
         joined = _only_user(turned.outputs[0]) if turned is not None and _turns(turned) else None
         if joined is not None and _joins(joined, heads * size):
-            joined.outputs[0].replace_all_uses_with(new)
+            _pass_on(joined.outputs[0], new)
             return
         cut = self._op("Reshape", new, self._constant([0, 0, heads, size]))
-        old.replace_all_uses_with(self._op("Transpose", cut, perm=_TURN))
+        _pass_on(old, self._op("Transpose", cut, perm=_TURN))
 
     def _joined(self, value: ir.Value, heads: int) -> ir.Value:
         """`[batch, heads, length, size]` as `[batch, length, heads * size]`; a rotation comes last."""
@@ -184,6 +183,12 @@ def _appended(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | N
     if past is None or new is None or value is None or not along:
         return None
     return (past, new, value) if past.is_graph_input() and value.is_graph_output() else None
+
+
+def _pass_on(old: ir.Value, new: ir.Value) -> None:
+    """Let a new value take the place of an old one, with its name and type, among the outputs too."""
+    new.type, new.shape, new.name, old.name = old.type, old.shape, old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def _only_user(value: ir.Value) -> ir.Node | None:

@@ -57,8 +57,8 @@ def layouts(program: Program, views: Mapping[str, Linear], request: Request) -> 
     left = [table.weight for table in tables(program) if table.quantizer is not None]
     if left:
         raise OptionError(
-            f"the table @{left[0]} has a quantizer but no rows with zeros to pack; round tables after "
-            "pack-nm, for pack-dense"
+            f"the table @{left[0]} has a quantizer but no zeros to leave out; round tables after pack-nm, "
+            "for pack-dense"
         )
     if not found:
         raise OptionError(
