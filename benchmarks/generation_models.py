@@ -88,12 +88,9 @@ def write_dense(options: argparse.Namespace, folder: Path) -> Path:
 def rows(options: argparse.Namespace, place: Path, ids: Path) -> Iterator[Row]:
     """Every folder, written as it is asked for."""
     hf = write_dense(options, place / "transformers")
-    exact = place / "dense.npy"
-    for name, (prune, pack) in OURS.items():
-        yield _ours(name, prune, pack, hf, place, ids)
-        if name == DENSE:
-            (place / f"{_slug(DENSE)}.npy").replace(exact)
-            dense = place / _slug(DENSE) / "onnx-decode"
+    for name, pipelines in OURS.items():
+        yield _ours(name, *pipelines, hf, place, ids)
+    exact, dense = place / f"{_slug(DENSE)}.npy", place / _slug(DENSE) / "onnx-decode"
     yield Row("transformers, eager", "transformers", hf, exact)
     path = dynamic_int8(dense / "model.onnx", place / "dynamic-int8")
     yield Row("dense int8, quantize_dynamic", "onnx", path.parent, exact)

@@ -82,13 +82,13 @@ class Generator:
         for _ in range(tokens):
             started = time.perf_counter()
             logits = self._step(step, known, caches)
-            seconds.append(time.perf_counter() - started)
             chosen = _chosen(logits, temperature, draw)
             if stop is not None:
                 chosen = torch.where(ended, stop, chosen)
                 ended |= chosen == stop
             ids, step = torch.cat([ids, chosen[:, None]], 1), chosen[:, None]
             known = torch.cat([known, torch.ones_like(step)], 1)
+            seconds.append(time.perf_counter() - started)
             if watch is not None:
                 watch(chosen)
             if bool(ended.all()):
