@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from sparsify.session import SHARED_CACHE
+
 DOMAIN = "com.microsoft"
-# Metadata: past and present of every cache may be one buffer, longer than what it holds.
-SHARED = "sparsify.shared_cache"
 _MASK, _IDS, _PAST = "attention_mask", "input_ids", "past_key_values."
 _TURN = (0, 2, 1, 3)  # between heads before length and heads after it
 _LENGTH = (2, 3)  # start and end of the dimension of a cache that grows
@@ -54,7 +54,7 @@ def fuse_attention(model: ir.Model) -> int:
     model.graph.opset_imports[DOMAIN] = 1
     RemoveUnusedNodesPass()(model)
     if not any(_is_measured(value) for value in caches):
-        model.metadata_props[SHARED] = "true"
+        model.metadata_props[SHARED_CACHE] = "true"
     return len(found)
 
 
@@ -174,13 +174,16 @@ def _cached(node: ir.Node) -> _Cached | None:
 
 
 def _appended(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """A cache, what is appended to it, and the two together; None for a value that is no such output."""
+    """A cache, what is appended to it, and the two together.
+
+    None for a value that is no such output, or that something else reads as well.
+    """
     node = None if value is None else value.producer()
     if node is None or node.op_type != "Concat" or len(node.inputs) != 2:
         return None
     past, new = node.inputs
     along = node.attributes["axis"].as_int() in (2, -2)
-    if past is None or new is None or value is None or not along:
+    if past is None or new is None or value is None or not along or _only_user(value) is None:
         return None
     return (past, new, value) if past.is_graph_input() and value.is_graph_output() else None
 

@@ -7,10 +7,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from sparsify.session import SHARED_CACHE
+
 Array = NDArray[Any]
 PAST, PRESENT, LOGITS = "past_key_values.", "present.", "logits"
-# Metadata of a file whose caches may lie in one buffer as past and as present, longer than they are.
-SHARED = "sparsify.shared_cache"
 
 
 class Caches(Protocol):
@@ -23,7 +23,7 @@ class Caches(Protocol):
 def empty_caches(session: Any, batch: int, capacity: int) -> Caches:
     """Caches that hold nothing, for a batch and at most `capacity` tokens of each sequence."""
     pasts = [entry for entry in session.get_inputs() if entry.name.startswith(PAST)]
-    shared = SHARED in session.get_modelmeta().custom_metadata_map
+    shared = SHARED_CACHE in session.get_modelmeta().custom_metadata_map
     length = capacity if shared else 0
     values = {}
     for past in pasts:

@@ -7,7 +7,8 @@ import onnxruntime as ort
 import pytest
 from onnx import parser
 
-from exporters.onnx_attention import SHARED, fuse_attention
+from exporters.onnx_attention import fuse_attention
+from sparsify.session import SHARED_CACHE
 
 HEADS, GROUPS, SIZE = 4, 2, 8
 NAMES = {
@@ -109,7 +110,7 @@ def test_the_numbers_stay(rotation, after, y):
     assert fuse_attention(fused) == 1
     assert "Attention" not in kinds(fused)
     assert "Concat" not in kinds(fused)
-    assert fused.metadata_props[SHARED] == "true"
+    assert fused.metadata_props[SHARED_CACHE] == "true"
     session = session_of(fused)
     assert [o.name for o in session.get_outputs()] == [o.name for o in plain.get_outputs()]
     # A prompt, a token after it, several tokens after it; padding on the left that is not all there is.
@@ -149,10 +150,12 @@ def test_one_buffer_is_past_and_present():
         assert (buffer.numpy()[:, :, 7:] == 7).all()
 
 
-@pytest.mark.parametrize("change", ["causal", "axis", "no mask", "sizes"])
+@pytest.mark.parametrize("change", ["causal", "axis", "no mask", "sizes", "reader"])
 def test_other_forms_stay(change):
     model = model_of(
-        attention="<is_causal = 1>" if change == "causal" else "", axis=1 if change == "axis" else 2
+        after=f"{JOINED}  Z = Relu(nk)" if change == "reader" else JOINED,
+        attention="<is_causal = 1>" if change == "causal" else "",
+        axis=1 if change == "axis" else 2,
     )
     if change == "no mask":
         model.graph.inputs[1].name = "other"
@@ -161,7 +164,7 @@ def test_other_forms_stay(change):
     before = kinds(model)
     assert fuse_attention(model) == 0
     assert kinds(model) == before
-    assert SHARED not in model.metadata_props
+    assert SHARED_CACHE not in model.metadata_props
 
 
 def test_a_cache_that_is_read_is_not_shared():
@@ -169,7 +172,7 @@ def test_a_cache_that_is_read_is_not_shared():
     for rotation, shared in ((MEASURED, True), (SUMMED, False)):
         model, plain = (model_of(f"{ROTATED} {rotation}", SHIFTED) for _ in range(2))
         assert fuse_attention(model) == 1
-        assert (SHARED in model.metadata_props) is shared
+        assert (SHARED_CACHE in model.metadata_props) is shared
         given = inputs(1, 2, 5)
         wanted, found = run(session_of(plain), given), run(session_of(model), given)
         np.testing.assert_allclose(found[2], wanted[2], atol=2e-5)
