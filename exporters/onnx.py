@@ -19,14 +19,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from exporters import onnx_blocks, onnx_packed
 from exporters.onnx_experts import translations
-from exporters.onnx_packed import TRANSLATIONS, complete
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.ir.cached import public_name
 from sparsify.ir.lower import lowered
 from sparsify.ir.names import PACKED
 from sparsify.ir.packed import packed_linears
+from sparsify.ir.packed_blocks import block_weights, is_rounded
 from sparsify.ir.program import Program
 from sparsify.session import onnxruntime_session
 
@@ -70,10 +71,11 @@ class Onnx(Exporter):
             raise ExportError(
                 f"onnx cannot be written at opset {self.opset}; choose {_OLDEST} to {_NEWEST}"
             )
+        scales = {view.scales for view in block_weights(program)}
         odd = {
             str(t.dtype).removeprefix("torch.")
-            for _, t in program.tensors()
-            if t.is_floating_point() and t.dtype != torch.float32
+            for path, t in program.tensors()
+            if t.is_floating_point() and t.dtype != torch.float32 and path not in scales
         }
         if odd:
             raise ExportError(
@@ -83,8 +85,7 @@ class Onnx(Exporter):
 
     def limit(self, program: Program) -> float:
         """More for int8 and int4 values, as of `pack-nm`: a last digit may move a rounded input."""
-        rounded = any(view.layout.group for view in packed_linears(program))
-        return _ROUNDED_TOLERANCE if rounded else self.tolerance
+        return _ROUNDED_TOLERANCE if is_rounded(program) else self.tolerance
 
     def usage(self, program: Program) -> str:
         """A session, and one run on inputs that stand for real ones."""
@@ -108,6 +109,7 @@ class Onnx(Exporter):
         path = folder / FILE
         with _quiet():
             model = _export(program, self.opset)
+            self.finish(model, program)
             _describe(model, program)
             data = f"{FILE}.data" if _is_heavy(program) else None
             ir.save(
@@ -121,6 +123,10 @@ class Onnx(Exporter):
         onnx.checker.check_model(str(path))
         if program.tokenizer is not None:
             program.tokenizer.save_pretrained(str(folder))
+
+    def finish(self, model: ir.Model, program: Program) -> None:
+        """A last rewrite of the graph; none here."""
+        return None
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model on ONNX Runtime's CPU provider, with our kernels where they are built."""
@@ -153,9 +159,11 @@ def _feeds(program: Program) -> Iterator[tuple[str, str]]:
 
 
 def _is_heavy(program: Program) -> bool:
-    packed = {view.weight: view.layout.nbytes for view in packed_linears(program)}
+    packed = {view.weight for view in packed_linears(program)}
+    packed |= {view.codes for view in block_weights(program)}
     everything = sum(tensor.nbytes for _, tensor in program.tensors())
-    return everything > _EXTERNAL_BYTES or sum(packed.values()) >= _EXTERNAL_PACKED_BYTES
+    stored = sum(program.tensor(path).nbytes for path in packed)
+    return everything > _EXTERNAL_BYTES or stored >= _EXTERNAL_PACKED_BYTES
 
 
 def _export(program: Program, opset: int) -> ir.Model:
@@ -169,7 +177,11 @@ def _export(program: Program, opset: int) -> ir.Model:
             input_names=[public_name(name) for name in program.sample],
             output_names=list(program.source.outputs),
             opset_version=opset,
-            custom_translation_table={**TRANSLATIONS, **translations()},
+            custom_translation_table={
+                **onnx_packed.TRANSLATIONS,
+                **onnx_blocks.TRANSLATIONS,
+                **translations(),
+            },
             dynamo=True,
             verbose=False,
         )
@@ -184,7 +196,8 @@ def _export(program: Program, opset: int) -> ir.Model:
         ) from error
     assert exported is not None
     model = exported.model
-    complete(model, opset)
+    model.metadata_props.clear()
+    onnx_packed.complete(model, opset)
     # What a runtime must understand of the file, which is less than torch.onnx states.
     model.ir_version = 9 if opset <= 20 else 10
     return model
@@ -199,7 +212,6 @@ def _describe(model: ir.Model, program: Program) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
-    model.metadata_props.clear()
     model.metadata_props["sparsify.pipeline"] = " | ".join(program.log)
     model.metadata_props["sparsify.config"] = json.dumps(
         dict(program.source.config), default=str, sort_keys=True

@@ -6,20 +6,37 @@
 Names and shapes are those that Optimum writes. The cache of a layer has the heads that are left in it.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
 
 from exporters.onnx import Onnx
+from exporters.onnx_attention import fuse_attention
+from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
+from sparsify.ir.causal import is_causal
 from sparsify.ir.decode import check_decoder, decoder
 from sparsify.ir.names import PACKED
 from sparsify.ir.program import Program
 
 
+@dataclass(frozen=True)
 class OnnxDecode(Onnx):
-    """Write the decode variant; `opset` as for `onnx`."""
+    """Write the decode variant; `opset` as for `onnx`.
+
+    `attention=fused` writes ONNX Runtime's own node where masks and shapes let it, which is the faster
+    one, but takes several tokens behind a past for one sequence at a time only; `plain` writes standard
+    operators.
+    """
 
     name: ClassVar[str] = "onnx-decode"
     accepts: ClassVar[frozenset[str]] = frozenset({PACKED})
+    attention: Literal["fused", "plain"] = "fused"
 
     def check(self, program: Program) -> None:
         """Refuse what `onnx` refuses, and a model that does not generate."""
@@ -44,3 +61,21 @@ class OnnxDecode(Onnx):
             return decoder(program)
         except TraceError as error:
             raise ExportError(f"{error}; export to onnx") from error
+
+    def finish(self, model: ir.Model, program: Program) -> None:
+        """Fuse attention where it is wanted and masks let no token see what comes after it."""
+        if self.attention == "fused" and is_causal(program):
+            fuse_attention(model)
+
+    def read_back(self, program: Program, folder: Path) -> Reader:
+        """As for `onnx`, one sequence at a time: all that fused attention takes behind a past."""
+        reader = super().read_back(program, folder)
+
+        def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            rows = [
+                reader({name: value[row : row + 1] for name, value in inputs.items()})
+                for row in range(len(inputs["input_ids"]))
+            ]
+            return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+
+        return run

@@ -22,6 +22,7 @@ from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
 from passes.insert_scales import InsertScales
 from passes.insert_slorb import InsertSlorb
+from passes.pack_dense import PackDense
 from passes.pack_nm import PackNm
 from passes.permute_channels import PermuteChannels
 from passes.prune_channels import PruneChannels
@@ -68,4 +69,5 @@ ALL = (
     RemoveQuantizers,
     FoldQuantizers,
     PackNm,
+    PackDense,
 )

@@ -16,15 +16,16 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.rounding import BITS
+from sparsify.ir.tables import Table, tables
 from sparsify.ir.targets import expected
-from sparsify.ir.views import Linear, composed_weight, linears, out_in, targeted
+from sparsify.ir.views import Linear, composed_weight, linears, matches, out_in
 from sparsify.select.weights import store_scales
 from sparsify.tensors.quantize import SCALES
 
 
 @dataclass(frozen=True)
 class ChooseScales(Pass):
-    """Choose the scales of every targeted weight that has a quantizer."""
+    """Choose the scales of every targeted weight that has a quantizer, the ends of the model too."""
 
     name: ClassVar[str] = "choose-scales"
     moves: ClassVar[Moves] = FUNCTION
@@ -42,8 +43,8 @@ class ChooseScales(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose the scales of every weight once; returns how many."""
-        chosen = {view.weight for view in targeted(program, self.targets, self.ignore)}
-        views = {v.weight: v for v in linears(program) if v.quantizer and v.weight in chosen}
+        every: list[Linear | Table] = [*tables(program), *linears(program)]
+        views = {v.weight: v for v in every if v.quantizer and self._wants(v.weight)}
         if not views:
             raise OptionError(
                 "no target has a quantizer; widen the targets, or those of insert-quantizers"
@@ -54,9 +55,16 @@ class ChooseScales(Pass):
             context.progress.advance()
         return len(views)
 
-    def _choose(self, program: Program, view: Linear) -> None:
+    def _wants(self, path: str) -> bool:
+        wanted = any(matches(path, glob) for glob in self.targets)
+        return wanted and not any(matches(path, glob) for glob in self.ignore)
+
+    def _choose(self, program: Program, view: Linear | Table) -> None:
         assert view.quantizer is not None
-        weight = out_in(view, composed_weight(program, view))
+        if isinstance(view, Table):
+            weight = program.tensor(view.weight).detach()
+        else:
+            weight = out_in(view, composed_weight(program, view))
         try:
             scales = SCALES[self.by](weight, view.quantizer.group, BITS[view.quantizer.values])
         except SparsifyError as error:

@@ -15,8 +15,9 @@ from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
+from sparsify.ir.tables import rounded_table, tables
 from sparsify.ir.views import effective_weight, linears
-from sparsify.ir.weights import drop_quantizers
+from sparsify.ir.weights import drop_quantizers, drop_rounding
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class FoldQuantizers(Pass):
     def rewrite(self, program: Program, context: Context) -> int:
         """Round every weight once and let its linears read it; returns how many."""
         views = [view for view in linears(program) if view.quantizer is not None]
+        rounded = [table for table in tables(program) if table.quantizer is not None]
         for view in views:
             if view.input_quantizer is not None:
                 raise OptionError(
@@ -43,7 +45,11 @@ class FoldQuantizers(Pass):
         with torch.no_grad():
             for view in {view.weight: view for view in views}.values():
                 program.tensor(view.weight).copy_(effective_weight(program, view))
+            for table in rounded:
+                program.tensor(table.weight).copy_(rounded_table(program, table))
         for view in views:
-            drop_quantizers(program, view)
+            drop_quantizers(view)
+        for table in rounded:
+            drop_rounding(table.operand)
         sweep(program)
-        return len({view.weight for view in views})
+        return len({view.weight for view in views} | {table.weight for table in rounded})

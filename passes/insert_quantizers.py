@@ -1,6 +1,7 @@
 """insert-quantizers: rounding of weights and inputs of linears, an identity until scales are chosen.
 
-    linear(x, W)  ->  linear(R(x), Q(W, scales))
+    linear(x, W)       ->  linear(R(x), Q(W, scales))
+    embedding(W, ids)  ->  embedding(Q(W, scales), ids)            with ends=true
     Q(W)_ok = scale_og clamp(round(W_ok / scale_og), -q, q)        W_ok where the scale is 0
     R(x)_tk = s_tg round(x_tk / s_tg), s_tg = max |x_tg| / 127     x_tk while it is off
 
@@ -16,8 +17,9 @@ from typing import ClassVar, Literal
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
+from sparsify.ir.tables import add_table_quantizer, heads, tables
 from sparsify.ir.targets import expected
-from sparsify.ir.views import refuse_shared, targeted
+from sparsify.ir.views import Linear, refuse_shared, targeted
 from sparsify.ir.weights import add_quantizers
 from sparsify.tensors.layout import GROUPS
 
@@ -26,7 +28,8 @@ from sparsify.tensors.layout import GROUPS
 class InsertQuantizers(Pass):
     """Round every targeted weight to `values`, and with `activations` the input of its linear to int8.
 
-    Branches beside weights are targets of their own, as in `targets=*_adapter_*`.
+    Branches beside weights are targets of their own, as in `targets=*_adapter_*`. With `ends` also what
+    stands at both ends of the model: the tables of embeddings, and the linear that makes the outputs.
     """
 
     name: ClassVar[str] = "insert-quantizers"
@@ -34,6 +37,7 @@ class InsertQuantizers(Pass):
     values: Literal["int8", "int4"] = "int8"
     group: int = 128
     activations: bool = True
+    ends: bool = False
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
 
@@ -47,15 +51,22 @@ class InsertQuantizers(Pass):
             raise OptionError(
                 f"group={self.group} cannot be packed; it is 32, 64, 96 or 128 columns"
             )
-        refuse_shared(
-            program,
-            expected(program, self.targets, self.ignore),
-            "it could not be rounded for them alone",
-        )
+        views = self._with_heads(program, expected(program, self.targets, self.ignore))
+        why = "it could not be rounded for them alone"
+        refuse_shared(program, views, why, tables=self.ends)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Insert every quantizer; returns how many weights have one."""
-        views = targeted(program, self.targets, self.ignore)
+        views = self._with_heads(program, targeted(program, self.targets, self.ignore))
+        found = tables(program) if self.ends else []
         for view in views:
             add_quantizers(program, view, self.values, self.group, x=self.activations)
-        return len({view.weight for view in views})
+        for table in found:
+            add_table_quantizer(program, table, self.values, self.group)
+        return len({view.weight for view in views} | {table.weight for table in found})
+
+    def _with_heads(self, program: Program, views: list[Linear]) -> list[Linear]:
+        if not self.ends:
+            return views
+        known = {view.node for view in views}
+        return views + [view for view in heads(program) if view.node not in known]

@@ -22,7 +22,7 @@ from sparsify.ir.graph import sweep
 from sparsify.ir.packed import pack_linear
 from sparsify.ir.program import Program
 from sparsify.ir.views import refuse_shared, targeted
-from sparsify.select.packing import Request, layouts, packed_bytes
+from sparsify.select.packing import Request, layouts, packed_bytes, shrunk
 from sparsify.tensors.fit import Wanted
 from sparsify.tensors.layout import Layout
 
@@ -103,12 +103,5 @@ class PackNm(Pass):
         before, after = (sum(size[i] for size in sizes.values()) for i in (0, 1))
         context.notes.append(
             f"{len(chosen)} weights packed, {targets - len(chosen)} left dense; "
-            f"{_size(before)} -> {_size(after)}"
+            f"{shrunk(before, after)}"
         )
-
-
-def _size(count: int) -> str:
-    for unit, name in ((10**6, "MB"), (10**3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"

@@ -11,8 +11,9 @@ from typing import ClassVar
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
+from sparsify.ir.tables import tables
 from sparsify.ir.views import linears
-from sparsify.ir.weights import drop_quantizers
+from sparsify.ir.weights import drop_quantizers, drop_rounding
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class RemoveQuantizers(Pass):
         """Let every linear read what its quantizers read; returns how many weights had one."""
         found = [view for view in linears(program) if view.quantizer is not None]
         for view in found:
-            drop_quantizers(program, view)
+            drop_quantizers(view)
+        rounded = [table for table in tables(program) if table.quantizer is not None]
+        for table in rounded:
+            drop_rounding(table.operand)
         sweep(program)
-        return len({view.weight for view in found})
+        return len({view.weight for view in found} | {table.weight for table in rounded})

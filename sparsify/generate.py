@@ -1,23 +1,21 @@
 """Text from an ONNX file with a key/value cache, on ONNX Runtime."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from sparsify.caches import PAST, Caches, empty_caches
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.session import onnxruntime_session
 
 FILE = "model.onnx"
 FORMAT = "onnx-decode"
-_PAST, _PRESENT = "past_key_values.", "present."
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,9 @@ class Generator:
         self.path = path
         self.session = onnxruntime_session(path, threads=threads)
         self.tokenizer: Any = load_tokenizer(str(path.parent))
-        self._inputs = {entry.name: entry for entry in self.session.get_inputs()}
-        self._outputs = [entry.name for entry in self.session.get_outputs()]
-        self._pasts = [name for name in self._inputs if name.startswith(_PAST)]
-        if not self._pasts or "input_ids" not in self._inputs:
+        names = [entry.name for entry in self.session.get_inputs()]
+        self._fed = {name for name in names if not name.startswith(PAST)}
+        if len(self._fed) == len(names) or "input_ids" not in self._fed:
             raise DataError(f"'{path}' takes no cache; export to {FORMAT}")
 
     def generate(
@@ -79,19 +76,19 @@ class Generator:
         known = torch.ones_like(ids) if mask is None else mask.to(ids)
         stop = getattr(self.tokenizer, "eos_token_id", None) if stop is None else stop
         draw = torch.Generator().manual_seed(seed)
-        past = self._empty(len(ids))
+        caches = empty_caches(self.session, len(ids), ids.shape[1] + tokens)
         ended, seconds = torch.zeros(len(ids), dtype=torch.bool), []
         step = ids
         for _ in range(tokens):
             started = time.perf_counter()
-            logits, past = self._step(step, known, past)
-            seconds.append(time.perf_counter() - started)
+            logits = self._step(step, known, caches)
             chosen = _chosen(logits, temperature, draw)
             if stop is not None:
                 chosen = torch.where(ended, stop, chosen)
                 ended |= chosen == stop
             ids, step = torch.cat([ids, chosen[:, None]], 1), chosen[:, None]
             known = torch.cat([known, torch.ones_like(step)], 1)
+            seconds.append(time.perf_counter() - started)
             if watch is not None:
                 watch(chosen)
             if bool(ended.all()):
@@ -108,24 +105,12 @@ class Generator:
             raise OptionError("a prompt is text or ids [batch, length] with at least one token")
         return ids
 
-    def _empty(self, batch: int) -> dict[str, Any]:
-        made = {}
-        for name in self._pasts:
-            _, heads, _, size = self._inputs[name].shape
-            made[name] = _value(np.zeros((batch, heads, 0, size), np.float32))
-        return made
-
-    def _step(
-        self, ids: Tensor, known: Tensor, past: Mapping[str, Any]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Logits `[batch, vocabulary]` of the last of `ids [batch, n]`, and the caches after them."""
+    def _step(self, ids: Tensor, known: Tensor, caches: Caches) -> Tensor:
+        """Logits `[batch, vocabulary]` of the last of `ids [batch, n]`; the caches grow by n."""
         positions = (known.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         given = {"input_ids": ids, "attention_mask": known, "position_ids": positions}
-        feeds = {k: _value(v.contiguous().numpy()) for k, v in given.items() if k in self._inputs}
-        found = self.session.run_with_ort_values(self._outputs, {**feeds, **past})
-        values = dict(zip(self._outputs, found, strict=True))
-        logits = torch.from_numpy(values["logits"].numpy())[:, -1]
-        return logits, {name: values[name.replace(_PAST, _PRESENT)] for name in self._pasts}
+        feeds = {k: v.contiguous().numpy() for k, v in given.items() if k in self._fed}
+        return torch.from_numpy(caches.step(feeds))[:, -1]
 
 
 def load_onnx(folder: str | Path, *, threads: int = 0) -> Generator:
@@ -138,10 +123,6 @@ def load_onnx(folder: str | Path, *, threads: int = 0) -> Generator:
         if (place / FILE).is_file():
             return Generator(place / FILE, threads=threads)
     raise DataError(f"'{folder}' holds no {FILE}; export the model to {FORMAT}")
-
-
-def _value(array: np.ndarray[Any, Any]) -> Any:
-    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _chosen(logits: Tensor, temperature: float, draw: torch.Generator) -> Tensor:

@@ -12,6 +12,8 @@ from sparsify import native
 from sparsify.errors import DataError, KernelError
 
 DOMAIN = "sparsify"  # of our nodes in an ONNX file
+# Metadata of a file whose caches may each be one buffer, as past and as present, longer than what it holds.
+SHARED_CACHE = "sparsify.shared_cache"
 # Numbers of fields and wire types in a protobuf message of onnx.proto.
 _OPSET_IMPORT, _DOMAIN = 8, 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

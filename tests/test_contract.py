@@ -61,6 +61,10 @@ SETTINGS = {
         "insert-masks | choose-masks{pattern=2:4} | fold-masks | insert-quantizers | choose-scales",
         "pack-nm{values=int8}",
     ),
+    "pack-dense": (
+        "insert-quantizers{values=int4 group=32 ends=true} | choose-scales{by=mse}",
+        "pack-dense",
+    ),
     "fold-lora": ("insert-lora{rank=2} | train{steps=2 batch=2 TRAIN}", "fold-lora"),
     "fold-masks": ("insert-masks | choose-masks{sparsity=0.5}", "fold-masks"),
     "prune-heads": ("insert-masks{of=heads} | choose-masks{of=heads sparsity=0.5}", "prune-heads"),
@@ -93,6 +97,7 @@ ROUND_TRIPS = [
     "insert-masks{of=hidden} | prune-hidden",
     "insert-masks{of=heads,hidden,layers} | prune-hidden | prune-layers | fold-masks{of=heads}",
     "insert-quantizers | remove-quantizers",
+    "insert-quantizers{ends=true} | remove-quantizers",
     "insert-masks{of=heads,channels} | insert-bias | fold-bias | fold-masks{of=heads,channels}",
     "insert-scales | fold-scales",
     "insert-omission{multiple=4} | remove-omission",

@@ -66,6 +66,16 @@ CASES = {
         "insert-masks | choose-masks{pattern=2:4} | fold-masks | insert-quantizers | choose-scales",
         "pack-nm{values=int8}",
     ),
+    "pack-dense": (
+        "block",
+        "insert-quantizers{values=int4 group=32 ends=true} | choose-scales",
+        "pack-dense",
+    ),
+    "pack-dense-transposed": (
+        "conv",
+        "insert-quantizers{values=int4 group=32 ends=true} | choose-scales",
+        "pack-dense",
+    ),
     "fold-lora": ("mlp", "insert-masks | insert-lora{rank=2}", "fold-lora"),
     "insert-omission": ("block", "", "insert-omission{multiple=4}"),
     "insert-omission-zero": ("mlp", "", "insert-omission{of=channels multiple=4 form=zero}"),

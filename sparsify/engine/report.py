@@ -1,5 +1,6 @@
 """What each pass did: one row a pass; as a table for people and as JSON beside the export."""
 
+import itertools
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from sparsify.files import write_json
 from sparsify.ir.packed import packed_linears, unpacked_weight
+from sparsify.ir.packed_blocks import block_weights, unblocked_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views import effective_weight, linears
 
@@ -73,13 +75,22 @@ class Report:
 def count_parameters(program: Program) -> int:
     """Entries of all parameters and of packed weights; a tied one counts once, buffers do not."""
     packed = {view.weight: view.layout for view in packed_linears(program)}
+    blocks = {
+        v.codes: len(program.tensor(v.codes)) * v.form.columns for v in block_weights(program)
+    }
     stored = sum(parameter.numel() for parameter in program.module.parameters())
-    return stored + sum(layout.out_features * layout.in_features for layout in packed.values())
+    sparse = sum(layout.out_features * layout.in_features for layout in packed.values())
+    return stored + sparse + sum(blocks.values())
 
 
 def count_zeros(program: Program) -> int:
     """Zeros among the effective weights of the linears, packed ones too, each weight once."""
     views = {view.weight: view for view in linears(program)}
     packed = {view.weight: view for view in packed_linears(program)}
-    dense = sum(int((effective_weight(program, view) == 0).sum()) for view in views.values())
-    return dense + sum(int((unpacked_weight(program, view) == 0).sum()) for view in packed.values())
+    blocks = {view.codes: view for view in block_weights(program) if not view.is_table}
+    weights = itertools.chain(
+        (effective_weight(program, view) for view in views.values()),
+        (unpacked_weight(program, view) for view in packed.values()),
+        (unblocked_weight(program, view) for view in blocks.values()),
+    )
+    return sum(int((weight == 0).sum()) for weight in weights)

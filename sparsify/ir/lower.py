@@ -7,6 +7,7 @@
     sdpa(q, repeat(k), repeat(v))                 -> sdpa(q, k, v, enable_gqa)
     view(addmm(b, view(x, [-1, in]), W[in, out])) -> matmul(x, W) + b
     linear(x, W[out, in], b)                      -> matmul(x, W'[in, out]) + b
+    scales of blocks, float16                     -> float32
 
 Outputs stay where they were up to rounding. The given program keeps its graph and its weights: the
 lowered one is a copy of the graph that shares every tensor; W' is a transposed view of W under W's
@@ -21,6 +22,7 @@ from torch import fx
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.lower_experts import lower_experts
 from sparsify.ir.modes import set_training
+from sparsify.ir.packed_blocks import block_weights
 from sparsify.ir.program import Program
 from sparsify.ir.types import propagate
 
@@ -43,6 +45,7 @@ def lowered(program: Program) -> fx.GraphModule:
     fold_repeat_kv(copy)
     canonical_conv1d(copy)
     lower_linear(copy)
+    widen_scales(copy)
     sweep(copy)
     return copy.module
 
@@ -131,6 +134,17 @@ def lower_linear(program: Program) -> int:
             _multiply(program, linear)
         count += len(linears)
     return _finish(program, count)
+
+
+def widen_scales(program: Program) -> int:
+    """Store the scales of dense weights in blocks as float32, which runtimes multiply by."""
+    paths = {view.scales for view in block_weights(program)}
+    for node in program.graph.nodes:
+        if node.op == "get_attr" and node.target in paths:
+            node.meta["val"] = node.meta["val"].float()
+    for path in paths:
+        program.put(path, program.tensor(path).float())
+    return _finish(program, len(paths))
 
 
 def _finish(program: Program, count: int) -> int:

@@ -24,9 +24,10 @@ SUFFIXES = {
     "_quantizer_on": "quantizers",
     "_omission": "omission",
 }
-# Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
+# Feature of a program that holds packed weights, N:M or dense: those whose names they extend are gone.
 PACKED = "packed"
 _PACKED = "_packed"
+_BLOCKS = ("_blocks", "_block_scales")
 # Features that live in values, not in the graph: what probes know, and that scales are chosen.
 OF_VALUES = frozenset({"stats", "quantized", "shares"})
 
@@ -91,15 +92,23 @@ def packed(path: str) -> str:
     return path + _PACKED
 
 
+def blocks(path: str) -> tuple[str, str]:
+    """The paths of a dense weight in blocks: codes uint8 `[out, blocks, bytes]`, scales `[out, blocks]`."""
+    codes, scales = (path + end for end in _BLOCKS)
+    return codes, scales
+
+
 def feature_of(path: str, known: Container[str]) -> str | None:
     """The feature a tensor's name stands for, given all tensor paths; None for the model's own tensors.
 
     A model may own a buffer called `causal_mask`: ours always extend the path of another tensor. Either may
     be packed by now.
     """
-    plain = path.removesuffix(_PACKED)
+    plain = path
+    for end in (_PACKED, *_BLOCKS):
+        plain = plain.removesuffix(end)
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         base = plain.removesuffix(suffix)
-        if base != plain and (base in known or packed(base) in known):
+        if base != plain and any(p in known for p in (base, packed(base), blocks(base)[0])):
             return SUFFIXES[suffix]
     return None

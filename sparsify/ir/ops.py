@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from sparsify.ir.blocks import block_embedding as block_embedding
+from sparsify.ir.blocks import block_linear as block_linear
 from sparsify.ir.nm_linear import nm_linear as nm_linear
 from sparsify.ir.omit import keep_rows, kept_neurons, zero_omitted
 from sparsify.ir.rounding import quantize_activations as quantize_activations
@@ -18,7 +20,7 @@ def probe(x: Tensor, *statistics: Tensor) -> Tensor:
 
 
 # Name in text and on disk -> the function; the loader accepts no other callable. Ops that torch knows
-# by their name, `sparsify.nm_linear`, the two roundings and `sparsify.scale_weight`, need no entry.
+# by their name (packed linears and tables, the two roundings, `sparsify.scale_weight`) need no entry.
 OPS = {
     "sparsify.probe": probe,
     "sparsify.kept_neurons": kept_neurons,

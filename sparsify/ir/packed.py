@@ -56,13 +56,13 @@ def pack_linear(program: Program, linear: Linear, value: Tensor, layout: Layout)
     """
     if linear.node.target is aten.addmm.default and linear.node.kwargs:
         raise OptionError(f"@{linear.weight} is in a product that the model scales; leave it out")
-    drop_quantizers(program, linear)
+    drop_quantizers(linear)
     fresh = linear_at(program, linear.node)
     assert fresh is not None
     name = packed(linear.weight)
     if not program.has(name):
         program.put(name, value)
-    bias, is_vector = _bias(fresh, layout.out_features)
+    bias, is_vector = bias_of(fresh, layout.out_features)
     writer = Writer(program, before=fresh.node)
     made = writer.call(
         nm_linear, fresh.x, writer.read(name), bias if is_vector else None,
@@ -95,13 +95,13 @@ def packed_product(linear: Linear, weight: Tensor, layout: Layout) -> PackedProd
 
     None where it is more than a product and a bias `[out]`.
     """
-    bias, is_vector = _bias(linear, layout.out_features)
+    bias, is_vector = bias_of(linear, layout.out_features)
     if linear.node.kwargs.keys() - {"bias"} or (bias is not None and not is_vector):
         return None
     return PackedProduct(linear.x, bias, pack(weight, layout), layout)
 
 
-def _bias(linear: Linear, outputs: int) -> tuple[fx.Node | None, bool]:
+def bias_of(linear: Linear, outputs: int) -> tuple[fx.Node | None, bool]:
     """The bias of a linear, and whether it is a vector `[out]`: `addmm` adds whatever broadcasts."""
     args, place = linear.node.args, 0 if linear.transposed else 2
     bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")

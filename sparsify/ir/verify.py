@@ -10,6 +10,7 @@ from sparsify.errors import VerifyError
 from sparsify.ir.names import OF_VALUES, PACKED, SUFFIXES, feature_of
 from sparsify.ir.ops import OPS
 from sparsify.ir.packed import packed_linears
+from sparsify.ir.packed_blocks import block_weights
 from sparsify.ir.program import Program
 from sparsify.ir.text import line_of, to_text
 from sparsify.ir.types import infer
@@ -79,7 +80,7 @@ def _check_tensors(program: Program) -> None:
 def _check_features(program: Program) -> None:
     read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
     shown = {str(feature_of(path, read)) for path in read} - {"None"}
-    shown |= {PACKED for _ in packed_linears(program)}
+    shown |= {PACKED for _ in (*packed_linears(program), *block_weights(program))}
     checked = program.features & _SHOWN
     if shown != checked:
         raise VerifyError(

@@ -185,7 +185,7 @@ def targeted(
     left_out = {
         view.weight
         for view in every
-        if _is_head(program, view) or feature_of(view.weight, known) is not None
+        if is_head(program, view) or feature_of(view.weight, known) is not None
     }
     return [
         view
@@ -201,13 +201,17 @@ def refuse_shared(
     program: Program,
     views: Sequence[Linear],
     why: str = "a mask or branch on it could not be folded",
+    *,
+    tables: bool = False,
 ) -> None:
     """Raise OptionError for a weight that another kind of op reads as well, a tied embedding say.
 
-    A mask or a branch on it could never be folded: the other reader would change.
+    A mask or a branch on it could never be folded: the other reader would change. With `tables` an
+    embedding may read it.
     """
     for view in views:
-        if any(linear_at(program, user) is None for user in _readers(program, view.weight)):
+        others = (u for u in _readers(program, view.weight) if linear_at(program, u) is None)
+        if any(not tables or user.target is not aten.embedding.default for user in others):
             raise OptionError(
                 f"@{view.weight} is no weight of linears alone (a tied embedding?), so that {why}; "
                 "leave it out of targets"
@@ -284,7 +288,7 @@ def matches(path: str, glob: str) -> bool:
     )
 
 
-def _is_head(program: Program, view: Linear) -> bool:
+def is_head(program: Program, view: Linear) -> bool:
     """Whether a linear produces the program's output or shares its weight with another kind of op."""
     (output,) = program.graph.find_nodes(op="output")
     if view.node in output.all_input_nodes:

@@ -48,9 +48,7 @@ def add_quantizers(program: Program, linear: Linear, values: str, group: int, *,
     weight = program.tensor(linear.weight)
     outputs, inputs = out_in(linear, weight).shape
     writer = Writer(program, before=linear.node)
-    scales = _buffer(
-        writer, scales_of(linear.weight), (outputs, -(-inputs // group)), torch.float16
-    )
+    scales = scales_buffer(writer, linear.weight, outputs, inputs, group)
     layout = {"transposed": True} if linear.transposed else {}
     rounded = writer.call(quantize_weight, linear.operand, scales, values, group, **layout)
     linear.node.replace_input_with(linear.operand, rounded)
@@ -60,13 +58,23 @@ def add_quantizers(program: Program, linear: Linear, values: str, group: int, *,
         linear.node.replace_input_with(linear.x, entering)
 
 
-def drop_quantizers(program: Program, linear: Linear) -> None:
+def scales_buffer(writer: Writer, path: str, outputs: int, inputs: int, group: int) -> fx.Node:
+    """Read the scales `[outputs, groups]` of a weight, made of zeros the first time."""
+    return _buffer(writer, scales_of(path), (outputs, -(-inputs // group)), torch.float16)
+
+
+def drop_quantizers(linear: Linear) -> None:
     """Let a linear read its composed weight and its input as they are; `sweep` then forgets the scales."""
     for quantizer in (linear.quantizer, linear.input_quantizer):
         if quantizer is not None:
-            inner = quantizer.node.args[0]
-            assert isinstance(inner, fx.Node)
-            redirect(quantizer.node, inner)
+            drop_rounding(quantizer.node)
+
+
+def drop_rounding(node: fx.Node) -> None:
+    """Let the readers of what a node rounds read it as it is."""
+    inner = node.args[0]
+    assert isinstance(inner, fx.Node)
+    redirect(node, inner)
 
 
 def add_branch(

@@ -10,7 +10,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from sparsify.ir.ops import nm_linear
+from sparsify.ir.ops import block_linear, nm_linear
 from sparsify.ir.program import Program
 
 aten = torch.ops.aten
@@ -123,6 +123,7 @@ _RULES: Mapping[Any, Rule] = {
     aten.baddbmm.default: _product(1),
     aten.einsum.default: _einsum,
     nm_linear: _stored,
+    block_linear: _product(0),
     aten.scaled_dot_product_attention.default: _attention,
     aten.conv1d.default: _convolution,
     aten.conv2d.default: _convolution,

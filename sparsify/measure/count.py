@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from sparsify.ir.packed import packed_linears, unpacked_weight
+from sparsify.ir.packed_blocks import block_weights, unblocked_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views import effective_weight, linears
 from sparsify.ir.work import multiply_adds
@@ -48,9 +49,16 @@ def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
     views = {view.weight: view for view in linears(program)}
     linear_zeros = {path: _zeros(effective_weight(program, view)) for path, view in views.items()}
     packed = {view.weight: unpacked_weight(program, view) for view in packed_linears(program)}
+    blocks = {view.codes: view for view in block_weights(program)}
+    packed |= {
+        path: unblocked_weight(program, view) for path, view in blocks.items() if not view.is_table
+    }
     linear_zeros |= {path: _zeros(weight) for path, weight in packed.items()}
     linear_parameters = parameters = sum(weight.numel() for weight in packed.values())
     other_zeros = 0
+    for path in blocks.keys() - packed.keys():
+        table = unblocked_weight(program, blocks[path])
+        parameters, other_zeros = parameters + table.numel(), other_zeros + _zeros(table)
     for path, parameter in program.module.named_parameters():
         parameters += parameter.numel()
         if path in views:

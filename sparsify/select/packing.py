@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.rounding import BITS
+from sparsify.ir.tables import tables
 from sparsify.ir.views import Linear, composed_weight, effective_weight, linears, out_in
 from sparsify.tensors.fit import Wanted, fullest_group
 from sparsify.tensors.layout import packable
@@ -53,6 +54,12 @@ def layouts(program: Program, views: Mapping[str, Linear], request: Request) -> 
                 f"@{view.weight} has a quantizer but would stay dense; leave it out of the targets of "
                 "insert-quantizers, or take it into those of pack-nm"
             )
+    left = [table.weight for table in tables(program) if table.quantizer is not None]
+    if left:
+        raise OptionError(
+            f"the table @{left[0]} has a quantizer but no zeros to leave out; round tables after pack-nm, "
+            "for pack-dense"
+        )
     if not found:
         raise OptionError(
             f"no target has the zeros of {request.wanted}; "
@@ -132,3 +139,15 @@ def _codes(
 
 def _choosing(wanted: Wanted) -> str:
     return f"choose-masks{{pattern={wanted}}}" if wanted.n is not None else "choose-masks"
+
+
+def shrunk(before: int, after: int) -> str:
+    """Bytes before and after packing, in words."""
+    return f"{_size(before)} -> {_size(after)}"
+
+
+def _size(count: int) -> str:
+    for unit, name in ((10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} bytes"

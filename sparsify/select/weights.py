@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
+from sparsify.ir.tables import Table
 from sparsify.ir.views import Linear, composed_weight, out_in
 from sparsify.select.statistics import by_wanda
 from sparsify.tensors import scores
@@ -130,12 +131,12 @@ def store_weight(program: Program, view: Linear, weight: Tensor) -> None:
         program.tensor(view.weight).copy_(out_in(view, weight))
 
 
-def store_scales(program: Program, view: Linear, scales: Tensor) -> None:
+def store_scales(program: Program, view: Linear | Table, scales: Tensor) -> None:
     """Write scales, float16 `[out, groups]`, into a weight's quantizer, and switch that of its input on."""
     assert view.quantizer is not None
     with torch.no_grad():
         program.tensor(view.quantizer.scales).copy_(scales)
-        if view.input_quantizer is not None:
+        if isinstance(view, Linear) and view.input_quantizer is not None:
             program.tensor(view.input_quantizer.on).fill_(True)
 
 

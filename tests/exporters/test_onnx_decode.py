@@ -1,13 +1,15 @@
 """Generation on ONNX Runtime against the model's own, token for token."""
 
+import onnx
 import pytest
 import torch
 
 from exporters.onnx_decode import OnnxDecode
+from sparsify.caches import GrowingCaches, SharedCaches, empty_caches
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, ExportError, OptionError
-from sparsify.generate import load_onnx
+from sparsify.generate import FILE, load_onnx
 from tests.ir.axes.families import FAMILIES
 from tests.ir.axes.families import traced as family_traced
 
@@ -33,7 +35,14 @@ def model_of(family, program):
 def test_it_writes_what_the_model_writes(family, tmp_path):
     program = family_traced(family)
     model = model_of(family, program)
-    found = load_onnx(write_checked(OnnxDecode(), program, tmp_path), threads=1)
+    folder = write_checked(OnnxDecode(), program, tmp_path)
+    nodes = [node.op_type for node in onnx.load(folder / FILE).graph.node]
+    # Attention that the model spells out, with a cap on its scores, keeps plain operators.
+    assert nodes.count("GroupQueryAttention") == (0 if family == "gemma2" else 2)
+    found = load_onnx(folder, threads=1)
+    assert isinstance(
+        empty_caches(found.session, 1, 9), GrowingCaches if family == "gemma2" else SharedCaches
+    )
     for ids, mask in ((PROMPT[:1], MASK[:1]), (PROMPT, MASK)):
         wanted = model.generate(
             ids,

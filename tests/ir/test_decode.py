@@ -8,6 +8,7 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import TraceError
 from sparsify.ir.cached import empty_past, past_inputs, public_name
 from sparsify.ir.decode import decoder
+from sparsify.ir.packed_blocks import block_weights
 from sparsify.ir.trace import trace
 from sparsify.train.data import TextData
 from tests.ir.axes.families import traced as family_traced
@@ -99,6 +100,18 @@ def test_a_folded_bias_comes_along():
     ids = torch.randint(0, 60, (1, 8), generator=torch.Generator().manual_seed(5))
     logits, _ = stepped(made, ids, (5, 3))
     torch.testing.assert_close(logits, program.run({"input_ids": ids})[0], rtol=1e-4, atol=1e-5)
+
+
+def test_packed_ends_come_along():
+    program = family_traced("llama")
+    ends = "insert-quantizers{values=int8 group=32 ends=true} | choose-scales | pack-dense"
+    parse(f"{PACKED} | {ends}").run(program)
+    made = decoder(program)
+    assert made.features == {"packed"}
+    assert [view.is_table for view in block_weights(made)] == [True, False]
+    for view in block_weights(program):
+        for path in (view.codes, view.scales):
+            assert made.tensor(path).data_ptr() == program.tensor(path).data_ptr()
 
 
 def test_what_cannot_be_decoded():

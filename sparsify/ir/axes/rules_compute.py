@@ -10,6 +10,8 @@ from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules import Rule, broadcast, overloads
 from sparsify.ir.axes.sites import repeated, softmax_site
 from sparsify.ir.ops import (
+    block_embedding,
+    block_linear,
     masked_layer_norm,
     masked_mean,
     masked_rms_norm,
@@ -207,9 +209,20 @@ def packed_linear(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Ax
     reason = f"packed into the bytes of {opname(node)} at {node.name}"
     x = analysis.axes[args["x"]]
     bias = [] if args["bias"] is None else analysis.axes[args["bias"]]
-    for axis in (x[-1], *analysis.axes[args["packed"]], *bias):
+    scales = analysis.axes[args["scales"]] if "scales" in args else []
+    for axis in (x[-1], *analysis.axes[args["packed"]], *scales, *bias):
         axis.pin(reason)
-    return [*x[:-1], analysis.fresh(args["out_features"], reason)]
+    return [*x[:-1], analysis.fresh(int(node.meta["val"].shape[-1]), reason)]
+
+
+def packed_table(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Rows of a packed table by number."""
+    reason = f"packed into the bytes of {opname(node)} at {node.name}"
+    for axis in (*analysis.axes[args["packed"]], *analysis.axes[args["scales"]]):
+        axis.pin(reason)
+    width = analysis.fresh(args["columns"], reason)
+    analysis.widths.append(width)
+    return [*analysis.axes[args["ids"]], width]
 
 
 def quantized_weight(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
@@ -238,7 +251,8 @@ _MEANS = frozenset([*overloads("mean.dim"), masked_mean])
 COMPUTE: dict[object, Rule] = {
     probe_op: probe,
     **dict.fromkeys((masked_mean, masked_layer_norm, masked_rms_norm), masked_norm),
-    nm_linear: packed_linear,
+    **dict.fromkeys((nm_linear, block_linear), packed_linear),
+    block_embedding: packed_table,
     quantize_weight: quantized_weight,
     quantize_activations: quantized_input,
     **dict.fromkeys(overloads("linear.default"), linear),

@@ -1,0 +1,121 @@
+"""Dense weights in blocks: views of linears and tables that read them, and the rewrites into such."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.errors import OptionError
+from sparsify.ir.graph import Writer, redirect
+from sparsify.ir.names import blocks
+from sparsify.ir.ops import block_embedding, block_linear
+from sparsify.ir.packed import bias_of, packed_linears
+from sparsify.ir.program import Program
+from sparsify.ir.tables import Table
+from sparsify.ir.views import Linear, linear_at
+from sparsify.ir.weights import drop_quantizers
+from sparsify.tensors.blocks import unpack_blocks
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a dense weight `[out, columns]` is rounded: `int8` or `int4`, a scale for `group` columns."""
+
+    columns: int
+    values: str
+    group: int
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """One use of a weight in blocks: `codes` and `scales` are paths; `bias` is None or a node."""
+
+    node: fx.Node
+    codes: str
+    scales: str
+    form: Blocks
+    bias: fx.Node | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether ids pick rows of it."""
+        return self.node.target is block_embedding
+
+
+def block_weights(program: Program) -> list[BlockWeight]:
+    """Every linear and table of the program whose weight lies in blocks, in graph order."""
+    return [view for node in program.graph.nodes if (view := block_weight_at(node)) is not None]
+
+
+def block_weight_at(node: fx.Node) -> BlockWeight | None:
+    """The weight in blocks that a node reads, if it does."""
+    if node.op != "call_function" or node.target not in (block_linear, block_embedding):
+        return None
+    _, codes, scales, *rest = node.args
+    assert isinstance(codes, fx.Node)
+    assert isinstance(scales, fx.Node)
+    bias = rest.pop(0) if node.target is block_linear else None
+    assert bias is None or isinstance(bias, fx.Node)
+    form = Blocks(*rest)  # type: ignore[arg-type]
+    return BlockWeight(node, str(codes.target), str(scales.target), form, bias)
+
+
+def unblocked_weight(program: Program, view: BlockWeight) -> Tensor:
+    """The weight that codes and scales stand for, float32 `[out, columns]`."""
+    codes, scales = program.tensor(view.codes), program.tensor(view.scales)
+    return unpack_blocks(codes, scales, view.form.columns, view.form.values)
+
+
+def is_rounded(program: Program) -> bool:
+    """Whether a packed linear rounds its input: a last digit may then move the outputs by a step."""
+    found = any(view.layout.group for view in packed_linears(program))
+    return found or any(not view.is_table for view in block_weights(program))
+
+
+def block_a_linear(
+    program: Program, linear: Linear, value: tuple[Tensor, Tensor], form: Blocks
+) -> None:
+    """Let a linear read codes and scales in place of its dense weight and its quantizers.
+
+    Raises OptionError for a product that the model scales (`addmm` with `alpha` or `beta`).
+    """
+    if linear.node.target is aten.addmm.default and linear.node.kwargs:
+        raise OptionError(f"@{linear.weight} is in a product that the model scales; leave it out")
+    drop_quantizers(linear)
+    fresh = linear_at(program, linear.node)
+    assert fresh is not None
+    bias, is_vector = bias_of(fresh, len(value[0]))
+    writer = Writer(program, before=fresh.node)
+    stored = _stored(writer, linear.weight, value)
+    made = writer.call(
+        block_linear,
+        fresh.x,
+        *stored,
+        bias if is_vector else None,
+        form.columns,
+        form.values,
+        form.group,
+    )
+    if bias is not None and not is_vector:
+        made = writer.call(aten.add.Tensor, made, bias)
+    redirect(fresh.node, made)
+
+
+def block_a_table(
+    program: Program, table: Table, value: tuple[Tensor, Tensor], form: Blocks
+) -> None:
+    """Let ids pick rows of codes and scales in place of those of a dense table."""
+    writer = Writer(program, before=table.node)
+    stored = _stored(writer, table.weight, value)
+    sizes = (form.columns, form.values, form.group)
+    redirect(table.node, writer.call(block_embedding, table.ids, *stored, *sizes))
+
+
+def _stored(writer: Writer, weight: str, value: tuple[Tensor, Tensor]) -> list[fx.Node]:
+    """Read codes and scales, stored the first time: a tied weight is stored once."""
+    for path, tensor in zip(blocks(weight), value, strict=True):
+        if not writer.program.has(path):
+            writer.program.put(path, tensor)
+    return [writer.read(path) for path in blocks(weight)]

@@ -1,0 +1,43 @@
+"""Masks that let a token see what comes after it are told from those that do not."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from sparsify.ir.causal import is_causal
+from sparsify.ir.trace import trace
+
+LENGTH = 6
+
+
+class Attends(nn.Module):
+    """`x [batch, length, 8]`, two heads, with a mask of some form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.q, self.form = nn.Linear(8, 8), form
+
+    def forward(self, x):
+        q = self.q(x).view(x.shape[0], x.shape[1], 2, 4).transpose(1, 2)
+        places = torch.arange(x.shape[1])
+        seen = places[None, :] <= places[:, None] + (self.form == "future")
+        if self.form == "window":
+            seen = seen & (places[None, :] > places[:, None] - 3)
+        if self.form == "added":
+            seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        mask = None if self.form == "none" else seen
+        return scaled_dot_product_attention(q, q, q, mask)
+
+
+@pytest.mark.parametrize(
+    ("form", "wanted"),
+    [("causal", True), ("window", True), ("added", True), ("future", False), ("none", False)],
+)
+def test_masks(form, wanted):
+    x = torch.randn(2, LENGTH, 8)
+    assert is_causal(trace(Attends(form).eval(), {"x": x}, {"x": {0: "batch"}})) is wanted
+
+
+def test_programs_without_attention():
+    assert not is_causal(trace(nn.Linear(4, 4), {"input": torch.randn(2, 4)}))
