@@ -18,12 +18,16 @@ class Source:
 
     `config` is the Hugging Face config as a dictionary (empty for a plain module), `model_class` and
     `output_class` are class names, `outputs` names the tensors of the graph's output tuple in order.
+    `generation` holds the model's defaults for generation, `files` the text of files of other tools in the
+    model's folder, by path.
     """
 
     config: Mapping[str, Any]
     model_class: str
     output_class: str
     outputs: tuple[str, ...]
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -111,6 +111,8 @@ def _build(about: dict[str, Any], folder: Path) -> Program:
             source["model_class"],
             source["output_class"],
             tuple(source["outputs"]),
+            source.get("generation", {}),
+            source.get("files", {}),
         ),
         features=frozenset(about["features"]),
         plan=about["plan"],

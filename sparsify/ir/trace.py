@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from sparsify.errors import TraceError
+from sparsify.ir.beside import generation_defaults, tool_files
 from sparsify.ir.inputs import example_inputs
 from sparsify.ir.modes import set_training
 from sparsify.ir.normalise import normalise, plain
@@ -44,14 +45,16 @@ def trace(
     if isinstance(model, PreTrainedModel):
         sample, dims = example_inputs(model) if inputs is None else (dict(inputs), dynamic or {})
         config, fixed = _as_json(model.config.to_dict()), _fixed_arguments(model)
+        generation, files = _as_json(generation_defaults(model)), tool_files(model.name_or_path)
     else:
         if inputs is None:
             raise TraceError("a plain module needs example inputs by argument name to be traced")
         sample, dims, config, fixed = dict(inputs), dynamic or {}, {}, {}
+        generation, files = {}, {}
     if dynamic is not None:
         dims = dynamic
     exported, outputs, output_class = _export(model, sample, dims, fixed)
-    source = Source(config, type(model).__name__, output_class, outputs)
+    source = Source(config, type(model).__name__, output_class, outputs, generation, files)
     return built(model, exported, sample, dims, source, tokenizer)
 
 

@@ -1,0 +1,59 @@
+"""What stands beside a model's weights and goes where its program goes: defaults, settings of other tools."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sparsify.files import read_json
+
+_MODULES = "modules.json"
+_SETTINGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
+_WEIGHTS = ("*.safetensors", "*.bin")
+_FEATURES = ("word_embedding_dimension", "embedding_dimension")
+
+
+def generation_defaults(model: PreTrainedModel) -> dict[str, Any]:
+    """What a model's generation config says other than the library; nothing for one that writes no text."""
+    config = getattr(model, "generation_config", None)
+    said: dict[str, Any] = config.to_diff_dict() if config is not None else {}
+    return said
+
+
+def tool_files(name: str) -> dict[str, str]:
+    """The text of the files by which sentence-transformers puts modules around a model, by path.
+
+    `name` is the model's folder; nothing is read of a hub id. There are none where a module has weights of
+    its own, which would stay behind.
+    """
+    folder = Path(name)
+    if not name or not (folder / _MODULES).is_file():
+        return {}
+    modules = read_json(folder / _MODULES)
+    if not isinstance(modules, list):
+        return {}
+    said = [PurePosixPath(str(module.get("path", ""))) for module in modules]
+    within = [path for path in said if path.parts]  # the first is the model, in the folder itself
+    if any(".." in path.parts or path.is_absolute() for path in within):
+        return {}
+    if any(any((folder / path).glob(kind)) for path in within for kind in _WEIGHTS):
+        return {}
+    wanted = (_MODULES, *_SETTINGS, *(str(path / "config.json") for path in within))
+    return {
+        path: (folder / path).read_text(encoding="utf-8")
+        for path in wanted
+        if (folder / path).is_file()
+    }
+
+
+def resized(files: Mapping[str, str], old: int, new: int) -> dict[str, str]:
+    """`tool_files` of a model that gave `old` features and gives `new`: poolings say how many."""
+    made = dict(files)
+    for path, text in files.items():
+        said = json.loads(text)
+        named = [key for key in _FEATURES if isinstance(said, dict) and said.get(key) == old]
+        if named and old != new:
+            made[path] = json.dumps({**said, **dict.fromkeys(named, new)}, indent=2)
+    return made
