@@ -1,15 +1,19 @@
 """Files beside the weights, spelt so that releases of transformers before and after 5 read them alike."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
-from sparsify.files import read_json, write_json
+from sparsify.files import ABOUT, read_json, write_json
 from sparsify.ir.beside import resized
+from sparsify.ir.names import PACKED
 from sparsify.ir.pretrained import class_named, config_of, quiet
 from sparsify.ir.program import Program
+
+FEATURES = "last_hidden_state"  # the output of an encoder without a head
 
 _THETA, _PARTIAL = "rope_theta", "partial_rotary_factor"
 # The class of release 5 for a tokenizer that is all in tokenizer.json, and its name in all releases.
@@ -70,17 +74,41 @@ def write_beside(program: Program, folder: Path, width: int | None = None) -> No
     if cls is not None:
         config = config_of(cls, program.source.config)
         if cls.can_generate():
-            said = (
-                program.source.generation
-                or GenerationConfig.from_model_config(config).to_diff_dict()
-            )
-            write_json(folder / "generation_config.json", dict(said))
+            write_json(folder / "generation_config.json", generation_of(program, config))
         old = getattr(config, "hidden_size", 0)
         for path, text in resized(program.source.files, old, width or old).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
     if program.tokenizer is not None:
         write_tokenizer(program.tokenizer, folder)
+
+
+def generation_of(program: Program, config: PreTrainedConfig) -> dict[str, Any]:
+    """The model's own defaults for generation, or those that its config gives."""
+    said = dict(program.source.generation)
+    return said or GenerationConfig.from_model_config(config).to_diff_dict()
+
+
+def write_about(program: Program, folder: Path, format: str, notes: Sequence[str] = ()) -> None:
+    """Write `sparsify.json`: what made the model, what it needs, and what whoever opens it should know."""
+    about = {
+        "format": format,
+        "pipeline": " | ".join(program.log),
+        "model_class": program.source.model_class,
+        "packed": PACKED in program.features,
+        "notes": list(notes),
+    }
+    write_json(folder / ABOUT, about)
+
+
+def slow_notes(program: Program) -> list[str]:
+    """What a packed model wants of other tools."""
+    if PACKED not in program.features:
+        return []
+    return [
+        "other tools run the packed weights by the function in the file, right but slow, until "
+        "'sparsify-fx kernels' has put the library for this machine into the folder"
+    ]
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:

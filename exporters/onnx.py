@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from exporters.folder import FEATURES, slow_notes, write_about, write_beside, write_config
 from exporters.onnx_experts import translations
 from exporters.onnx_packed import TRANSLATIONS, complete
 from sparsify.engine.contract import Exporter, Reader
@@ -27,6 +28,7 @@ from sparsify.ir.cached import public_name
 from sparsify.ir.lower import lowered
 from sparsify.ir.names import PACKED
 from sparsify.ir.packed import packed_linears
+from sparsify.ir.pretrained import class_named, config_of
 from sparsify.ir.program import Program
 from sparsify.session import onnxruntime_session
 
@@ -85,7 +87,7 @@ class Onnx(Exporter):
         return _ROUNDED_TOLERANCE if rounded else self.tolerance
 
     def write(self, program: Program, folder: Path) -> None:
-        """Write the model and the tokenizer's files."""
+        """Write the model and the files beside it."""
         path = folder / FILE
         with _quiet():
             model = _export(program, self.opset)
@@ -100,8 +102,18 @@ class Onnx(Exporter):
                 align_threshold=_PAGE,
             )
         onnx.checker.check_model(str(path))
-        if program.tokenizer is not None:
-            program.tokenizer.save_pretrained(str(folder))
+        self.write_settings(program, folder)
+
+    def write_settings(self, program: Program, folder: Path) -> None:
+        """Write the files from which other tools learn what the model is."""
+        cls, width = class_named(program.source.model_class), None
+        if cls is not None:
+            config = config_of(cls, program.source.config)
+            if program.source.outputs[0] == FEATURES:
+                config.hidden_size = width = program.run()[0].shape[-1]
+            write_config(config, program, folder)
+        write_beside(program, folder, width)
+        write_about(program, folder, self.name, slow_notes(program))
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model on ONNX Runtime's CPU provider, with our kernels where they are built."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from sparsify.errors import DataError
 
+ABOUT = "sparsify.json"  # beside an exported model
+
 
 def require_free(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that already holds something, unless it may be replaced; DataError."""
@@ -60,6 +62,13 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def notes(folder: Path) -> list[str]:
+    """What an export wrote for whoever opens its folder."""
+    path = folder / ABOUT
+    found: list[str] = read_json(path).get("notes", []) if path.is_file() else []
+    return found
 
 
 def read_json(path: Path) -> Any:

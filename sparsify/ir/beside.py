@@ -22,14 +22,14 @@ def generation_defaults(model: PreTrainedModel) -> dict[str, Any]:
     return said
 
 
-def tool_files(name: str) -> dict[str, str]:
+def tool_files(model: PreTrainedModel) -> dict[str, str]:
     """The text of the files by which sentence-transformers puts modules around a model, by path.
 
-    `name` is the model's folder; nothing is read of a hub id. There are none where a module has weights of
-    its own, which would stay behind.
+    They are looked for in the folder the model was loaded from. There are none where a module has weights
+    of its own, which would stay behind.
     """
-    folder = Path(name)
-    if not name or not (folder / _MODULES).is_file():
+    folder = Path(model.name_or_path or "")
+    if not model.name_or_path or not (folder / _MODULES).is_file():
         return {}
     modules = read_json(folder / _MODULES)
     if not isinstance(modules, list):

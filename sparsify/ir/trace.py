@@ -45,7 +45,7 @@ def trace(
     if isinstance(model, PreTrainedModel):
         sample, dims = example_inputs(model) if inputs is None else (dict(inputs), dynamic or {})
         config, fixed = _as_json(model.config.to_dict()), _fixed_arguments(model)
-        generation, files = _as_json(generation_defaults(model)), tool_files(model.name_or_path)
+        generation, files = _as_json(generation_defaults(model)), tool_files(model)
     else:
         if inputs is None:
             raise TraceError("a plain module needs example inputs by argument name to be traced")
