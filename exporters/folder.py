@@ -8,12 +8,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
 from sparsify.files import ABOUT, read_json, write_json
-from sparsify.ir.beside import resized
 from sparsify.ir.names import PACKED
 from sparsify.ir.pretrained import class_named, config_of, quiet
 from sparsify.ir.program import Program
-
-FEATURES = "last_hidden_state"  # the output of an encoder without a head
 
 _THETA, _PARTIAL = "rope_theta", "partial_rotary_factor"
 # The class of release 5 for a tokenizer that is all in tokenizer.json, and its name in all releases.
@@ -65,20 +62,15 @@ def write_config(config: PreTrainedConfig, program: Program, folder: Path) -> No
     write_json(folder / "config.json", spelt(config))
 
 
-def write_beside(program: Program, folder: Path, width: int | None = None) -> None:
-    """Write the defaults for generation, the tokenizer's files, and the settings of other tools.
-
-    `width` is the number of features the model gives, where passes may have changed it.
-    """
+def write_beside(program: Program, folder: Path) -> None:
+    """Write the defaults for generation, the tokenizer's files, and the settings of other tools."""
     cls = class_named(program.source.model_class)
-    if cls is not None:
+    if cls is not None and cls.can_generate():
         config = config_of(cls, program.source.config)
-        if cls.can_generate():
-            write_json(folder / "generation_config.json", generation_of(program, config))
-        old = getattr(config, "hidden_size", 0)
-        for path, text in resized(program.source.files, old, width or old).items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text, encoding="utf-8")
+        write_json(folder / "generation_config.json", generation_of(program, config))
+    for path, text in program.source.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
     if program.tokenizer is not None:
         write_tokenizer(program.tokenizer, folder)
 

@@ -63,15 +63,14 @@ class Huggingface(Exporter):
             search = Search(program, cls)
             for values in search.configs():
                 _write_weights(program, empty_model(cls, values), folder)
-                config = config_of(cls, values)
-                write_config(config, program, folder)
+                write_config(config_of(cls, values), program, folder)
                 difference = self._difference(program, folder)
                 if difference <= allowed:
                     break
                 differences.append(difference)
             else:
                 raise ExportError(_refusal(program, search, differences))
-        write_beside(program, folder, getattr(config, "hidden_size", None))
+        write_beside(program, folder)
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model as stock `from_pretrained` of its class loads it."""

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporters.folder import FEATURES, slow_notes, write_about, write_beside, write_config
+from exporters.folder import slow_notes, write_about, write_beside, write_config
 from exporters.onnx_experts import translations
 from exporters.onnx_packed import TRANSLATIONS, complete
 from sparsify.engine.contract import Exporter, Reader
@@ -106,13 +106,10 @@ class Onnx(Exporter):
 
     def write_settings(self, program: Program, folder: Path) -> None:
         """Write the files from which other tools learn what the model is."""
-        cls, width = class_named(program.source.model_class), None
+        cls = class_named(program.source.model_class)
         if cls is not None:
-            config = config_of(cls, program.source.config)
-            if program.source.outputs[0] == FEATURES:
-                config.hidden_size = width = program.run()[0].shape[-1]
-            write_config(config, program, folder)
-        write_beside(program, folder, width)
+            write_config(config_of(cls, program.source.config), program, folder)
+        write_beside(program, folder)
         write_about(program, folder, self.name, slow_notes(program))
 
     def read_back(self, program: Program, folder: Path) -> Reader:

@@ -1,7 +1,5 @@
 """What stands beside a model's weights and goes where its program goes: defaults, settings of other tools."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,7 +10,6 @@ from sparsify.files import read_json
 _MODULES = "modules.json"
 _SETTINGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
-_FEATURES = ("word_embedding_dimension", "embedding_dimension")
 
 
 def generation_defaults(model: PreTrainedModel) -> dict[str, Any]:
@@ -46,14 +43,3 @@ def tool_files(model: PreTrainedModel) -> dict[str, str]:
         for path in wanted
         if (folder / path).is_file()
     }
-
-
-def resized(files: Mapping[str, str], old: int, new: int) -> dict[str, str]:
-    """`tool_files` of a model that gave `old` features and gives `new`: poolings say how many."""
-    made = dict(files)
-    for path, text in files.items():
-        said = json.loads(text)
-        named = [key for key in _FEATURES if isinstance(said, dict) and said.get(key) == old]
-        if named and old != new:
-            made[path] = json.dumps({**said, **dict.fromkeys(named, new)}, indent=2)
-    return made
