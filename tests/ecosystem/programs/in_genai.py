@@ -1,7 +1,8 @@
-"""FOLDER PROMPTS TOKENS: the sequences of each prompt by onnxruntime-genai, from ids."""
+"""FOLDER PROMPTS TOKENS: the sequence of each prompt by onnxruntime-genai, and ids of a text."""
 
 import json
 import sys
+from pathlib import Path
 
 import numpy
 import onnxruntime_genai as genai
@@ -17,4 +18,9 @@ for prompt in prompts:
     while not generator.is_done():
         generator.generate_next_token()
     found.append([int(token) for token in generator.get_sequence(0)])
-print(json.dumps(found))
+said = {"sequences": found}
+if (Path(folder) / "tokenizer.json").is_file():
+    tokenizer = genai.Tokenizer(model)
+    said["ids"] = tokenizer.encode("The function returns a table.").tolist()
+    said["text"] = tokenizer.decode(said["ids"])
+print(json.dumps(said))
