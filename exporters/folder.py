@@ -13,6 +13,8 @@ from sparsify.ir.pretrained import class_named, config_of, quiet
 from sparsify.ir.program import Program
 
 _THETA, _PARTIAL = "rope_theta", "partial_rotary_factor"
+# Entries that release 5 writes under another name and still understands.
+_RENAMED = ("num_experts",)
 # The class of release 5 for a tokenizer that is all in tokenizer.json, and its name in all releases.
 _NEW_CLASS, _CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 # What the saving of a tokenizer says of the machine it was loaded on.
@@ -23,6 +25,10 @@ def spelt(config: PreTrainedConfig) -> dict[str, Any]:
     """Every entry of a config outright, since defaults differ between releases, in old words and new."""
     said = config.to_dict()
     said.pop("_name_or_path", None)
+    for old in _RENAMED:
+        entry = config.attribute_map.get(old)
+        if entry in said:
+            said[old] = said[entry]
     rope = said.get("rope_parameters")
     return {**said, **_older_rope(rope)} if isinstance(rope, dict) else said
 

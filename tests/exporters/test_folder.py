@@ -77,9 +77,10 @@ PHI = {
             transformers.GPTNeoXConfig(rope_parameters={"rope_theta": 5.0, "rope_type": "default"}),
             {"rotary_emb_base": 5.0, "rotary_pct": 0.25, "partial_rotary_factor": 0.25},
         ),
+        (transformers.Qwen3MoeConfig(num_experts=6), {"num_experts": 6, "num_local_experts": 6}),
         (transformers.GPT2Config(), {}),
     ],
-    ids=["plain", "scaled", "by kind of layer", "factors", "partial", "none"],
+    ids=["plain", "scaled", "by kind of layer", "factors", "partial", "experts", "none"],
 )
 def test_positions_in_old_words_and_new(config, older):
     said = json.loads(json.dumps(spelt(config)))
