@@ -25,11 +25,12 @@ def add_kernels(folder: str | Path) -> list[Path]:
     onnxruntime-genai finds it by itself. Raises DataError where no model is packed, KernelError when the
     library is not built.
     """
-    library, places = native.require_library(), _packed(Path(folder))
+    places = _packed(Path(folder))
     if not places:
         raise DataError(
             f"'{folder}' holds no packed {_MODEL}; only such a model has a use for kernels"
         )
+    library = native.require_library()
     remove_kernels(folder)
     made = []
     for place in places:

@@ -76,7 +76,9 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
 def show_notes(folder: Path, console: Console) -> None:
     """Print what an export wrote for whoever opens its folder."""
     for note in notes(folder):
-        console.print(f"{folder.name}: {note}", style="dim", soft_wrap=True, highlight=False)
+        console.print(
+            f"{folder.name}: {note}", style="dim", soft_wrap=True, highlight=False, markup=False
+        )
 
 
 def describe(job: Job) -> dict[str, object]:

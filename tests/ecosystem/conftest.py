@@ -5,10 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
-from sparsify.ir.program import Program
 from tests.environments import environment, pinned, skip_unless_asked
 
 # Plain torch would bring the libraries of accelerators.
@@ -34,21 +31,5 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @functools.cache
     def made(name: str) -> Path:
         return environment(tmp_path_factory.mktemp("environment"), *PACKAGES[name])
-
-    return made
-
-
-@pytest.fixture(scope="session")
-def greedy() -> Callable[..., Tensor]:
-    """The likeliest tokens after ids `[batch, length]`, by a program on the whole sequence each time."""
-
-    def made(program: Program, ids: Tensor, mask: Tensor, tokens: int) -> Tensor:
-        for _ in range(tokens):
-            positions = (mask.cumsum(1) - 1).clamp_min(0)
-            given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-            logits = program.run({k: v for k, v in given.items() if k in program.sample})[0]
-            ids = torch.cat([ids, logits[:, -1].argmax(-1)[:, None]], 1)
-            mask = torch.cat([mask, torch.ones_like(ids[:, :1])], 1)
-        return ids
 
     return made

@@ -16,20 +16,15 @@ from sparsify import add_kernels, load_onnx, remove_kernels
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.files import notes, read_json
-from sparsify.ir.axes.groups import heads
-from sparsify.ir.axes.keep import Keep, keep_to_json
-from sparsify.ir.axes.shrink import shrink
-from sparsify.ir.axes.walk import analyse
 from sparsify.ir.pretrained import load_tokenizer, source_of
 from sparsify.ir.program import Program
+from tests.decoding import MASK, PROMPTS, greedy, unevenly
 from tests.environments import answer
 
 pytestmark = pytest.mark.ecosystem
 
 PROGRAMS = Path(__file__).parent / "programs"
 TOKENS = 64
-PROMPTS = torch.tensor([[9, 8, 3, 7, 5, 6], [0, 0, 0, 4, 11, 20], [0, 31, 32, 7, 44, 5]])
-MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
 PIPELINES = {
     "dense": None,
     "pruned": "insert-masks{of=heads,channels} | choose-masks{of=heads,channels sparsity=0.5} | "
@@ -51,18 +46,8 @@ class Case:
     padded: Tensor
 
 
-def unevenly(program: Program) -> Program:
-    """Another number of heads left in each layer."""
-    keep = Keep()
-    for layer, attention in enumerate(heads(analyse(program))):
-        keep.heads(attention, range(attention.size // 2 if layer else attention.size))
-    shrink(program, keep)
-    program.plan["axes"] = [keep_to_json(keep)]
-    return program
-
-
 @pytest.fixture(scope="module")
-def case(traced, greedy, tmp_path_factory) -> Callable[[str, str], Case]:
+def case(traced, tmp_path_factory) -> Callable[[str, str], Case]:
     @functools.cache
     def made(family: str, kind: str) -> Case:
         program = traced(family)
