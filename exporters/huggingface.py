@@ -35,6 +35,7 @@ class Huggingface(Exporter):
     name: ClassVar[str] = "huggingface"
     accepts: ClassVar[frozenset[str]] = frozenset()
     tolerance: ClassVar[float] = 1e-5
+    library: ClassVar[str] = "transformers"
 
     def check(self, program: Program) -> None:
         """Refuse a program without a model class of transformers, or with layers removed.
@@ -53,6 +54,17 @@ class Huggingface(Exporter):
                 f"huggingface cannot leave out the {len(gone)} layers or blocks that prune-layers removed; "
                 "export to onnx or safetensors"
             )
+
+    def usage(self, program: Program) -> str:
+        """The model, and its tokenizer where there is one."""
+        cls, tokenizer = program.source.model_class, program.tokenizer is not None
+        lines = [
+            f"from transformers import {'AutoTokenizer, ' if tokenizer else ''}{cls}\n",
+            f'model = {cls}.from_pretrained(".")',
+        ]
+        return "\n".join(
+            [*lines, 'tokenizer = AutoTokenizer.from_pretrained(".")'][: 2 + tokenizer]
+        )
 
     def write(self, program: Program, folder: Path) -> None:
         """Write the first config that fits and gives the same outputs, with the weights."""

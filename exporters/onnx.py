@@ -40,6 +40,7 @@ _EXTERNAL_PACKED_BYTES = 4_000_000
 # Tensors of more than a page lie in that file, each at the start of a page.
 _PAGE = 4096
 _OLDEST, _NEWEST = 18, 24
+_SHOWN = 8  # tokens of the example in the model card
 _ROUNDED_TOLERANCE = 0.05
 # What torch.onnx says on every export, and nobody can act on.
 _CHATTER = (
@@ -61,6 +62,7 @@ class Onnx(Exporter):
     name: ClassVar[str] = "onnx"
     accepts: ClassVar[frozenset[str]] = frozenset({PACKED, "slorb"})
     tolerance: ClassVar[float] = 1e-4
+    library: ClassVar[str] = "onnx"
 
     opset: int = 23
 
@@ -85,6 +87,23 @@ class Onnx(Exporter):
         """More for int8 and int4 values, as of `pack-nm`: a last digit may move a rounded input."""
         rounded = any(view.layout.group for view in packed_linears(program))
         return _ROUNDED_TOLERANCE if rounded else self.tolerance
+
+    def usage(self, program: Program) -> str:
+        """A session, and one run on inputs that stand for real ones."""
+        feeds = [f'    "{public_name(name)}": {code},' for name, code in _feeds(program)]
+        opened = (
+            "sparsify.onnxruntime_session" if packed_linears(program) else "ort.InferenceSession"
+        )
+        library = "sparsify" if packed_linears(program) else "onnxruntime as ort"
+        return "\n".join(
+            [
+                f"import numpy as np\nimport {library}\n",
+                f'session = {opened}("{FILE}")',
+                "outputs = session.run(None, {",
+                *feeds,
+                "})",
+            ]
+        )
 
     def write(self, program: Program, folder: Path) -> None:
         """Write the model and the files beside it."""
@@ -124,6 +143,22 @@ class Onnx(Exporter):
             return tuple(torch.from_numpy(array) for array in session.run(outputs, arrays))
 
         return run
+
+
+def _feeds(program: Program) -> Iterator[tuple[str, str]]:
+    """Each input, and NumPy code for a value: one sequence of eight tokens."""
+    for name, value in program.sample.items():
+        dims = program.dynamic.get(name, {})
+        shape = tuple(
+            size if dim not in dims else 1 if dims[dim] == "batch" else _SHOWN
+            for dim, size in enumerate(value.shape)
+        )
+        dtype = str(value.dtype).removeprefix("torch.")
+        if name == "position_ids":
+            yield name, f"np.arange({_SHOWN}, dtype=np.{dtype})[None]"
+        else:
+            made = "ones" if name.endswith("attention_mask") else "zeros"
+            yield name, f"np.{made}({shape}, np.{dtype})"
 
 
 def _is_heavy(program: Program) -> bool:

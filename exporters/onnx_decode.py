@@ -40,6 +40,15 @@ class OnnxDecode(Onnx):
         write_beside(program, folder)
         write_about(program, folder, self.name, notes)
 
+    def usage(self, program: Program) -> str:
+        """A few tokens more than a prompt has."""
+        prompt = '"Once"' if program.tokenizer is not None else "[[1, 2, 3]]"
+        return (
+            "import sparsify\n\n"
+            'model = sparsify.load_onnx(".")\n'
+            f"ids = model.generate({prompt}, tokens=16).ids"
+        )
+
     def variant(self, program: Program) -> Program:
         """The program with caches in and out; ExportError where there can be none."""
         try:

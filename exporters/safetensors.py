@@ -21,6 +21,14 @@ class Safetensors(Exporter):
     accepts: ClassVar[frozenset[str]] = EVERY_FEATURE
     tolerance: ClassVar[float] = 0.0
 
+    def usage(self, program: Program) -> str:
+        """The program, run on the inputs it was traced with."""
+        return (
+            "import sparsify\n\n"
+            'program = sparsify.load(".")\n'
+            "outputs = dict(zip(program.source.outputs, program.run(), strict=True))"
+        )
+
     def write(self, program: Program, folder: Path) -> None:
         """Write the program's files."""
         write(program, folder)

@@ -11,6 +11,7 @@ from sparsify.artifacts import open_program
 from sparsify.commands import bench as bench_command
 from sparsify.commands import evaluate as evaluate_command
 from sparsify.commands import generate as generate_command
+from sparsify.commands import report as report_command
 from sparsify.commands import run as run_command
 from sparsify.commands import show as show_command
 from sparsify.commands import stream as stream_command
@@ -21,7 +22,6 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.files import write_json
 from sparsify.kernels import add_kernels, remove_kernels
-from sparsify.measure.page import write_page
 from sparsify.recipes import recipe as find_recipe
 
 app = typer.Typer(
@@ -106,6 +106,9 @@ def stream(
         str, typer.Option(help="What is pruned before a linear sees it: 'linear' all, or 'layer'.")
     ] = "linear",
     dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "bfloat16",
+    device: Annotated[
+        str, typer.Option(help="As in cuda:0; 'auto' spreads the layers over all GPUs.")
+    ] = "cpu",
     on_disk: Annotated[bool, typer.Option(help="Keep activations on disk.")] = False,
     plan: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
@@ -114,7 +117,7 @@ def stream(
     source = stream_command.Source(data, length)
     job = stream_command.job_of(
         model, masks, source, out=out, samples=samples, batch=batch, seed=seed, order=order,
-        dtype=dtype, on_disk=on_disk,
+        dtype=dtype, device=device, on_disk=on_disk,
     )  # fmt: skip
     if plan:
         stream_command.show_plan(job, source, console)
@@ -226,9 +229,13 @@ def bench(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
-    """Write one HTML page about a run, with plots."""
-    console.print(str(write_page(folder)))
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="The --out folder of a run, or any exported model.")
+    ],
+) -> None:
+    """Write one HTML page about a run or a model: sparsity by layer, sizes, and what was measured."""
+    console.print(str(report_command.report(folder)), soft_wrap=True, markup=False)
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -17,15 +17,18 @@ from sparsify.ir.program import Program
 from sparsify.ir.trace import trace
 from sparsify.measure.count import count
 from sparsify.measure.figure import bars
+from sparsify.measure.found import find
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import Timing, compare, to_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.page import write_page
 from sparsify.measure.quality import perplexity
+from sparsify.measure.record import record
 from sparsify.progress import Bar
 from sparsify.recipes import recipe
 from sparsify.train.data import Data, load_data, split
 
+_QUALITY = ("perplexity", "tokens", "context")
 LENGTH, EVALUATED, TOKENS, ROUNDS = 128, 96, 128, 25
 # The same masks as `structured` chooses at once, folded in place: zeros that nobody removes.
 _ZEROS = (
@@ -99,7 +102,6 @@ class _Demo:
         report.write(folder)
         for key, figures in context.figures.items():
             write_json(folder / f"{key}.json", figures)
-        write_page(folder)
         self.console.print(report.table())
         return program
 
@@ -114,6 +116,7 @@ class _Demo:
         return {
             "name": timing.name,
             "perplexity": quality.value,
+            "tokens": quality.tokens,
             "context": quality.context,
             "parameters": counts.parameters,
             "sparsity": counts.sparsity,
@@ -124,6 +127,15 @@ class _Demo:
             "ratio_low": timing.ratio_low,
             "ratio_high": timing.ratio_high,
         }
+
+    def report(self, row: dict[str, Any], measured: dict[str, Any]) -> None:
+        """The figures of one variant in its folder, and its page."""
+        folder, name = self.folder / row["name"], row["name"]
+        pair = [timing for timing in measured["timings"] if timing["name"] in ("dense", name)]
+        record(folder, "bench", {**measured, "timings": pair})
+        about = {"name": name, "kind": "program", "data": "heldout.txt"}
+        record(folder, "eval", {name: {**about, **{key: row[key] for key in _QUALITY}}})
+        write_page(find(folder))
 
     def finish(self, rows: list[dict[str, Any]], timings: list[Timing]) -> None:
         """The table, `demo.json` and `demo.png`."""
@@ -157,7 +169,10 @@ class _Demo:
             f"against dense, {self.threads} thread; {machine_line(machine())}",
             soft_wrap=True,
         )
-        write_json(self.folder / "demo.json", {**to_json(timings), "rows": rows})
+        measured = to_json(timings)
+        write_json(self.folder / "demo.json", {**measured, "rows": rows})
+        for row in rows:
+            self.report(row, {**measured, "threads": self.threads, "file": "onnx"})
         bars(rows, self.folder / "demo.png", "the embedded model, dense and sparse")
 
 

@@ -59,8 +59,13 @@ def _take_place(new: Path, folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file through a temporary name; keys in the given order."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file through a temporary name, so that it is whole or as it was before."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -19,6 +19,7 @@ from sparsify.measure.count import Counts, count
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import Timing, compare, to_json
 from sparsify.measure.machine import machine, machine_line
+from sparsify.measure.record import record
 
 
 def bench(
@@ -52,10 +53,12 @@ def bench(
             rounds=rounds,
         )
         bytes_on_disk = {name: _bytes(path) for name, path in paths.items()}
+        timed = "" if paths["sparse"].is_relative_to(scratch) else paths["sparse"].parent.name
     console.print(timing_table(timings, counts, bytes_on_disk))
     console.print(machine_line(machine()), soft_wrap=True)
     result = {
         **to_json(timings),
+        "file": timed,
         "threads": threads,
         "bytes": bytes_on_disk,
         "counts": {name: value.to_json() for name, value in counts.items()},
@@ -63,7 +66,7 @@ def bench(
     if json is not None:
         write_json(json, result)
     if Path(folder).is_dir():
-        write_json(Path(folder) / "bench.json", result)
+        record(Path(folder), "bench", result)
     return timings
 
 

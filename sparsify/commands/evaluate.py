@@ -11,6 +11,7 @@ from sparsify.artifacts import Artifact, artifacts
 from sparsify.errors import DataError
 from sparsify.files import write_json
 from sparsify.measure.quality import cosine, embed, perplexity
+from sparsify.measure.record import record
 from sparsify.train.data import load_data
 
 
@@ -90,4 +91,4 @@ def _write(name: str, rows: list[dict[str, Any]], json: Path | None) -> None:
     if json is not None:
         write_json(json, rows)
     if Path(name).is_dir():
-        write_json(Path(name) / "eval.json", {row["name"]: row for row in rows})
+        record(Path(name), "eval", {row["name"]: row for row in rows})

@@ -127,10 +127,12 @@ def _same_job(job: Job, path: Path) -> None:
 
 
 def _forget_earlier(job: Job) -> None:
-    """Remove formats that an overwritten run left and this one does not write: they would mislead."""
+    """Remove formats and figures that an overwritten run left: they would mislead."""
     written = {parse_exporter(text).name for text in job.to}
     for name in set(exporters()) - written:
         shutil.rmtree(job.out / name, ignore_errors=True)
+    for file in ("train.json", "eval.json", "bench.json", "report.html"):
+        (job.out / file).unlink(missing_ok=True)
 
 
 def open_data(job: Job, tokenizer: object) -> Data | None:

@@ -14,8 +14,9 @@ from sparsify.ir.pretrained import load_tokenizer, source_of
 from sparsify.progress import Bar
 from sparsify.select.one_shot import OneShot
 from sparsify.select.weights import Target
+from sparsify.stream.job import Job
 from sparsify.stream.plan import Plan, plan
-from sparsify.stream.prune import Job, prune
+from sparsify.stream.prune import prune
 from sparsify.train.data import load_data
 
 

@@ -145,6 +145,7 @@ class Exporter(Options, ABC):
     name: ClassVar[str]
     accepts: ClassVar[frozenset[str]]
     tolerance: ClassVar[float]
+    library: ClassVar[str] = "sparsify-fx"  # that a model card names, as the hub spells it
 
     def check(self, program: Program) -> None:
         """Refuse a program that the format cannot hold; ExportError says what to do instead."""
@@ -157,6 +158,10 @@ class Exporter(Options, ABC):
     def limit(self, program: Program) -> float:
         """`tolerance`, or more for a program whose own rounding makes steps of last digits."""
         return self.tolerance
+
+    def usage(self, program: Program) -> str:
+        """Python for the model card: loads the folder it runs in, and runs the model; empty for none."""
+        return ""
 
     @abstractmethod
     def write(self, program: Program, folder: Path) -> None:

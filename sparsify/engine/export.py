@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparsify.engine.card import describe
 from sparsify.engine.contract import Exporter, Moves
 from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
@@ -66,6 +67,7 @@ def write_checked(
             variant = exporter.variant(program)
             exporter.write(variant, partial)
             _compare(exporter, variant, partial)
+            describe(exporter, program, partial)
     except DataError as error:
         raise ExportError(f"{exporter.name}: {error}") from error
     finally:

@@ -1,5 +1,6 @@
 """Packed linears: the view of `sparsify.nm_linear`, and the rewrite of a linear into one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from sparsify.ir.ops import nm_linear
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linear_at
 from sparsify.ir.weights import drop_quantizers
-from sparsify.tensors.packed import Layout, dense
+from sparsify.tensors.packed import Layout, dense, pack
 
 aten = torch.ops.aten
 
@@ -70,6 +71,34 @@ def pack_linear(program: Program, linear: Linear, value: Tensor, layout: Layout)
     if bias is not None and not is_vector:
         made = writer.call(aten.add.Tensor, made, bias)
     redirect(fresh.node, made)
+
+
+@dataclass(frozen=True)
+class PackedProduct:
+    """What a linear of a program computes, from packed bytes that are no part of the program."""
+
+    x: fx.Node
+    bias: fx.Node | None
+    value: Tensor
+    layout: Layout
+
+    def __call__(self, read: Callable[[fx.Node], Tensor]) -> Tensor:
+        """`y = x W^T + b [..., out]`; `read` gives the value of a node."""
+        of, bias = self.layout, None if self.bias is None else read(self.bias)
+        sizes = (of.n, of.m, of.in_features, of.out_features, of.values, of.group)
+        y: Tensor = nm_linear(read(self.x), self.value, bias, *sizes)
+        return y
+
+
+def packed_product(linear: Linear, weight: Tensor, layout: Layout) -> PackedProduct | None:
+    """A linear's product from a weight `[out, in]` that has the zeros of a layout.
+
+    None where it is more than a product and a bias `[out]`.
+    """
+    bias, is_vector = _bias(linear, layout.out_features)
+    if linear.node.kwargs.keys() - {"bias"} or (bias is not None and not is_vector):
+        return None
+    return PackedProduct(linear.x, bias, pack(weight, layout), layout)
 
 
 def _bias(linear: Linear, outputs: int) -> tuple[fx.Node | None, bool]:

@@ -28,6 +28,8 @@ def load_model(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, Any]
     chosen, source = dtype_of(dtype), source_of(name)
     if Path(source).is_file():
         raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
+    if Path(source).is_dir():
+        source = str(Path(source).resolve())  # the config keeps it, and is read from other places
     try:
         with quiet(), warnings.catch_warnings(action="ignore"):
             config = AutoConfig.from_pretrained(source)

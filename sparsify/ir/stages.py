@@ -7,11 +7,13 @@ none of its weights has been used. The values that cross a cut are all that has 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from sparsify.ir.packed import PackedProduct
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear
 
@@ -67,23 +69,37 @@ def features_across(stage: Stage) -> int:
     return sum(int(v.shape[-1]) for v in values if isinstance(v, Tensor) and v.dim() == 3)
 
 
-def run_stage(program: Program, stage: Stage, values: Mapping[str, Any]) -> Values:
+def run_stage(
+    program: Program,
+    stage: Stage,
+    values: Mapping[str, Any],
+    device: torch.device,
+    packed: Mapping[fx.Node, PackedProduct] = MappingProxyType({}),
+) -> Values:
     """Run the nodes of a stage on the values that crossed the cut before; those that cross its own.
 
-    For the first stage `values` are the program's inputs by name.
+    For the first stage `values` are the program's inputs by name. Values and tensors that lie elsewhere
+    are copied to `device`. Linears whose nodes are in `packed` are computed from those bytes.
     """
-    known: Values = dict(values)
+    known: Values = {name: _to(value, device) for name, value in values.items()}
     uses = {node: len(node.users) for node in stage.nodes}
+
+    def read(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return _value(program, argument, known, device)
+        return device if isinstance(argument, torch.device) else argument
+
     with torch.no_grad():
         for node in stage.nodes:
             if node.op == "placeholder":
-                known[node.name] = values[str(node.target)]
+                known[node.name] = known[str(node.target)]
                 continue
-            args, kwargs = fx.node.map_arg(
-                (node.args, dict(node.kwargs)), lambda n: _value(program, n, known)
-            )
-            assert callable(node.target)
-            known[node.name] = node.target(*args, **kwargs)
+            if node in packed:
+                known[node.name] = packed[node](read)
+            else:
+                args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), read)
+                assert callable(node.target)
+                known[node.name] = node.target(*args, **kwargs)
             for source in node.all_input_nodes:
                 if source in uses:
                     uses[source] -= 1
@@ -92,8 +108,14 @@ def run_stage(program: Program, stage: Stage, values: Mapping[str, Any]) -> Valu
     return {name: known[name] for name in stage.carried}
 
 
-def _value(program: Program, node: fx.Node, known: Mapping[str, Any]) -> Any:
-    return program.tensor(str(node.target)) if node.op == "get_attr" else known[node.name]
+def _value(program: Program, node: fx.Node, known: Mapping[str, Any], device: torch.device) -> Any:
+    if node.op == "get_attr":
+        return _to(program.tensor(str(node.target)), device)
+    return known[node.name]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _reads(nodes: Sequence[fx.Node]) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ def _build(about: dict[str, Any], folder: Path) -> Program:
             source["model_class"],
             source["output_class"],
             tuple(source["outputs"]),
+            {path: tuple(shape) for path, shape in source.get("shapes", {}).items()},
             source.get("generation", {}),
             source.get("files", {}),
         ),

@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -54,8 +54,11 @@ def trace(
     if dynamic is not None:
         dims = dynamic
     exported, outputs, output_class = _export(model, sample, dims, fixed)
-    source = Source(config, type(model).__name__, output_class, outputs, generation, files)
-    return built(model, exported, sample, dims, source, tokenizer)
+    source = Source(config, type(model).__name__, output_class, outputs)
+    program = built(model, exported, sample, dims, source, tokenizer)
+    shapes = {path: tuple(value.shape) for path, value in program.module.named_parameters()}
+    program.source = replace(source, shapes=shapes, generation=generation, files=files)
+    return program
 
 
 def built(

@@ -84,6 +84,12 @@ def to_json(timings: Sequence[Timing]) -> dict[str, Any]:
     return {"machine": machine(), "timings": [asdict(timing) for timing in timings]}
 
 
+def shape_words(row: Mapping[str, Any]) -> str:
+    """What a timing was fed, batch by length: `1 x 128 tokens`, or `1 x 1 tokens after 500`."""
+    past = f" after {row['past']}" if row.get("past") else ""
+    return f"{row.get('batch', 1)} \u00d7 {row['tokens']} tokens{past}"
+
+
 def open_session(path: Path, *, threads: int = 1, libraries: Sequence[Path] = ()) -> Session:
     """An ONNX Runtime session on the processor, with `threads` within an op, made for comparisons.
 

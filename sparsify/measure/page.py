@@ -1,180 +1,117 @@
-"""One HTML file about a run that needs nothing else: tables, and plots as embedded pictures."""
+"""One HTML file about a run or an exported model that needs nothing else: its head, and all together."""
 
-import base64
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
 
+from sparsify.engine.facts import Facts, Share
 from sparsify.errors import DataError
-from sparsify.files import read_json
-from sparsify.measure.figure import bars_figure, png
-from sparsify.measure.plots import loss_plot, masks_plot, passes_plot, speed_label, speed_plot
-
-Row = Mapping[str, Any]
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-img { max-width: 100%; height: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #dfe3e8; text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-code, pre { font-family: ui-monospace, monospace; font-size: 0.88em; }
-pre { background: #f4f6f8; padding: 0.8rem; white-space: pre-wrap; }
-"""
+from sparsify.files import write_text
+from sparsify.measure import sections
+from sparsify.measure.figure import short
+from sparsify.measure.found import PAGE, Format, Found, Row
+from sparsify.measure.html import Html, bar, document, percent, size, tag
+from sparsify.measure.latency import shape_words
 
 
-def write_page(folder: Path, rows: Sequence[Row] = (), figures: Sequence[Path] = ()) -> Path:
-    """Write `report.html` into a run's folder and return its path.
+def write_page(found: Found, facts: Facts | None = None, missing: str = "") -> Path:
+    """Write `report.html` into the folder that was read and return its path.
 
-    Reads `report.json` (a row a pass) and, where there are, `train.json` (a row a step, or a
-    mapping from a name to such rows), `eval.json` (measures by name) and `bench.json` (see
-    `latency.to_json`). `rows` are variants to draw side by side (see `bars`), `figures` PNG files.
-    Raises DataError when `report.json` is missing or a file is damaged.
+    `facts` stand in for those that no format of the folder has; `missing` says why there are none. Raises
+    DataError when the file cannot be written.
     """
-    passes = _read(folder, "report.json", list)
-    if not passes:
-        raise DataError(f"'{folder / 'report.json'}' has no pass in it; nothing was run")
-    parts = [_pipeline(passes), _passes(passes)]
-    if rows:
-        parts += [_heading("Side by side"), _picture(png(bars_figure(rows, "")), "variants")]
-    parts += _training(folder) + _quality(folder) + _speed(folder)
-    for path in figures:
-        parts += [_heading(path.stem.replace("-", " ")), _picture(_bytes(path), path.stem)]
-    return _write(folder / "report.html", f"Report of {folder.resolve().name}", parts)
-
-
-def _pipeline(passes: Sequence[Row]) -> str:
-    text = " | ".join(str(row["text"]) for row in passes)
-    return _heading("Pipeline") + f"<pre>{escape(text)}</pre>"
-
-
-def _passes(passes: Sequence[Row]) -> str:
-    header = ("pass", "places", "nodes", "parameters", "zeros", "seconds", "moved")
-    cells = [
-        (
-            row["name"],
-            row["places"],
-            row["nodes"],
-            f"{row['parameters']:,}",
-            f"{row['zeros']:,}",
-            f"{row['seconds']:.2f}",
-            f"{row['move']:.1e}",
-        )
-        for row in passes
+    facts = found.facts or facts
+    parts = [
+        _head(found, facts),
+        _tiles(found, facts),
+        sections.sparsity(found, facts, missing),
+        sections.quality(found),
+        sections.speed(found),
+        sections.pipeline(found, facts),
+        sections.passes(found),
+        sections.training(found),
+        sections.files(found),
+        sections.made(found),
     ]
-    notes = "".join(
-        f"<p>{escape(row['name'])}: {escape(row['note'])}</p>" for row in passes if row.get("note")
-    )
-    picture = _picture(png(passes_plot(passes)), "parameters after each pass")
-    return _heading("Passes") + _table(header, cells) + notes + picture
-
-
-def _training(folder: Path) -> list[str]:
-    found = _read(folder, "train.json", (list, dict), needed=False)
-    runs = {"train": found} if isinstance(found, list) else found
-    runs = {name: steps for name, steps in (runs or {}).items() if steps}
-    if not runs:
-        return []
-    cells = [(name, len(steps), *_ends(steps)) for name, steps in runs.items()]
-    header = ("training", "rows", "first loss", "last loss", "lowest loss")
-    moving = {n: steps for n, steps in runs.items() if any("flips" in row for row in steps)}
-    return [
-        _heading("Training"),
-        _picture(png(loss_plot(runs)), "loss over steps"),
-        _table(header, cells),
-        *(_picture(png(masks_plot(steps)), f"masks of {name}") for name, steps in moving.items()),
-    ]
-
-
-def _ends(steps: Sequence[Row]) -> tuple[str, str, str]:
-    losses = [float(row["loss"]) for row in steps if row.get("loss") is not None]
-    if not losses:
-        return "", "", ""
-    return f"{losses[0]:.4f}", f"{losses[-1]:.4f}", f"{min(losses):.4f}"
-
-
-def _quality(folder: Path) -> list[str]:
-    found = _read(folder, "eval.json", dict, needed=False)
-    if not found:
-        return []
-    cells = [(name, _number(value)) for name, value in found.items()]
-    return [_heading("Quality"), _table(("measure", "value"), cells)]
-
-
-def _speed(folder: Path) -> list[str]:
-    found = _read(folder, "bench.json", dict, needed=False)
-    timings = (found or {}).get("timings")
-    if not timings:
-        return []
-    header = ("variant", "median ms", "10 %", "90 %", "ratio", "10 %", "90 %")
-    keys = ("median_ms", "p10_ms", "p90_ms", "ratio", "ratio_low", "ratio_high")
-    cells = [(speed_label(row), *(f"{row[key]:.3f}" for key in keys)) for row in timings]
-    facts = ", ".join(f"{key} {value}" for key, value in found.get("machine", {}).items())
-    return [
-        _heading("Speed"),
-        _picture(png(speed_plot(timings)), "speed against the baseline"),
-        _table(header, cells),
-        f"<p>Measured on: {escape(facts)}</p>" if facts else "",
-    ]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-
-
-def _read(folder: Path, name: str, kind: Any, *, needed: bool = True) -> Any:
-    path = folder / name
-    if not path.is_file():
-        if needed:
-            raise DataError(f"'{folder}' has no {name}; name a folder that a run has written")
-        return None
-    value = read_json(path)
-    if not isinstance(value, kind):
-        raise DataError(f"'{path}' is not a file of a run: it holds a {type(value).__name__}")
-    return value
-
-
-def _bytes(path: Path) -> bytes:
+    path = found.folder / PAGE
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"the figure '{path}' cannot be read: {error.strerror}") from error
-
-
-def _heading(text: str) -> str:
-    return f"<h2>{escape(text)}</h2>"
-
-
-def _picture(data: bytes, words: str) -> str:
-    encoded = base64.b64encode(data).decode("ascii")
-    return f'<p><img alt="{escape(words)}" src="data:image/png;base64,{encoded}"></p>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{escape(word)}</th>" for word in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _write(path: Path, title: str, parts: Sequence[str]) -> Path:
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{escape(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, document(f"Report of {_name(found)}", parts))
     except OSError as error:
         raise DataError(f"could not write '{path}': {error.strerror or error}") from error
     return path
+
+
+def _name(found: Found) -> str:
+    return found.folder.resolve().name
+
+
+def _head(found: Found, facts: Facts | None) -> Html:
+    about = [facts.model] if facts else []
+    if found.run:
+        about.append(f"made from {Path(str(found.run['model'])).name or found.run['model']}")
+    if found.formats:
+        about.append(", ".join(form.name for form in found.formats))
+    return tag(
+        "header",
+        tag("p", "sparsify-fx report", class_="eyebrow"),
+        tag("h1", _name(found)),
+        tag("p", " \u00b7 ".join(about), class_="about"),
+    )
+
+
+def _tiles(found: Found, facts: Facts | None) -> Html:
+    """The figures that matter most, large; those that were not measured say so."""
+    tiles = _size_tiles(facts) if facts else []
+    tiles += [_disk_tile(found.formats), _quality_tile(found.quality), _speed_tile(found.bench)]
+    return tag("div", *tiles, class_="tiles")
+
+
+def _tile(title: str, value: str, about: str, share: float | None = None) -> Html:
+    return tag(
+        "div",
+        tag("p", title, class_="title"),
+        tag("p", value or "not measured", class_="value" if value else "value none"),
+        tag("p", about),
+        bar(share) if share is not None else None,
+        class_="tile",
+    )
+
+
+def _size_tiles(facts: Facts) -> list[Html]:
+    whole = Share.of(facts.weights)
+    kept = facts.parameters - facts.zeros
+    before = facts.were or facts.parameters
+    at = f"a forward of {facts.length} tokens" if facts.length else "a forward of one input"
+    told = f"of {short(facts.were)} when traced" if facts.were else "before: not known"
+    return [
+        _tile("Parameters", short(facts.parameters), told, min(1, facts.parameters / before)),
+        _tile(
+            "Not zero", short(kept), f"{percent(whole.zero)} of linear weights zero", kept / before
+        ),
+        _tile("Multiply-adds", short(facts.multiply_adds), at),
+    ]
+
+
+def _disk_tile(formats: Sequence[Format]) -> Html:
+    if not formats:
+        return _tile("On disk", "", "nothing is exported here")
+    least = min(formats, key=lambda form: form.bytes)
+    others = f", the smallest of {len(formats)} formats" if len(formats) > 1 else ""
+    return _tile("On disk", size(least.bytes), least.name + others)
+
+
+def _quality_tile(quality: Mapping[str, Row]) -> Html:
+    row = next(iter(quality.values()), {})
+    if "perplexity" in row:
+        about = f"{Path(str(row['data'])).name}, context {row['context']}"
+        return _tile("Perplexity", f"{row['perplexity']:.4g}", about)
+    if "mean" in row:
+        return _tile("Mean cosine", f"{row['mean']:.4f}", f"of {row['sentences']:,} embeddings")
+    return _tile("Perplexity", "", "sparsify-fx eval")
+
+
+def _speed_tile(bench: Row) -> Html:
+    rows = [row for row in bench.get("timings", ()) if row["name"] != "dense"]
+    if not rows:
+        return _tile("Speed", "", "sparsify-fx bench")
+    best = max(rows, key=lambda row: row["tokens"])
+    return _tile("Speed", f"{best['ratio']:.2f} \u00d7", f"the dense model, {shape_words(best)}")

@@ -13,7 +13,8 @@ from sparsify.ir.stages import Values
 class Activations:
     """The values of every batch at the present cut.
 
-    With a folder they lie there, one file a batch, and memory holds one batch; without one in memory.
+    With a folder they lie there, one file a batch, and memory holds one batch; without one in memory, that
+    of the CPU.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -24,6 +25,7 @@ class Activations:
 
     def __setitem__(self, batch: int, values: Values) -> None:
         """Keep a batch."""
+        values = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
         if self.folder is None:
             self._held[batch] = values
         else:

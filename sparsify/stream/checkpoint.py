@@ -11,6 +11,7 @@ from sparsify.errors import DataError
 from sparsify.files import read_json
 from sparsify.ir.program import Program
 from sparsify.ir.shell import dug
+from sparsify.stream.places import Places
 
 INDEX = "model.safetensors.index.json"
 
@@ -93,10 +94,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 class Borrowed:
-    """The tensors of a program that are in memory at the moment; the rest are holes."""
+    """The tensors of a program that are in memory at the moment, each in its place; the rest are holes."""
 
-    def __init__(self, program: Program, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-        self.program, self.checkpoint, self.dtype = program, checkpoint, dtype
+    def __init__(
+        self, program: Program, checkpoint: Checkpoint, dtype: torch.dtype, places: Places
+    ) -> None:
+        self.program, self.checkpoint, self.dtype, self.places = program, checkpoint, dtype, places
         self.keys: Mapping[str, str] = checkpoint.keys_of(program)
         self.held: dict[str, Tensor] = {}
         buffers = [path for path, _ in program.module.named_buffers() if path in self.keys]
@@ -106,7 +109,8 @@ class Borrowed:
         """Read those that are not in memory."""
         for path in paths:
             if path in self.keys and path not in self.held:
-                self.put(path, self.checkpoint.read(self.keys[path], self.dtype))
+                value = self.checkpoint.read(self.keys[path], self.dtype)
+                self.put(path, value.to(self.places.of(path)))
 
     def put(self, path: str, value: Tensor) -> None:
         """Give a tensor another value of its shape."""

@@ -17,7 +17,8 @@ from sparsify.ir.views import Linear, feature_size, out_in, targeted
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Sums
 from sparsify.select.weights import Target
-from sparsify.stream.prune import Job
+from sparsify.stream.job import Job
+from sparsify.stream.places import Places
 
 # Side of the matrices that rates are measured on: large enough to run at full speed, and quick.
 _SIDE, _ROWS = 1024, 2048
@@ -84,13 +85,14 @@ class _Rates:
 
     @classmethod
     def measured(cls, job: Job) -> "_Rates":
+        device = Places(job.device, []).of("")
         draw = torch.Generator().manual_seed(0)
-        x = torch.randn(_ROWS, _SIDE, generator=draw)
-        weight = torch.randn(_SIDE, _SIDE, generator=draw)
+        x = torch.randn(_ROWS, _SIDE, generator=draw).to(device)
+        weight = torch.randn(_SIDE, _SIDE, generator=draw).to(device)
         own, half = x.to(dtype_of(job.dtype)), weight.to(dtype_of(job.dtype))
         gram = job.how.needs_gram
-        sums = Sums(_SIDE, gram=gram)
-        seen = Sums(_SIDE, gram=gram)
+        sums = Sums(_SIDE, gram=gram, device=device)
+        seen = Sums(_SIDE, gram=gram, device=device)
         seen.add(x)
         statistics = seen.statistics()
         how = OneShot(job.how.method, Target(0.5)) if job.how.wanted.pattern is None else job.how
@@ -107,6 +109,8 @@ def _seconds(call: Callable[[], Any]) -> float:
     for _ in range(3):
         started = time.perf_counter()
         call()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         found.append(time.perf_counter() - started)
     return min(found)
 

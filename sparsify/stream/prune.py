@@ -4,60 +4,37 @@
 
 One forward pass over the data in all; inside a layer the order is the truly sequential one (queries, keys and
 values; output; gate and up; down). With `order="layer"` all sums of a layer are taken before any of it is
-pruned, in two passes, as in Wanda's code. Source: SparseGPT (2301.00774), section 4, there with two passes.
+pruned, in two passes, as in Wanda's code. What is pruned to N:M in float32 runs from packed bytes from then
+on, with half the multiply-adds. Source: SparseGPT (2301.00774), section 4, there with two passes.
 """
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
 
+from sparsify import native
 from sparsify.engine.contract import Progress, Silent
-from sparsify.errors import DataError, OptionError
-from sparsify.files import read_json, require_free, write_json
+from sparsify.errors import SparsifyError
+from sparsify.files import read_json, write_json
+from sparsify.ir.packed import PackedProduct, packed_product
 from sparsify.ir.shell import trace_shell
-from sparsify.ir.stages import run_stage, stages
+from sparsify.ir.stages import Stage, Values, run_stage, stages
 from sparsify.ir.views import Linear, feature_size, out_in, refuse_shared, targeted
-from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
 from sparsify.select.weights import check_axes
 from sparsify.stream.activations import Activations
 from sparsify.stream.checkpoint import Borrowed, Checkpoint
+from sparsify.stream.job import Job, begin, described
 from sparsify.stream.output import Shards
+from sparsify.stream.places import Places
+from sparsify.tensors.layout import Layout, packable
 from sparsify.train.data import Data, batches, sample
-
-WORK = ".resume"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to prune, how, from which data, and where the result goes.
-
-    `samples` sequences of the data, `batch` at a time. `order` says what a linear sees pruned: all that comes
-    before it, or with `layer` the layers before its own (two passes over the data, and sums for all
-    linears of a layer at once). `on_disk` keeps what crosses a cut on disk
-    rather than in memory. `dtype` is that of weights and activations; sums are float32.
-    """
-
-    model: str
-    how: OneShot
-    out: Path
-    samples: int = 128
-    batch: int = 8
-    seed: int = 0
-    order: Literal["linear", "layer"] = "linear"
-    dtype: str = "bfloat16"
-    device: str = "cpu"
-    on_disk: bool = False
-    targets: tuple[str, ...] = ("*",)
-    ignore: tuple[str, ...] = ()
-    # What else decides the result, for `resume` to compare.
-    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prune(job: Job, data: Data, progress: Progress | None = None, *, resume: bool = False) -> Path:
@@ -67,51 +44,16 @@ def prune(job: Job, data: Data, progress: Progress | None = None, *, resume: boo
     become. With `resume` an interrupted run goes on at the layer it had reached, to the same bytes.
     Raises DataError, OptionError and TraceError.
     """
-    work = job.out / WORK
-    _start(job, work, resume=resume)
-    run = _Run(job, data, work, progress or Silent())
+    work = begin(job, resume=resume)
+    try:
+        run = _Run(job, data, work, progress or Silent())
+    except SparsifyError:
+        if not resume:  # nothing was begun
+            shutil.rmtree(work)
+        raise
     run.go()
     run.publish()
     return job.out
-
-
-def _start(job: Job, work: Path, *, resume: bool) -> None:
-    if resume and (work / "job.json").is_file():
-        earlier = read_json(work / "job.json")
-        if earlier != _described(job):
-            raise DataError(
-                f"'{job.out}' holds an interrupted run with other options; give the same"
-            )
-        return
-    if resume and not work.is_dir() and job.out.is_dir() and any(job.out.iterdir()):
-        raise DataError(f"the run in '{job.out}' is finished; there is nothing to resume")
-    if work.is_dir() and not resume:
-        raise DataError(
-            f"'{job.out}' holds an interrupted run; resume it, or choose another folder"
-        )
-    require_free(job.out, overwrite=resume)
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "job.json", _described(job))
-
-
-def _described(job: Job) -> dict[str, Any]:
-    target = job.how.wanted
-    return {
-        "model": job.model,
-        "score": job.how.method,
-        "sparsity": target.sparsity,
-        "pattern": None if target.pattern is None else str(target.pattern),
-        "scope": job.how.scope,
-        "damping": job.how.damping,
-        "samples": job.samples,
-        "batch": job.batch,
-        "seed": job.seed,
-        "order": job.order,
-        "dtype": job.dtype,
-        "targets": list(job.targets),
-        "ignore": list(job.ignore),
-        **job.about,
-    }
 
 
 class _Run:
@@ -122,23 +64,20 @@ class _Run:
         self.program = trace_shell(job.model, job.dtype)
         views = targeted(self.program, job.targets, job.ignore)
         refuse_shared(self.program, views, "pruning it would change more than a linear")
-        self._check(views)
+        check_axes(self.program, views, job.how.wanted)
         self.stages = stages(self.program, views)
         self.source = Path(job.model)
         dtype = next(p.dtype for p in self.program.module.parameters())
-        self.borrowed = Borrowed(self.program, Checkpoint(self.source), dtype)
+        layers = list(dict.fromkeys(stage.layer for stage in self.stages))
+        self.places = Places(job.device, layers)
+        self.borrowed = Borrowed(self.program, Checkpoint(self.source), dtype, self.places)
         self.shards = Shards(work / "shards")
         self.activations = Activations(work / "activations" if job.on_disk else None)
         chosen = sample(data, job.samples, job.seed)
         self.inputs = [self.program.complete(part) for part in batches(data, chosen, job.batch)]
         self.rows: list[dict[str, Any]] = []
-
-    def _check(self, views: Sequence[Linear]) -> None:
-        check_axes(self.program, views, self.job.how.wanted)
-        if self.job.samples < 1 or self.job.batch < 1:
-            raise OptionError("samples and batch must be at least 1")
-        if self.job.order not in ("linear", "layer"):
-            raise OptionError(f"order={self.job.order} is neither linear nor layer")
+        # Pruned weights of the layer at hand, as they are run where the kernels are faster.
+        self.packed: dict[fx.Node, PackedProduct] = {}
 
     def go(self) -> None:
         """Every stage, from the first or from where an interrupted run had stored its cut."""
@@ -159,7 +98,7 @@ class _Run:
     def _collect(self, numbers: Sequence[int], *, stored: bool) -> None:
         """Take the sums of some stages, prune them, and leave the cut before the last of them."""
         first, started = numbers[0], time.perf_counter()
-        sums = [Sums(feature_size(self.stages[n].x), gram=self.job.how.needs_gram) for n in numbers]
+        sums = [self._sums(self.stages[n]) for n in numbers]
         self._need(numbers[1:] if stored else numbers)
         for index, inputs in enumerate(self.inputs):
             values = self.activations[index] if first else inputs
@@ -167,7 +106,7 @@ class _Run:
                 stage = self.stages[number]
                 self.progress.rename(stage.linears[0].weight)
                 if not (stored and number == first):
-                    values = run_stage(self.program, stage, values)
+                    values = self._run(stage, values)
                 if number == first and not stored:
                     self.activations[index] = values
                 total.add(kept_rows(values[stage.x.name], padding(inputs)))
@@ -182,6 +121,14 @@ class _Run:
         if len(numbers) > 1 and numbers[-1] + 1 < len(self.stages):
             self._go_on(numbers[1:])
 
+    def _sums(self, stage: Stage) -> Sums:
+        device = self.places.of(stage.layer)
+        return Sums(feature_size(stage.x), gram=self.job.how.needs_gram, device=device)
+
+    def _run(self, stage: Stage, values: Values) -> Values:
+        place = self.places.of(stage.layer)
+        return run_stage(self.program, stage, values, place, self.packed)
+
     def _need(self, numbers: Sequence[int]) -> None:
         self.borrowed.need([path for number in numbers for path in self.stages[number].reads])
 
@@ -191,7 +138,7 @@ class _Run:
         for index in range(len(self.inputs)):
             values = self.activations[index]
             for number in numbers:
-                values = run_stage(self.program, self.stages[number], values)
+                values = self._run(self.stages[number], values)
             self.activations[index] = values
 
     def _prune_stage(self, views: Sequence[Linear], seen: Statistics, started: float) -> None:
@@ -210,8 +157,21 @@ class _Run:
         self.borrowed.need([view.weight])
         weight = out_in(view, self.program.tensor(view.weight).detach())
         new, mask = self.job.how(weight, seen)
-        self.borrowed.put(view.weight, out_in(view, new.to(weight.dtype)).contiguous())
+        new = new.to(weight.dtype)
+        self.borrowed.put(view.weight, out_in(view, new).contiguous())
+        self._pack(view, new.where(mask, 0))
         return mask
+
+    def _pack(self, view: Linear, weight: Tensor) -> None:
+        """Have a pruned linear run from packed bytes, where that is faster: float32 on the CPU."""
+        pattern, kernels = self.job.how.wanted.pattern, native.library() is not None
+        here = weight.device.type == "cpu" and weight.dtype == torch.float32
+        if pattern is None or not (packable(pattern) and here and kernels):
+            return
+        rows, columns = weight.shape
+        made = packed_product(view, weight, Layout(pattern.n, pattern.m, columns, rows))
+        if made is not None:
+            self.packed[view.node] = made
 
     def _begins_layer(self, number: int) -> bool:
         return number > 0 and self.stages[number].layer != self.stages[number - 1].layer
@@ -230,6 +190,7 @@ class _Run:
         if tensors:
             self.shards.write(number, tensors)
         self.borrowed.release(list(self.borrowed.held))
+        self.packed.clear()
 
     def _store(self, number: int) -> None:
         """Keep the cut before a stage, so that a killed run can go on from it."""
@@ -259,7 +220,7 @@ class _Run:
         if rest:
             self.shards.write(0, rest)
         self.shards.publish(self.source, self.job.out, self.job.dtype)
-        write_json(self.job.out / "sparsify.json", {**_described(self.job), "linears": self.rows})
+        write_json(self.job.out / "sparsify.json", {**described(self.job), "linears": self.rows})
         shutil.rmtree(self.work, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """The verbs one after the other on a small model: run, eval, bench, export, report, show."""
 
 import json
+import shutil
 
 import pytest
 
@@ -77,11 +78,32 @@ def test_bench_times_it_against_the_dense_model(out, model, cli):
     assert "onnxruntime" in printed
 
 
-def test_report_is_one_page(out, cli):
-    assert cli("report", out)[0] == 0
-    page = (out / "report.html").read_text()
-    assert "prune-channels" in page
-    assert "data:image/png;base64" in page
+def test_cards_are_brought_up_to_date(out):
+    assert "- perplexity " in (out / "huggingface" / "README.md").read_text()
+    text = (out / "onnx" / "README.md").read_text()
+    assert "- perplexity " in text
+    assert text.count(" times as fast as the dense model (") == 2
+
+
+def test_report_is_one_page_of_a_run_or_of_a_format(out, model, cli):
+    for folder in (out, out / "onnx", out / "huggingface", out / "safetensors"):
+        assert cli("report", folder)[0] == 0
+        page = (folder / "report.html").read_text()
+        assert "prune-channels" in page
+        assert page.count('class="cell') == (2 + 1) * (7 + 1)
+        assert "\u221250 %" in page
+        assert ('class="plot"' in page) == (folder == out)
+
+
+def test_report_opens_a_model_that_has_no_figures(model, cli, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    assert cli("report", copy)[0] == 0
+    page = (copy / "report.html").read_text()
+    assert page.count('class="cell') == (2 + 1) * (7 + 1)
+    assert "No pass has changed this model" in page
+    (tmp_path / "empty").mkdir()
+    code, _, error = cli("report", tmp_path / "empty")
+    assert (code, error) == (1, f"error: '{tmp_path / 'empty'}' holds no run and no model\n")
 
 
 def test_export_again_needs_overwrite(out, cli):

@@ -9,6 +9,7 @@ import torch
 
 from exporters import ALL
 from exporters.safetensors import Safetensors
+from sparsify.engine.card import CARD
 from sparsify.engine.contract import Exporter
 from sparsify.engine.export import (
     EVERY_FEATURE,
@@ -16,6 +17,7 @@ from sparsify.engine.export import (
     second_batch,
     write_checked,
 )
+from sparsify.engine.facts import FILE
 from sparsify.errors import ExportError
 from sparsify.ir.store import load
 
@@ -49,7 +51,9 @@ class Fake(Exporter):
 
 
 def tree(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    """The files of the format; the card and the figures beside it are left out."""
+    files = {p: p.read_text() for p in folder.rglob("*") if p.is_file()}
+    return {str(p.relative_to(folder)): t for p, t in files.items() if p.name not in (CARD, FILE)}
 
 
 @pytest.fixture

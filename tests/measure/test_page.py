@@ -1,16 +1,14 @@
-"""Figures and the page of a run: what is in them, and what is refused."""
+"""Pictures of variants and the page of a folder: what is in them, and what is refused."""
 
 import json
-import re
 from html.parser import HTMLParser
 
 import pytest
 
 from sparsify.errors import DataError
-from sparsify.files import write_json
 from sparsify.measure.figure import PANELS, bars, bars_figure, save, short
+from sparsify.measure.found import find
 from sparsify.measure.page import write_page
-from sparsify.measure.plots import loss_plot, masks_plot, passes_plot, speed_plot
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VARIANTS = [
@@ -26,10 +24,27 @@ PASSES = [
      "nodes": 90, "parameters": 1000, "zeros": 500, "seconds": 1.25, "checking": 0.1,
      "move": 3.5e-2, "note": "some <b> words"},
 ]  # fmt: skip
+MACHINE = {
+    "cpu": "some & other", "cores": "2", "instructions": "avx2", "python": "3", "torch": "2", "onnx": "1",
+    "onnxruntime": "1", "transformers": "5", "sparsify-fx": "",
+}  # fmt: skip
 TIMING = {
     "name": "dense", "tokens": 1, "median_ms": 5.25, "p10_ms": 5.0, "p90_ms": 6.0, "ratio": 1.0,
     "ratio_low": 1.0, "ratio_high": 1.0, "batch": 1, "past": 500,
 }  # fmt: skip
+FASTER = {**TIMING, "name": "sparse", "ratio": 1.5, "ratio_low": 1.4, "ratio_high": 2.0}
+BENCH = {"machine": MACHINE, "timings": [TIMING, FASTER], "threads": 2, "file": "onnx"}
+EVAL = {
+    "onnx": {
+        "name": "onnx", "kind": "onnx", "data": "texts/a.txt", "perplexity": 12.3456789,
+        "tokens": 10_000, "context": 128,
+    },
+    "encoder": {
+        "name": "encoder", "kind": "program", "data": "b.txt", "mean": 0.98765, "lowest": 0.5,
+        "sentences": 77, "context": 32,
+    },
+}  # fmt: skip
+RUN = {"model": "org/model", "pipeline": "x", "data": None, "seed": 3, "machine": MACHINE}
 
 
 def texts(axis):
@@ -65,21 +80,16 @@ def test_bars_have_a_panel_a_measure_and_say_what_was_not_measured():
 
 
 def test_no_text_of_a_figure_overlaps_another_or_leaves_the_picture():
-    figures = (
-        bars_figure(VARIANTS * 3, "a title"),
-        passes_plot(PASSES * 4),
-        speed_plot([TIMING, {**TIMING, "name": "heads and channels pruned", "ratio": 0.5}] * 2),
-    )
-    for figure in figures:
-        figure.canvas.draw()
-        renderer = figure.canvas.get_renderer()
-        items = [t for a in figure.axes for t in (*a.texts, *a.get_yticklabels(), a.title)]
-        boxes = [t.get_window_extent(renderer) for t in items if t.get_visible() and t.get_text()]
-        assert len(boxes) >= 8
-        for place, box in enumerate(boxes):
-            assert figure.bbox.x0 <= box.x0
-            assert box.x1 <= figure.bbox.x1
-            assert not any(box.overlaps(other) for other in boxes[:place])
+    figure = bars_figure(VARIANTS * 3, "a title")
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    items = [t for a in figure.axes for t in (*a.texts, *a.get_yticklabels(), a.title)]
+    boxes = [t.get_window_extent(renderer) for t in items if t.get_visible() and t.get_text()]
+    assert len(boxes) >= 8
+    for place, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[:place])
 
 
 def test_a_figure_is_written_whole_and_always_the_same(tmp_path):
@@ -90,50 +100,24 @@ def test_a_figure_is_written_whole_and_always_the_same(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["bars.png"]
 
 
-def test_a_loss_plot_has_a_line_a_training():
-    steps = [{"step": 1, "loss": 3.0}, {"step": 2, "lr": 0.1}, {"step": 3, "loss": 2.0}]
-    (axis,) = loss_plot({"3 train": steps, "7 train": steps}).axes
-    assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 3], [3, 2]]] * 2
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["3 train", "7 train"]
-
-
-def test_a_plot_of_masks_shows_what_changed_and_the_sizes_on_both_sides():
-    moved = {"flips": 0.2, "drift": 0.3, "masked": 0.05, "kept": 0.1}
-    steps = [{"step": 1, "loss": 3.0}, {"step": 11, **moved}, {"step": 21, **moved, "flips": 0.1}]
-    shares, sizes = masks_plot(steps).axes
-    assert [line.get_xydata().tolist() for line in shares.lines] == [
-        [[11, 0.2], [21, 0.1]],
-        [[11, 0.3], [21, 0.3]],
-    ]
-    assert [line.get_ydata().tolist() for line in sizes.lines] == [[0.05, 0.05], [0.1, 0.1]]
-
-
-def test_the_page_of_a_run_with_moving_masks_has_their_picture(tmp_path):
-    row = {"text": "train{steps=1}", "name": "train", "places": 1, "nodes": 1, "parameters": 1}
-    write_json(tmp_path / "report.json", [{**row, "zeros": 0, "seconds": 0.1, "move": 0.0}])
-    steps = [{"step": 1, "loss": 1.0, "flips": 0.1, "drift": 0.1, "masked": 0.1, "kept": 0.2}]
-    write_json(tmp_path / "train.json", steps)
-    assert 'alt="masks of train"' in write_page(tmp_path).read_text()
-
-
 class _Reader(HTMLParser):
-    """Collects table cells and sources, and checks that tags close in order."""
+    """Collects texts by the tag they stand in, and addresses, and checks that tags close in order."""
 
     def __init__(self):
         super().__init__()
-        self.open, self.cells, self.sources = [], [], []
+        self.open, self.texts, self.addresses = [], {}, []
 
     def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "link"):
             self.open.append(tag)
-        self.sources += [value for key, value in attributes if key in ("src", "href")]
+        self.addresses += [value for key, value in attributes if key in ("src", "href")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "pre"):
-            self.cells.append(data)
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
 
 
 def write(folder, **files):
@@ -141,59 +125,68 @@ def write(folder, **files):
         (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
 
 
-def read(path):
+def page(folder):
+    """The page of a folder, read; it must stand alone."""
+    path = write_page(find(folder))
+    assert path == folder / "report.html"
+    text = path.read_text(encoding="utf-8")
     reader = _Reader()
-    reader.feed(path.read_text(encoding="utf-8"))
+    reader.feed(text)
     assert reader.open == []
-    return reader
+    assert reader.addresses == ["data:,"]
+    assert not any(word in text for word in ("http", "url(", "@import", "<script"))
+    return reader.texts
 
 
-def test_a_page_holds_every_table_and_plot_and_needs_no_other_file(tmp_path):
-    write(
-        tmp_path,
-        report=PASSES,
-        train=[{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}],
-        eval={"perplexity": 12.3456789, "tokens": 10_000, "data": "a.txt"},
-        bench={"machine": {"cpu": "some & other"}, "timings": [TIMING]},
-    )
-    extra = bars(VARIANTS, tmp_path / "bars.png")
-    page = write_page(tmp_path, rows=VARIANTS, figures=[extra])
-    assert page == tmp_path / "report.html"
-    reader = read(page)
-    assert reader.cells[0] == "insert-masks{of=weights} | choose-masks{pattern=2:4 score=<b>}"
-    for cell in ("500", "3.5e-02", "2.5000", "12.3457", "10,000", "a.txt", "5.250"):
-        assert cell in reader.cells
-    assert "dense, 1 x 1 tokens after 500" in reader.cells
-    assert len(reader.sources) == 5
-    assert all(source.startswith("data:image/png;base64,") for source in reader.sources)
-    text = re.sub(r"base64,[^\"]+", "", page.read_text(encoding="utf-8"))
-    assert "some &amp; other" in text
-    assert "<p>choose-masks: some &lt;b&gt; words</p>" in text
-    assert "http" not in text
+def test_a_page_holds_what_the_folder_tells(tmp_path):
+    steps = [{"step": 1, "loss": 3.0, "lr": 0.1}, {"step": 2, "loss": 2.5, "lr": 0.0}]
+    write(tmp_path, report=PASSES, train=steps, eval=EVAL, bench=BENCH, run=RUN)
+    texts = page(tmp_path)
+    assert texts["pre"] == ["insert-masks{of=weights}\n| choose-masks{pattern=2:4 score=<b>}"]
+    cells = ("500", "3.5e-02", "1.25", "12.346", "10,000", "a.txt", "0.9877", "77", "5.250")
+    for cell in (*cells, "1 \u00d7 1 tokens after 500", "1.50 \u00d7", "1.40\u20132.00"):
+        assert cell in texts["td"]
+    assert texts["li"] == [": some <b> words"]
+    assert "made from model" in texts["p"]
+    assert "1.8 s in the passes, 0.2 s in checking what they did." in texts["p"]
+    assert any("2 thread(s), some & other, 2 cores, avx2, python 3" in text for text in texts["p"])
+    assert texts["dt"] == ["model", "seed", "machine"]
+    assert "loss 2.5" in texts["span"]
+    assert texts["h2"] == [
+        "Sparsity", "Quality", "Speed", "Pipeline", "Passes", "Training", "The run",
+    ]  # fmt: skip
 
 
-def test_a_page_of_passes_alone(tmp_path):
+def test_what_was_not_measured_is_said_with_what_measures_it(tmp_path):
     write(tmp_path, report=PASSES)
-    assert len(read(write_page(tmp_path)).sources) == 1
-    write(tmp_path, train={"2 train": [{"step": 1, "loss": 3.0}], "4 train": []})
-    assert len(read(write_page(tmp_path)).sources) == 2
+    texts = page(tmp_path)
+    assert texts["p"].count("not measured") == 3
+    assert "The weights are not listed here." in texts["p"]
+    assert texts["code"] == [
+        f"sparsify-fx eval {tmp_path} --data TEXT",
+        f"sparsify-fx bench {tmp_path} --against DENSE",
+    ]
+    assert "Training" not in texts["h2"]
 
 
 def test_what_cannot_be_shown_is_told(tmp_path):
+    (tmp_path / "inner").mkdir()
     with pytest.raises(DataError) as error:
-        write_page(tmp_path)
-    assert str(error.value) == (
-        f"'{tmp_path}' has no report.json; name a folder that a run has written"
+        find(tmp_path)
+    assert str(error.value) == f"'{tmp_path}' holds no run and no model"
+    write(tmp_path / "inner", report=PASSES)
+    with pytest.raises(DataError) as error:
+        find(tmp_path)
+    assert (
+        str(error.value)
+        == f"'{tmp_path}' holds no run and no model; name one of those in it: inner"
     )
-    path = tmp_path / "report.json"
     write(tmp_path, report={})
     with pytest.raises(DataError) as error:
-        write_page(tmp_path)
-    assert str(error.value) == f"'{path}' is not a file of a run: it holds a dict"
-    write(tmp_path, report=[])
-    with pytest.raises(DataError) as error:
-        write_page(tmp_path)
-    assert str(error.value) == f"'{path}' has no pass in it; nothing was run"
+        find(tmp_path)
+    assert str(error.value) == (
+        f"'{tmp_path / 'report.json'}' is not a file of a run: it holds a dict"
+    )
     with pytest.raises(DataError) as error:
         bars([{"name": "dense"}], tmp_path / "bars.png")
     assert str(error.value) == "there is nothing to draw: no variant has a measure"

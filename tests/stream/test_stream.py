@@ -20,7 +20,9 @@ from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Statistics
 from sparsify.select.weights import Target
 from sparsify.stream.checkpoint import INDEX, Checkpoint
-from sparsify.stream.prune import WORK, Job, prune
+from sparsify.stream.job import WORK, Job
+from sparsify.stream.places import Places, spread
+from sparsify.stream.prune import prune
 from sparsify.tensors.masks import check_nm
 from sparsify.tensors.moments import add_upper_gram, mirrored
 from sparsify.tensors.pattern import Pattern
@@ -154,12 +156,39 @@ def test_stages_run_what_the_whole_program_runs(family, traced, text):
     found = stages(program, targeted(program, ("*",), ()))
     values = inputs = program.complete(words(padded=True).batch([0, 1, 2]))
     for stage in found:
-        values = run_stage(program, stage, values)
+        values = run_stage(program, stage, values, torch.device("cpu"))
         watch = Watch(program, stage.x)
         watch.run(*inputs.values())
         assert torch.equal(values[stage.x.name], watch.seen)
     assert {v.weight for s in found for v in s.linears} <= {v.weight for v in linears(program)}
     assert len({stage.layer for stage in found} - {""}) == 2
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_a_stage_runs_whole_on_the_device_it_is_told(family, traced):
+    """The meta device computes nothing, but refuses operands that lie elsewhere as a GPU does."""
+    program, meta = traced(family), torch.device("meta")
+    values = program.complete(words(padded=True).batch([0, 1, 2]))
+    for stage in stages(program, targeted(program, ("*",), ())):
+        here = run_stage(program, stage, values, torch.device("cpu"))
+        there = run_stage(program, stage, values, meta)
+        tensors = {name: v for name, v in here.items() if isinstance(v, torch.Tensor)}
+        assert {there[name].device for name in tensors} == {meta}
+        assert [there[name].shape for name in tensors] == [v.shape for v in tensors.values()]
+        values = here
+
+
+def test_layers_find_their_devices():
+    layers = [f"model.layers.{i}" for i in range(5)]
+    assert spread(layers, [0, 1]) == dict(zip(["", *layers], [0, 0, 0, 0, 1, 1], strict=True))
+    assert spread(layers, []) == {"": "cpu"}
+    places = Places({"model": "cpu", "model.layers.1": "meta"}, layers)
+    found = [places.of(p).type for p in ("lm_head", "model.layers.1.mlp", "model.layers.10.mlp")]
+    assert found == ["cpu", "meta", "cpu"]
+    with pytest.raises(OptionError, match=r"device cuda:77 cannot be used here: ."):
+        Places("cuda:77", layers)
+    with pytest.raises(OptionError, match=r"device nonsense cannot be used here: ."):
+        Places("nonsense", layers)
 
 
 @pytest.mark.parametrize(("on_disk", "order"), [(False, "linear"), (True, "layer")])

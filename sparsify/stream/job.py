@@ -1,0 +1,93 @@
+"""What a streamed run is to do, and whether the folder it writes is free for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsify.errors import DataError, OptionError
+from sparsify.files import read_json, require_free, write_json
+from sparsify.select.one_shot import OneShot
+from sparsify.stream.places import DeviceMap
+
+WORK = ".resume"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to prune, how, from which data, and where the result goes.
+
+    `samples` sequences of the data, `batch` at a time. `order` says what a linear sees pruned: all that comes
+    before it, or with `layer` the layers before its own (two passes over the data, and sums for all
+    linears of a layer at once). `on_disk` keeps what crosses a cut on disk
+    rather than in memory. `dtype` is that of weights and activations; sums are float32. `device` is one
+    device, `auto` or a device map (`Places`); what crosses a cut lies in the memory of the CPU.
+    Raises OptionError for numbers and words that cannot be meant.
+    """
+
+    model: str
+    how: OneShot
+    out: Path
+    samples: int = 128
+    batch: int = 8
+    seed: int = 0
+    order: Literal["linear", "layer"] = "linear"
+    dtype: str = "bfloat16"
+    device: str | DeviceMap = "cpu"
+    on_disk: bool = False
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+    # What else decides the result, for `resume` to compare.
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.batch < 1:
+            raise OptionError("samples and batch must be at least 1")
+        if self.order not in ("linear", "layer"):
+            raise OptionError(f"order={self.order} is neither linear nor layer")
+
+
+def begin(job: Job, *, resume: bool) -> Path:
+    """Take the job's folder, or find the interrupted run in it; the folder of work.
+
+    Raises DataError for a folder that holds something else, a finished run, or one with other options.
+    """
+    work = job.out / WORK
+    if resume and (work / "job.json").is_file():
+        earlier = read_json(work / "job.json")
+        if earlier != described(job):
+            raise DataError(
+                f"'{job.out}' holds an interrupted run with other options; give the same"
+            )
+        return work
+    if resume and not work.is_dir() and job.out.is_dir() and any(job.out.iterdir()):
+        raise DataError(f"the run in '{job.out}' is finished; there is nothing to resume")
+    if work.is_dir() and not resume:
+        raise DataError(
+            f"'{job.out}' holds an interrupted run; resume it, or choose another folder"
+        )
+    require_free(job.out, overwrite=resume)
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "job.json", described(job))
+    return work
+
+
+def described(job: Job) -> dict[str, Any]:
+    """The options that decide the result, as JSON values."""
+    target = job.how.wanted
+    return {
+        "model": job.model,
+        "score": job.how.method,
+        "sparsity": target.sparsity,
+        "pattern": None if target.pattern is None else str(target.pattern),
+        "scope": job.how.scope,
+        "damping": job.how.damping,
+        "samples": job.samples,
+        "batch": job.batch,
+        "seed": job.seed,
+        "order": job.order,
+        "dtype": job.dtype,
+        "targets": list(job.targets),
+        "ignore": list(job.ignore),
+        **job.about,
+    }

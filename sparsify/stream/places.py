@@ -1,0 +1,51 @@
+"""Where each layer of a streamed model runs."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate.utils import get_max_memory
+
+from sparsify.errors import OptionError
+
+DeviceMap = Mapping[str, str | int]
+
+
+class Places:
+    """The device of every module of a model.
+
+    `device` is one device (`cpu`, `cuda:1`), a device map as accelerate writes it (module path -> device; the
+    longest path that fits decides, '' fits all), or `auto`: the layers in even runs over the GPUs that
+    accelerate finds, the CPU where it finds none. `layers` are the paths of the layers in order.
+    Raises OptionError for a device that this machine has not.
+    """
+
+    def __init__(self, device: str | DeviceMap, layers: Sequence[str]) -> None:
+        if device == "auto":
+            device = spread(layers, [key for key in get_max_memory() if isinstance(key, int)])
+        named = {"": device} if isinstance(device, str) else device
+        self._devices = {path: _device(name) for path, name in {"": "cpu", **named}.items()}
+
+    def of(self, path: str) -> torch.device:
+        """The device of a module, or of one of its tensors."""
+        names = path.split(".")
+        ends = range(len(names), 0, -1)
+        found = next((p for end in ends if (p := ".".join(names[:end])) in self._devices), "")
+        return self._devices[found]
+
+
+def spread(layers: Sequence[str], gpus: Sequence[int]) -> dict[str, str | int]:
+    """The device map with layers in even runs over some GPUs, all else on the first; CPU without any."""
+    if not gpus:
+        return {"": "cpu"}
+    runs = {layer: gpus[i * len(gpus) // len(layers)] for i, layer in enumerate(layers)}
+    return {"": gpus[0], **runs}
+
+
+def _device(name: str | int) -> torch.device:
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"device {name} cannot be used here: {reason}") from error
+    return found
