@@ -130,16 +130,16 @@ def with_caches(config: PreTrainedConfig, found: list[Cache]) -> str | None:
     `hidden_size // num_attention_heads`, whatever `head_dim` says: where heads are gone or of a size of their
     own, the number of query heads, or the width, must give way. The graph reads neither.
     """
+    entries = config.to_dict()  # what others compute from them cannot be set
     config.num_hidden_layers = len(found)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and len(kinds) != len(found):
+    if len(entries.get("layer_types") or found) != len(found):
         config.layer_types = None
     if len({size for cache in found for size in cache[1:]}) > 1 or len(set(found)) > 1:
         return "its layers have caches of different shapes"
     heads, size, _ = found[0]
-    if hasattr(config, "head_dim"):
+    if "head_dim" in entries:
         config.head_dim = size
-    if hasattr(config, "num_key_value_heads"):
+    if "num_key_value_heads" in entries:
         config.num_key_value_heads = heads
         heads = max(1, config.hidden_size // size)
     config.num_attention_heads = heads

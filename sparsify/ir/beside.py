@@ -1,10 +1,12 @@
 """What stands beside a model's weights and goes where its program goes: defaults, settings of other tools."""
 
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from sparsify.errors import DataError
 from sparsify.files import read_json
 
 _MODULES = "modules.json"
@@ -32,8 +34,8 @@ def tool_files(model: PreTrainedModel) -> dict[str, str]:
     if not isinstance(modules, list):
         return {}
     said = [PurePosixPath(str(module.get("path", ""))) for module in modules]
-    within = [path for path in said if path.parts]  # the first is the model, in the folder itself
-    if any(".." in path.parts or path.is_absolute() for path in within):
+    within = [path for path in said if path.parts]  # the model itself has no folder of its own
+    if not all(_inside(str(path)) for path in within):
         return {}
     if any(any((folder / path).glob(kind)) for path in within for kind in _WEIGHTS):
         return {}
@@ -43,3 +45,19 @@ def tool_files(model: PreTrainedModel) -> dict[str, str]:
         for path in wanted
         if (folder / path).is_file()
     }
+
+
+def checked_files(files: Mapping[str, str]) -> dict[str, str]:
+    """The files that a stored program names; DataError for one that would lie outside its folder."""
+    for path in files:
+        if not _inside(path):
+            raise DataError(
+                f"a stored program names the file '{path}', which lies in no model's folder"
+            )
+    return dict(files)
+
+
+def _inside(path: str) -> bool:
+    """Whether a relative path stays where it starts, on every system."""
+    read = PureWindowsPath(path)
+    return not read.anchor and ".." not in read.parts

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from sparsify.errors import DataError
 from sparsify.files import new_folder, read_json, write_json
+from sparsify.ir.beside import checked_files
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.program import Program, Source
 from sparsify.ir.serial import graph_from_json, graph_to_json
@@ -113,7 +114,7 @@ def _build(about: dict[str, Any], folder: Path) -> Program:
             tuple(source["outputs"]),
             {path: tuple(shape) for path, shape in source.get("shapes", {}).items()},
             source.get("generation", {}),
-            source.get("files", {}),
+            checked_files(source.get("files", {})),
         ),
         features=frozenset(about["features"]),
         plan=about["plan"],

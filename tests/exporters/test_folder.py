@@ -10,8 +10,9 @@ import transformers
 
 from exporters.folder import spelt, write_tokenizer
 from exporters.onnx import Onnx
+from sparsify.errors import DataError
 from sparsify.files import read_json
-from sparsify.ir.beside import tool_files
+from sparsify.ir.beside import checked_files, tool_files
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.store import load, save
 
@@ -150,6 +151,12 @@ def test_modules_that_cannot_come_along(modules, tmp_path):
     (modules / "modules.json").write_text('{"path": "1_Pooling"}')
     assert files(modules) == {}
     assert files(tmp_path / "none") == files("") == {}
+
+
+@pytest.mark.parametrize("path", ["../a", "/a", "a/../../b", "C:\\a", "..\\a"])
+def test_no_file_outside_the_folder_is_ever_written(path):
+    with pytest.raises(DataError, match="which lies in no model's folder"):
+        checked_files({"modules.json": "[]", path: "text"})
 
 
 def test_the_defaults_for_generation_are_the_models_own(programs, tmp_path):

@@ -103,6 +103,8 @@ def test_what_cannot_be_told(variant, monkeypatch, tmp_path):
         # Nothing names KV heads: the width gives way.
         (transformers.GPT2Config(n_embd=64, n_head=4), 4, 16, [64, 4, None]),
         (transformers.GPT2Config(n_embd=64, n_head=4), 3, 16, [48, 3, None]),
+        # What is no entry is not written.
+        (transformers.FalconConfig(hidden_size=64, num_attention_heads=4), 1, 16, [16, 1, None]),
     ],
 )
 def test_what_optimum_is_told(config, heads, size, told):
