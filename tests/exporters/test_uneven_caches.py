@@ -8,7 +8,7 @@ from sparsify.engine.export import write_checked
 from sparsify.files import notes, read_json
 from tests.decoding import MASK, PROMPTS, greedy, unevenly
 
-TOKENS = 64
+TOKENS = 24
 
 
 def test_uneven_layers_write_what_their_program_writes(traced, tmp_path):
