@@ -16,10 +16,10 @@ from torch import Tensor, fx
 
 from sparsify.errors import DataError
 from sparsify.files import new_folder, read_json, write_json
-from sparsify.ir.beside import checked_files
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.program import Program, Source
 from sparsify.ir.serial import graph_from_json, graph_to_json
+from sparsify.ir.surroundings import checked_files
 from sparsify.ir.types import propagate
 from sparsify.ir.verify import verify
 from sparsify.tensors.bits import pack_bits, unpack_bits

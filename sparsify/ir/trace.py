@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from sparsify.errors import TraceError
-from sparsify.ir.beside import generation_defaults, tool_files
 from sparsify.ir.inputs import example_inputs
 from sparsify.ir.modes import set_training
 from sparsify.ir.normalise import normalise, plain
 from sparsify.ir.program import Program, Source
+from sparsify.ir.surroundings import generation_defaults, tool_files
 from sparsify.ir.types import propagate
 
 Dynamic = dict[str, dict[int, str]]

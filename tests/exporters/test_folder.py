@@ -12,9 +12,9 @@ from exporters.folder import spelt, write_tokenizer
 from exporters.onnx import Onnx
 from sparsify.errors import DataError
 from sparsify.files import read_json
-from sparsify.ir.beside import checked_files, tool_files
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.store import load, save
+from sparsify.ir.surroundings import checked_files, tool_files
 
 LLAMA3 = {
     "rope_type": "llama3",
