@@ -60,7 +60,7 @@ class Onnx(Exporter):
     """
 
     name: ClassVar[str] = "onnx"
-    accepts: ClassVar[frozenset[str]] = frozenset({PACKED, "slorb"})
+    accepts: ClassVar[frozenset[str]] = frozenset({PACKED, "slorb", "adapters"})
     tolerance: ClassVar[float] = 1e-4
     library: ClassVar[str] = "onnx"
 

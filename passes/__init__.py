@@ -3,6 +3,7 @@
 from passes.allocate_ranks import AllocateRanks
 from passes.allocate_sparsity import AllocateSparsity
 from passes.calibrate import Calibrate
+from passes.choose_adapters import ChooseAdapters
 from passes.choose_bias import ChooseBias
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
@@ -10,7 +11,9 @@ from passes.choose_slorb import ChooseSlorb
 from passes.fold_bias import FoldBias
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
+from passes.fold_quantizers import FoldQuantizers
 from passes.fold_scales import FoldScales
+from passes.insert_adapters import InsertAdapters
 from passes.insert_bias import InsertBias
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
@@ -45,6 +48,8 @@ ALL = (
     AllocateRanks,
     InsertSlorb,
     ChooseSlorb,
+    InsertAdapters,
+    ChooseAdapters,
     InsertScales,
     InsertQuantizers,
     ChooseScales,
@@ -61,5 +66,6 @@ ALL = (
     PruneLayers,
     PruneHidden,
     RemoveQuantizers,
+    FoldQuantizers,
     PackNm,
 )

@@ -4,13 +4,14 @@
 
 Weights: `magnitude` |W| and `ria` (one threshold a linear), `wanda` |W_ij| ||x_j|| and `dsnot`, which swaps
 what it chose (ranked in each row), `sparsegpt` (with error feedback) and `alps` (by splitting), which also
-move the kept weights, `taylor` |W dL/dW| (ranked over all layers); an N:M pattern keeps N of every M inputs
-in each row. With neither sparsity nor pattern each gets its share of `allocate-sparsity`. Channels and heads:
-`magnitude`, `wanda` (Wanda-sp), `activation` (Minitron), `fluctuation` (FLAP), `taylor` |dL/dmask|, and of
-LLM-Pruner `first-order` |W G|, `second-order` |W^2 H|, `mixed` |W G - W^2 H / 2|. Experts and hidden:
-`magnitude` and those of LLM-Pruner, hidden also `activation` (Minitron); at least as many experts stay as a
-token is sent to. Layers and blocks, all ranked together: `magnitude`, the mean of |W| inside, or `influence`
-1 - cos(x, y) of what goes in and comes out (ShortGPT), which `activation` means for them, too (Minitron).
+move the kept weights (`sparsegpt` onto the grid of quantizers, too), `taylor` |W dL/dW| (ranked over all
+layers); an N:M pattern keeps N of every M inputs in each row. With neither sparsity nor pattern each gets
+its share of `allocate-sparsity`. Channels and heads: `magnitude`, `wanda` (Wanda-sp), `activation`
+(Minitron), `fluctuation` (FLAP), `taylor` |dL/dmask|, and of LLM-Pruner `first-order` |W G|, `second-order`
+|W^2 H|, `mixed` |W G - W^2 H / 2|. Experts and hidden: `magnitude` and those of LLM-Pruner, hidden also
+`activation` (Minitron); at least as many experts stay as a token is sent to. Layers and blocks, all ranked
+together: `magnitude`, the mean of |W| inside, or `influence` 1 - cos(x, y) of what goes in and comes out
+(ShortGPT), which `activation` means for them, too (Minitron).
 The text of the graph stays.
 """
 
@@ -71,7 +72,9 @@ class ChooseMasks(Pass):
     the fraction of their parameters that goes; anything else keeps the same fraction in each layer.
     `normalise` makes layers and kinds comparable in a global ranking: `standard` scores less their mean over
     their spread, in each layer, as FLAP does (auto: for all but the scores that estimate the loss, where
-    several kinds are ranked by score over parameters); `mean` scores over their mean; `none`.
+    several kinds are ranked by score over parameters); `mean` scores over their mean; `none`. `scales` says
+    how `sparsegpt` chooses the scales of quantizers: what it keeps is then rounded in the same sweep, and
+    what rounding costs repaired with what pruning does.
     `to=shape{layers=24 heads=16 channels=5504}` keeps so many layers, and gives each these sizes. `rule` and
     `multiple` hold for groups: whole KV groups or the same number of heads `inside` each; the number kept is
     rounded up to a multiple (of channels alone when there are several kinds). `samples` and `batch` are for
@@ -104,13 +107,14 @@ class ChooseMasks(Pass):
     rule: Rule = "groups"
     multiple: int = 1
     damping: float = 0.01
+    scales: Literal["absmax", "mse"] | None = None
     samples: int = 32
     batch: int = 4
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
 
     def effect(self) -> Effect:
-        """Needs the masks, and statistics or data when the score does."""
+        """Needs the masks, statistics or data when the score does, and quantizers to choose scales."""
         needs = [f"mask.{kind}" for kind in self.of]
         blocks = [kind for kind in self.of if kind in KINDS]
         others = set(self.of) - set(blocks)
@@ -118,7 +122,9 @@ class ChooseMasks(Pass):
         needs += ["shares"] if self._by_plan() else []
         runs = self.score in OF_DATA or (blocks and self.score in _OF_BLOCKS[1:])
         wants = ["data"] if runs else []
-        return effect(needs=needs, wants=wants, bars=["row-scales"])
+        needs += ["quantizers"] if self.scales else []
+        sets = ["quantized"] if self.scales else []
+        return effect(needs=needs, sets=sets, wants=wants, bars=["row-scales"])
 
     def check(self, program: Program) -> None:
         """Sparsity, pattern, shape, score and globs must fit each other and the weights."""
@@ -129,6 +135,11 @@ class ChooseMasks(Pass):
             self._check_weights(program, views)
         else:
             self._check_groups(program)
+        if self.scales is not None and (self.of, self.score) != (("weights",), "sparsegpt"):
+            raise OptionError(
+                f"scales={self.scales} rounds what score=sparsegpt keeps of weights; put choose-scales "
+                "behind any other choice"
+            )
         if self.multiple < 1:
             raise OptionError(f"multiple={self.multiple} must be at least 1")
 
@@ -236,7 +247,8 @@ class ChooseMasks(Pass):
                 path: OneShot(self.score, one, self.scope, self.damping)  # type: ignore[arg-type]
                 for path, one in targets.items()
             }
-            masks = prune_linears(program, views, how, context.progress.advance)
+            told = context.progress.advance
+            masks = prune_linears(program, views, how, told, scales=self.scales)
         store_masks(program, views, masks, targets)
         return len(masks)
 

@@ -9,25 +9,17 @@ least squared error, searched for each group (as in the code of GPTQ, Frantar et
 compute. The text of the graph stays; choosing again is allowed, after more training say.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.rounding import BITS
+from sparsify.ir.targets import expected
 from sparsify.ir.views import Linear, composed_weight, linears, out_in, targeted
-from sparsify.tensors.quantize import absmax_scales, histogram_scales, mse_scales
-
-_BY: Mapping[str, Callable[[Tensor, int, int], Tensor]] = {
-    "absmax": absmax_scales,
-    "mse": mse_scales,
-    "histogram": histogram_scales,
-}
+from sparsify.select.weights import store_scales
+from sparsify.tensors.quantize import SCALES
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class ChooseScales(Pass):
 
     def check(self, program: Program) -> None:
         """Globs must match."""
-        targeted(program, self.targets, self.ignore)
+        expected(program, self.targets, self.ignore)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose the scales of every weight once; returns how many."""
@@ -66,10 +58,7 @@ class ChooseScales(Pass):
         assert view.quantizer is not None
         weight = out_in(view, composed_weight(program, view))
         try:
-            scales = _BY[self.by](weight, view.quantizer.group, BITS[view.quantizer.values])
+            scales = SCALES[self.by](weight, view.quantizer.group, BITS[view.quantizer.values])
         except SparsifyError as error:
             raise type(error)(f"@{view.weight}: {error}") from error
-        with torch.no_grad():
-            program.tensor(view.quantizer.scales).copy_(scales)
-            if view.input_quantizer is not None:
-                program.tensor(view.input_quantizer.on).fill_(True)
+        store_scales(program, view, scales)

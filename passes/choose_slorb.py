@@ -33,11 +33,12 @@ class ChooseSlorb(Pass):
         """Set every branch; returns how many."""
         found = slorbs(program)
         with torch.no_grad():
-            for view, x_path, s_path in found:
+            for one in found:
+                view = one.linear
                 assert view.mask is not None
                 weight = out_in(view, branched_weight(program, view))
                 kept = out_in(view, program.tensor(view.mask))
-                x, s = program.tensor(x_path), program.tensor(s_path)
+                x, s = program.tensor(one.a), program.tensor(one.b)
                 blocks, inputs = x.shape
                 k = inputs // blocks
                 x.copy_(block_indicator(inputs, k))

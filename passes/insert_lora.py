@@ -10,15 +10,13 @@ under the mask can the branch be folded later without losing a zero (LoSA, 2502.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.names import lora
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, out_in, refuse_shared, targeted
 from sparsify.ir.weights import add_branch
-from sparsify.tensors.lowrank import initial
+from sparsify.tensors.lowrank import initial, seed_of
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,9 @@ class InsertLora(Pass):
             weight = program.tensor(path)
             outputs, inputs = out_in(view, weight).shape
             a, b = initial(
-                outputs, inputs, self.rank, seed=_seed(context.seed, place), dtype=weight.dtype
+                outputs, inputs, self.rank, seed=seed_of(context.seed, place), dtype=weight.dtype
             )
             device = weight.device
             pairs = dict(zip(lora(path), (a.to(device), b.to(device)), strict=True))
             add_branch(program, path, pairs, self.alpha / self.rank, transposed=view.transposed)
         return len(views)
-
-
-def _seed(seed: int, place: int) -> int:
-    """A seed of its own for each weight, so that a change of targets moves no other weight's draw."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
-    return int(torch.randint(2**62, (), generator=generator))

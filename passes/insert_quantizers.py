@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
+from sparsify.ir.targets import expected
 from sparsify.ir.views import refuse_shared, targeted
 from sparsify.ir.weights import add_quantizers
 from sparsify.tensors.layout import GROUPS
@@ -23,7 +24,10 @@ from sparsify.tensors.layout import GROUPS
 
 @dataclass(frozen=True)
 class InsertQuantizers(Pass):
-    """Round every targeted weight to `values`, and with `activations` the input of its linear to int8."""
+    """Round every targeted weight to `values`, and with `activations` the input of its linear to int8.
+
+    Branches beside weights are targets of their own, as in `targets=*_adapter_*`.
+    """
 
     name: ClassVar[str] = "insert-quantizers"
     moves: ClassVar[Moves] = NOTHING
@@ -45,7 +49,7 @@ class InsertQuantizers(Pass):
             )
         refuse_shared(
             program,
-            targeted(program, self.targets, self.ignore),
+            expected(program, self.targets, self.ignore),
             "it could not be rounded for them alone",
         )
 

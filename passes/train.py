@@ -33,10 +33,11 @@ from sparsify.train.trainable import select_trainable
 class Train(Pass):
     """Train for `steps` steps of `batch` sequences.
 
-    `update` names what learns: `lora` (branches only), `all`, or `norms` (branches, norms and
-    biases). `schedule` is that of the learning rate, or `lors`: that of omission too. `task` weighs
-    the task loss, `distill` adds a distance to the dense twin. `masks` says when masks are chosen
-    anew, `decay` how masked weights are pulled to zero. `save_every` steps lie between checkpoints.
+    `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases), or
+    `adapters` (the branches beside linears only). `schedule` is that of the learning rate, or `lors`: that of
+    omission too. `task` weighs the task loss, `distill` adds a distance to the dense twin. `masks` says when
+    masks are chosen anew, `decay` how masked weights are pulled to zero. `save_every` steps lie between
+    checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -44,7 +45,7 @@ class Train(Pass):
     steps: int
     batch: int = 8
     lr: float = 1e-3
-    update: Literal["all", "lora", "norms"] = "all"
+    update: Literal["all", "lora", "norms", "adapters"] = "all"
     schedule: Shape | Lors = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -57,7 +58,7 @@ class Train(Pass):
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
-        needs = ["lora"] if self.update == "lora" else []
+        needs: list[str] = [self.update] if self.update in ("lora", "adapters") else []
         if self.masks is not None:
             needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
         wants = ["data"] + (["dense"] if self.distill is not None else [])

@@ -43,6 +43,12 @@ SETTINGS = {
         "choose-masks{of=heads,channels sparsity=0.5} | insert-bias | choose-bias",
         "fold-bias",
     ),
+    "insert-adapters": ("insert-masks | choose-masks{pattern=2:4}", "insert-adapters{ratio=0.3}"),
+    "choose-adapters": (
+        "insert-probes | calibrate{samples=6} | insert-masks | choose-masks{pattern=2:4} | "
+        "insert-adapters{ratio=0.3}",
+        "choose-adapters",
+    ),
     "choose-slorb": ("insert-masks | choose-masks{pattern=2:4} | insert-slorb{k=4}", "choose-slorb"),
     "insert-omission": ("", "insert-omission{multiple=4}"),
     "remove-omission": ("insert-omission{multiple=4}", "remove-omission"),
@@ -50,6 +56,7 @@ SETTINGS = {
     "insert-quantizers": ("insert-masks | insert-lora{rank=2}", "insert-quantizers{values=int4}"),
     "choose-scales": ("insert-quantizers", "choose-scales{by=mse}"),
     "remove-quantizers": ("insert-quantizers", "remove-quantizers"),
+    "fold-quantizers": ("insert-quantizers{activations=false} | choose-scales", "fold-quantizers"),
     "pack-nm": (
         "insert-masks | choose-masks{pattern=2:4} | fold-masks | insert-quantizers | choose-scales",
         "pack-nm{values=int8}",

@@ -49,6 +49,16 @@ CASES = {
         "",
         "insert-quantizers | insert-masks | insert-lora{rank=2}",
     ),
+    "insert-adapters": (
+        "mlp",
+        "insert-quantizers{group=32 targets=down}",
+        "insert-adapters{ratio=0.3 targets=down}",
+    ),
+    "fold-quantizers": (
+        "mlp",
+        "insert-quantizers{activations=false group=32} | choose-scales",
+        "fold-quantizers",
+    ),
     "remove-quantizers": ("mlp", "insert-quantizers", "remove-quantizers"),
     "pack-nm": ("mlp", "insert-masks | choose-masks{pattern=2:4} | fold-masks", "pack-nm"),
     "pack-nm-int8-transposed": (

@@ -41,6 +41,10 @@ def job_of(model: str, text: str, source: Source, **others: Any) -> Job:
             f"'{text}' looks at more than one linear at a time; "
             "use 'run' for heads, channels and scope=global"
         )
+    if chosen.scales is not None:
+        raise OptionError(
+            f"'{text}' rounds for quantizers, which a streamed model has not; use 'run'"
+        )
     how = OneShot(
         chosen.score,
         Target.of(chosen.sparsity, chosen.pattern),

@@ -17,6 +17,8 @@ SUFFIXES = {
     "_added_bias": "bias",
     "_slorb_x": "slorb",
     "_slorb_s": "slorb",
+    "_adapter_a": "adapters",
+    "_adapter_b": "adapters",
     "_probe_count": "probe",
     "_quantizer_scales": "quantizers",
     "_quantizer_on": "quantizers",
@@ -24,6 +26,7 @@ SUFFIXES = {
 }
 # Feature of a program that holds `sparsify.nm_linear`: the weight whose name it extends is gone.
 PACKED = "packed"
+_PACKED = "_packed"
 # Features that live in values, not in the graph: what probes know, and that scales are chosen.
 OF_VALUES = frozenset({"stats", "quantized", "shares"})
 
@@ -53,6 +56,11 @@ def slorb(path: str) -> tuple[str, str]:
     return f"{path}_slorb_x", f"{path}_slorb_s"
 
 
+def adapter(path: str) -> tuple[str, str]:
+    """The paths of the low-rank branch beside a weight: `A [rank, in]`, `B [out, rank]`."""
+    return f"{path}_adapter_a", f"{path}_adapter_b"
+
+
 def added_bias(path: str) -> str:
     """The path of a bias `[out]` behind the linear that owns a weight."""
     return f"{path}_added_bias"
@@ -80,15 +88,18 @@ def omission(path: str) -> str:
 
 def packed(path: str) -> str:
     """The path of a packed weight, uint8 `[bytes]`, by that of the weight it stands for."""
-    return f"{path}_packed"
+    return path + _PACKED
 
 
 def feature_of(path: str, known: Container[str]) -> str | None:
     """The feature a tensor's name stands for, given all tensor paths; None for the model's own tensors.
 
-    A model may own a buffer called `causal_mask`: ours always extend the path of another tensor.
+    A model may own a buffer called `causal_mask`: ours always extend the path of another tensor. Either may
+    be packed by now.
     """
+    plain = path.removesuffix(_PACKED)
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if path.endswith(suffix) and path.removesuffix(suffix) in known:
+        base = plain.removesuffix(suffix)
+        if base != plain and (base in known or packed(base) in known):
             return SUFFIXES[suffix]
     return None

@@ -1,40 +1,28 @@
-"""The branch of SLoRB beside a linear: `y + linear(linear(x, X), S)`, its insertion and reading."""
+"""The branch of SLoRB beside a linear, `y + linear(linear(x, X), S)`: its insertion and reading."""
 
 from collections.abc import Sequence
 
 import torch
 
-from sparsify.ir.graph import Writer, redirect
+from sparsify.ir.beside import Beside, add_beside, besides
 from sparsify.ir.names import slorb
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, linears, out_in
+from sparsify.ir.views import Linear, out_in
 from sparsify.tensors.lowrank import block_indicator
 
-aten = torch.ops.aten
 
-
-def add_slorb(program: Program, views: Sequence[Linear], k: int) -> None:
+def add_slorb(program: Program, uses: Sequence[Linear], k: int) -> None:
     """Add a branch over sums of `k` inputs to every use of one weight.
 
     `X [in / k, in]` is the block indicator, `S [out, in / k]` zero.
     """
-    view = views[0]
-    weight = out_in(view, program.tensor(view.weight))
+    weight = out_in(uses[0], program.tensor(uses[0].weight))
     outputs, inputs = weight.shape
-    x_path, s_path = slorb(view.weight)
-    sums = block_indicator(inputs, k)
-    for path, value in ((x_path, sums), (s_path, torch.zeros(outputs, inputs // k))):
-        program.put(path, value.to(weight), trainable=True)
-    for use in views:
-        writer = Writer(program, after=use.node)
-        inner = writer.call(aten.linear.default, use.x, writer.read(x_path))
-        branch = writer.call(aten.linear.default, inner, writer.read(s_path))
-        total = writer.call(aten.add.Tensor, use.node, branch)
-        redirect(use.node, total, but=(total,))
+    x_path, s_path = slorb(uses[0].weight)
+    sums, zeros = block_indicator(inputs, k), torch.zeros(outputs, inputs // k)
+    add_beside(program, uses, {x_path: sums.to(weight), s_path: zeros.to(weight)})
 
 
-def slorbs(program: Program) -> list[tuple[Linear, str, str]]:
-    """Every masked linear with a branch beside it, once a weight, and the paths of its X and S."""
-    views = {view.weight: view for view in linears(program) if view.mask is not None}
-    found = [(view, *slorb(path)) for path, view in views.items()]
-    return [(view, x, s) for view, x, s in found if program.has(x) and program.has(s)]
+def slorbs(program: Program) -> list[Beside]:
+    """Every masked linear with a branch beside it, once a weight; A is the indicator X, B is S."""
+    return [one for one in besides(program, slorb) if one.linear.mask is not None]

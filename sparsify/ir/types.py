@@ -1,6 +1,7 @@
 """Types of nodes: each is computed by running the op on fake tensors, never guessed."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +18,46 @@ from sparsify.ir.program import Program
 
 # Hint sizes of symbolic dimensions: distinct, so that duck shaping ties equal names and nothing else.
 _HINTS = (5, 13, 17, 19, 23, 29, 31, 37)
-MODE_KEY = "sparsify_fake_mode"
+_KEY = "sparsify_types"
+
+
+@dataclass(frozen=True)
+class _Types:
+    """Types computed so far for programs with the same inputs; a program and its clones share them.
+
+    `seen` holds the type of each op by its arguments' types: passes change few nodes, and the layers of
+    a model repeat each other, so that most ops need not be run again.
+    """
+
+    signature: Any
+    mode: FakeTensorMode
+    inputs: Mapping[str, Tensor]
+    seen: dict[Any, Any] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: object) -> "_Types":
+        return self  # what nodes of a clone are typed with is shared as well
+
+    @classmethod
+    def of(cls, program: Program) -> "_Types":
+        """Those the program carries; fresh ones when its inputs or the sizes behind symbols have changed."""
+        held: _Types | None = program.module.meta.get(_KEY)
+        signature = _signature(program)
+        if held is not None and held.signature == signature and not _replaced(held.mode):
+            return held
+        mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=True)
+        made = cls(signature, mode, _symbolic_inputs(program, mode))
+        program.module.meta[_KEY] = made
+        return made
+
+
+def _signature(program: Program) -> Any:
+    """What decides the types of a program's inputs."""
+    sample = {k: (v.dtype, v.device, tuple(v.shape)) for k, v in program.sample.items()}
+    return sample, {key: dict(dims) for key, dims in program.dynamic.items()}
+
+
+def _replaced(mode: FakeTensorMode) -> bool:
+    return mode.shape_env is not None and bool(mode.shape_env.replacements)
 
 
 def propagate(program: Program) -> None:
@@ -27,32 +67,54 @@ def propagate(program: Program) -> None:
 
 
 def infer(program: Program) -> dict[fx.Node, Any]:
-    """The type of every node, computed on fake tensors with symbolic sizes for `program.dynamic`.
-
-    Equal ops on equal types are run once: the layers of a model repeat each other.
-    """
-    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=True)
-    program.module.meta[MODE_KEY] = mode
-    inputs = _symbolic_inputs(program, mode)
+    """The type of every node, computed on fake tensors with symbolic sizes for `program.dynamic`."""
+    types = _Types.of(program)
     values: dict[fx.Node, Any] = {}
     keys: dict[fx.Node, Any] = {}
-    seen: dict[Any, Any] = {}
-    with mode, enable_python_dispatcher(), torch.no_grad():
+    with types.mode, enable_python_dispatcher(), torch.no_grad():
         for node in program.graph.nodes:
-            call = _call_key(node, keys)
-            if call is None or call not in seen:
-                values[node] = _value(program, node, values, inputs, mode)
-                if call is not None:
-                    seen[call] = values[node]
-            else:
-                values[node] = seen[call]
+            values[node] = _typed(program, node, values, keys, types)
             keys[node] = _type_key(values[node])
     return values
 
 
+def type_node(program: Program, node: fx.Node) -> None:
+    """Type one new node from its already typed arguments."""
+    types = _Types.of(program)
+    known = {argument: argument.meta["val"] for argument in node.all_input_nodes}
+    keys = {argument: _type_key(value) for argument, value in known.items()}
+    with types.mode, enable_python_dispatcher(), torch.no_grad():
+        node.meta["val"] = _typed(program, node, known, keys, types)
+
+
+def _typed(
+    program: Program,
+    node: fx.Node,
+    known: Mapping[fx.Node, Any],
+    keys: Mapping[fx.Node, Any],
+    types: _Types,
+) -> Any:
+    """The type of a node, from those of its arguments."""
+    if node.op == "placeholder":
+        return types.inputs[str(node.target)]
+    if node.op == "output":
+        return fx.node.map_arg(node.args, lambda n: known[n])[0]
+    if node.op == "get_attr":
+        # A fresh view: the mode would remember the tensor itself, whose shape may change.
+        tensor = program.tensor(str(node.target)).detach()
+        call = _type_key(tensor)
+        if call not in types.seen:
+            types.seen[call] = types.mode.from_tensor(tensor, static_shapes=True)
+        return types.seen[call]
+    call = _call_key(node, keys)
+    if call not in types.seen:
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: known[n])
+        assert callable(node.target)
+        types.seen[call] = node.target(*args, **kwargs)
+    return types.seen[call]
+
+
 def _call_key(node: fx.Node, keys: Mapping[fx.Node, Any]) -> Any:
-    if node.op != "call_function":
-        return None
     return (node.target, _freeze(node.args, keys), _freeze(node.kwargs, keys))
 
 
@@ -78,35 +140,6 @@ def _type_key(value: Any) -> Any:
 
 def _size_key(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else (type(size), size)
-
-
-def type_node(program: Program, node: fx.Node) -> None:
-    """Type one new node from its already typed arguments."""
-    mode = program.module.meta.get(MODE_KEY)
-    if mode is None:
-        propagate(program)
-        return
-    known = {argument: argument.meta["val"] for argument in node.all_input_nodes}
-    with mode, enable_python_dispatcher(), torch.no_grad():
-        node.meta["val"] = _value(program, node, known, {}, mode)
-
-
-def _value(
-    program: Program,
-    node: fx.Node,
-    known: Mapping[fx.Node, Any],
-    inputs: Mapping[str, Tensor],
-    mode: FakeTensorMode,
-) -> Any:
-    if node.op == "placeholder":
-        return inputs[str(node.target)]
-    if node.op == "get_attr":
-        return mode.from_tensor(program.tensor(str(node.target)), static_shapes=True)
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: known[n])
-    if node.op == "output":
-        return args[0]
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
 
 
 def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ def targeted(
     """
     every = products(program) if experts else linears(program)
     for glob in (*targets, *ignore):
-        if not any(_matches(view.weight, glob) for view in every):
+        if not any(matches(view.weight, glob) for view in every):
             paths = {view.weight for view in every}
             if not glob.endswith(".weight"):
                 paths = {path.removesuffix(".weight") for path in paths}
@@ -191,9 +191,9 @@ def targeted(
         view
         for view in every
         if any(
-            _matches(view.weight, g) and (g != "*" or view.weight not in left_out) for g in targets
+            matches(view.weight, g) and (g != "*" or view.weight not in left_out) for g in targets
         )
-        and not any(_matches(view.weight, g) for g in ignore)
+        and not any(matches(view.weight, g) for g in ignore)
     ]
 
 
@@ -277,7 +277,8 @@ def _input_quantizer(x: fx.Node) -> InputQuantizer | None:
     return InputQuantizer(node, str(switch.target), group)
 
 
-def _matches(path: str, glob: str) -> bool:
+def matches(path: str, glob: str) -> bool:
+    """Whether a glob means a weight by its path, with `.weight` at its end or without."""
     return fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(
         path.removesuffix(".weight"), glob
     )

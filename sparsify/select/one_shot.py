@@ -8,13 +8,15 @@ from torch import Tensor
 
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
+from sparsify.ir.rounding import BITS
 from sparsify.ir.views import Linear, branched_weight, composed_weight, out_in
 from sparsify.select.statistics import Statistics, statistics_of
-from sparsify.select.weights import Scope, Target, keep, store_weight
+from sparsify.select.weights import Scope, Target, keep, store_scales, store_weight
 from sparsify.tensors import scores
 from sparsify.tensors.alps import alps
 from sparsify.tensors.dsnot import dsnot
-from sparsify.tensors.sparsegpt import sparsegpt
+from sparsify.tensors.quantize import SCALES, Grid
+from sparsify.tensors.sparsegpt import sparsegpt, sparsegpt_rounded
 
 Method = Literal["magnitude", "wanda", "ria", "dsnot", "sparsegpt", "alps"]
 # Methods that move the weights they keep, and need `sum x x^T` for it.
@@ -76,6 +78,22 @@ class OneShot:
             mask = dsnot(weight, mask, score, seen.mean, seen.variance, pattern=self.wanted.pattern)
         return weight * mask, mask
 
+    def rounded(
+        self, weight: Tensor, seen: Statistics | None, grid: Grid
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As a call, by `sparsegpt` alone: the kept weights on a grid, and its scales `[out, groups]`."""
+        assert self.method == "sparsegpt"
+        assert seen is not None
+        assert seen.gram is not None
+        return sparsegpt_rounded(
+            weight,
+            seen.gram,
+            grid,
+            sparsity=self.wanted.sparsity,
+            pattern=self.wanted.pattern,
+            damping=self.damping,
+        )
+
     def _keep(self, score: Tensor, own: Scope) -> Tensor:
         """The mask by scores `[out, in]`, ranked as asked or as the method's `own` paper does."""
         return keep(score, self.wanted, own if self.scope == "auto" else self.scope)
@@ -86,11 +104,15 @@ def prune_linears(
     views: Mapping[str, Linear],
     how: Mapping[str, OneShot],
     told: Callable[[], None] = lambda: None,
+    *,
+    scales: str | None = None,
 ) -> dict[str, Tensor]:
     """Choose the masks of linears one by one, by weight path; weights are moved where the method does.
 
     A branch beside a weight stays: of a weight that moves, `W + c B A` becomes what the method gives.
-    Returns the keep-masks `[out, in]`. Raises OptionError when a probe has no Gram matrix that is needed.
+    With `scales`, how they are chosen, weights are rounded for their quantizers while they move.
+    Returns the keep-masks `[out, in]`. Raises OptionError when a probe has no Gram matrix that is needed,
+    or a weight no quantizer.
     """
     masks = {}
     for path, view in views.items():
@@ -101,9 +123,23 @@ def prune_linears(
                 f"score={one.method} needs insert-probes{{gram=true}} at the input of @{path}"
             )
         weight = out_in(view, composed_weight(program, view))
-        new, masks[path] = one(weight, seen)
+        if scales is None:
+            new, masks[path] = one(weight, seen)
+        else:
+            new, masks[path], chosen = one.rounded(weight, seen, _grid(view, scales))
+            store_scales(program, view, chosen)
         if one.needs_gram:
             branch = branched_weight(program, view) - program.tensor(path).detach()
             store_weight(program, view, new.to(weight.dtype) - out_in(view, branch))
         told()
     return masks
+
+
+def _grid(view: Linear, scales: str) -> Grid:
+    """The grid of a weight's quantizer, its scales chosen by name."""
+    if view.quantizer is None:
+        raise OptionError(
+            f"@{view.weight} has no quantizer, which scales={scales} sets; "
+            "widen the targets of insert-quantizers"
+        )
+    return Grid(SCALES[scales], view.quantizer.group, BITS[view.quantizer.values])

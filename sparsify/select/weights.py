@@ -130,6 +130,15 @@ def store_weight(program: Program, view: Linear, weight: Tensor) -> None:
         program.tensor(view.weight).copy_(out_in(view, weight))
 
 
+def store_scales(program: Program, view: Linear, scales: Tensor) -> None:
+    """Write scales, float16 `[out, groups]`, into a weight's quantizer, and switch that of its input on."""
+    assert view.quantizer is not None
+    with torch.no_grad():
+        program.tensor(view.quantizer.scales).copy_(scales)
+        if view.input_quantizer is not None:
+            program.tensor(view.input_quantizer.on).fill_(True)
+
+
 def assert_reached(masks: Sequence[Tensor], target: Target) -> None:
     """The zeros counted must be the zeros asked for: exact N:M, or the fraction within a row's rounding."""
     if target.pattern is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
+from sparsify.tensors.factor import inverse_factor
 from sparsify.tensors.precision import check_finite, check_matrix, shape_of, widen
 
 
@@ -38,6 +39,17 @@ def initial(
     draw = torch.rand(rank, inputs, generator=generator, dtype=torch.float32)
     bound = 1 / math.sqrt(inputs)
     return ((2 * draw - 1) * bound).to(dtype), torch.zeros(outputs, rank, dtype=dtype)
+
+
+def seed_of(seed: int, place: int) -> int:
+    """Return a seed of its own for the branch of each weight, so that no draw depends on another.
+
+    Args:
+        seed: of all branches.
+        place: of the weight in the graph.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def delta(a: Tensor, b: Tensor, scale: float, dtype: torch.dtype | None = None) -> Tensor:
@@ -99,6 +111,84 @@ def best_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     a = right * sign * root[:, None]
     b = left[:, :rank] * sign.T * root
     return a.to(matrix.dtype), b.to(matrix.dtype)
+
+
+def saliency(square_sum: Tensor, tokens: int) -> Tensor:
+    """Return how large each input is: `x_j = sqrt(square_sum_j / tokens) + x_0`, never 0.
+
+    x_0 is the smallest root above 0, or 1 where no input was ever active.
+
+    Args:
+        square_sum: sum over tokens of x_j^2, [in].
+        tokens: how many tokens were summed.
+
+    Source: Mozaffari et al. 2024 (SLiM, 2410.09615), SLiM-LoRA; the root mean square and the shift are
+    those of its code, the paper has the mean size.
+    """
+    size = (widen(square_sum) / tokens).sqrt()
+    active = size[size > 0]
+    return size + (active.min() if len(active) else 1.0)
+
+
+def best_rank_by_saliency(matrix: Tensor, size: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factors that lose least where inputs are large: `min ||(E - B A) diag(x)||_F`.
+
+    `x > 0` makes the weighting invertible: with B and A' of `best_rank(E diag(x))`, `A = A' diag(1/x)`.
+
+    Args:
+        matrix: E [out, in], what a weight has lost.
+        size: x [in], positive, as of `saliency`.
+        rank: from 1 to min(out, in).
+
+    Returns:
+        A [rank, in] and B [out, rank], in the dtype of E.
+
+    Raises:
+        OptionError: when E has no such rank.
+        SparsifyError: when E is no matrix or not finite, or x does not fit it.
+
+    Source: Mozaffari et al. 2024 (SLiM, 2410.09615), SLiM-LoRA.
+    """
+    check_matrix(matrix, "the matrix to approximate")
+    if size.shape != matrix.shape[1:] or not bool((size > 0).all()):
+        raise SparsifyError(
+            f"the matrix {shape_of(matrix)} needs a positive size for each of its "
+            f"{matrix.shape[1]} inputs, but {shape_of(size)} came"
+        )
+    wide = widen(matrix)
+    a, b = best_rank(wide * size.to(wide.dtype), rank)
+    return (a / size.to(wide.dtype)).to(matrix.dtype), b.to(matrix.dtype)
+
+
+def best_rank_by_gram(
+    matrix: Tensor, gram: Tensor, rank: int, damping: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """Return the factors that lose least of the output: `min ||X (E - B A)^T||_F`.
+
+    With `H = gram / mean(diag gram) + damping I` and `H^-1 = U^T U`: B and A' of `best_rank(E U^-1)`,
+    `A = A' U`.
+
+    Args:
+        matrix: E [out, in], what a weight has lost.
+        gram: sum over tokens of x x^T, [in, in]; its scale does not matter.
+        rank: from 1 to min(out, in).
+        damping: as of `sparsegpt`.
+
+    Returns:
+        A [rank, in] and B [out, rank], in the dtype of E.
+
+    Raises:
+        OptionError: when E has no such rank.
+        SparsifyError: when E is no matrix or not finite, or no damping tried makes H positive definite.
+
+    Source: weighted low-rank approximation by whitening, as in SVD-LLM (Wang et al. 2024, 2403.07378).
+    """
+    check_matrix(matrix, "the matrix to approximate")
+    wide = widen(matrix)
+    factor = inverse_factor(gram, damping).to(wide.dtype)
+    whitened = torch.linalg.solve_triangular(factor, wide, upper=True, left=False)
+    a, b = best_rank(whitened, rank)
+    return (a @ factor).to(matrix.dtype), b.to(matrix.dtype)
 
 
 def block_indicator(inputs: int, k: int) -> Tensor:

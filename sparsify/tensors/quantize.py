@@ -6,6 +6,9 @@ Column k belongs to group `g = k // G`; the last group of a row may be shorter. 
 Zeros stay zeros under every scale, so rounding keeps a pattern.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,6 +21,23 @@ SLAB = 1 << 18  # weights tried at once: they stay in the cache
 SHRINKS = [1 - step / 100 for step in range(80)]
 LEAST = 2.0**-24  # the smallest float16 above 0
 NORMAL = 2.0**-14  # the smallest float16 of full precision
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a weight is to be rounded to: codes of `bits`, a scale for each row and `group` columns.
+
+    `choose` makes the scales, float16 [out, groups], of a weight [out, in], a group and bits.
+    Raises OptionError when the group or the bits cannot be meant.
+    """
+
+    choose: Callable[[Tensor, int, int], Tensor]
+    group: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        _check_group(self.group)
+        largest_code(self.bits)
 
 
 def largest_code(bits: int) -> int:
@@ -124,6 +144,14 @@ def histogram_scales(weight: Tensor, group: int, bits: int) -> Tensor:
     return _half(clip / q).expand(shape).contiguous()
 
 
+# The choices by name.
+SCALES: Mapping[str, Callable[[Tensor, int, int], Tensor]] = {
+    "absmax": absmax_scales,
+    "mse": mse_scales,
+    "histogram": histogram_scales,
+}
+
+
 def round_weight(weight: Tensor, scales: Tensor, group: int, bits: int) -> Tensor:
     """Round to codes: `clamp(round(W_ok / scale_og), -q, q)`, halves to even; 0 where the scale is.
 
@@ -143,8 +171,19 @@ def round_weight(weight: Tensor, scales: Tensor, group: int, bits: int) -> Tenso
     q = largest_code(bits)
     grouped = _grouped(_checked(weight), group)
     _check_scales(scales, grouped)
-    codes = _codes(grouped, scales, q).to(torch.int8)
+    codes = _codes(grouped, scales.float()[:, :, None], q).to(torch.int8)
     return codes.flatten(1)[:, : weight.shape[1]].contiguous()
+
+
+def nearest(values: Tensor, scales: Tensor, q: int) -> Tensor:
+    """Return the nearest points of a grid: `scale clamp(round(v / scale), -q, q)`, 0 where the scale is.
+
+    Args:
+        values: v, any shape.
+        scales: one for each value, or of a shape that broadcasts; in the dtype of v.
+        q: the largest code.
+    """
+    return _codes(values, scales, q).mul_(scales)
 
 
 def dequantize(codes: Tensor, scales: Tensor, group: int) -> Tensor:
@@ -197,11 +236,15 @@ def round_activations(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 def _grouped(tensor: Tensor, group: int) -> Tensor:
     """Cut the last axis into groups, the last one filled up with zeros: [..., groups, G]."""
-    if group < 1:
-        raise OptionError(f"group {group} has no columns: at least 1 column shares a scale")
+    _check_group(group)
     columns = tensor.shape[-1]
     count = -(-columns // group)
     return pad(tensor, (0, count * group - columns)).reshape(*tensor.shape[:-1], count, group)
+
+
+def _check_group(group: int) -> None:
+    if group < 1:
+        raise OptionError(f"group {group} has no columns: at least 1 column shares a scale")
 
 
 def _checked(weight: Tensor) -> Tensor:
@@ -218,16 +261,16 @@ def _check_scales(scales: Tensor, grouped: Tensor) -> None:
         )
 
 
-def _codes(grouped: Tensor, scales: Tensor, q: int) -> Tensor:
-    """Return the codes of [out, groups, G], still float32."""
-    # W / inf is 0: the only code of a group whose scale is 0.
-    divisor = scales.float().masked_fill(scales == 0, torch.inf)
-    return (grouped / divisor[:, :, None]).round_().clamp_(-q, q)
+def _codes(values: Tensor, scales: Tensor, q: int) -> Tensor:
+    """Return the codes of values in the dtype of values; scales broadcast."""
+    # v / inf is 0: the only code where the scale is 0.
+    divisor = scales.masked_fill(scales == 0, torch.inf)
+    return (values / divisor).round_().clamp_(-q, q)
 
 
 def _squared_error(grouped: Tensor, scales: Tensor, q: int) -> Tensor:
     """Return the squared error of rounding each group, [out, groups]."""
-    rounded = _codes(grouped, scales, q).mul_(scales.float()[:, :, None])
+    rounded = nearest(grouped, scales.float()[:, :, None], q)
     return rounded.sub_(grouped).square_().sum(2)
 
 

@@ -8,19 +8,25 @@ serves all rows and all steps:
     H = gram / mean(diag gram) + damping I,   H^-1 = U^T U,   U upper triangular
     score_ij = W_ij^2 / U_jj^2,   e_i = (W_ij - keep(W_ij)) / U_jj,   W_i,j: -= e_i U_j,j:
 
-Source: Frantar and Alistarh 2023 (SparseGPT, 2301.00774), section 3, algorithm 1.
+With a grid what is kept is rounded in the same sweep, `keep(W_ij)` then is 0 or on the grid, and the
+later columns repair both losses at once.
+
+Source: Frantar and Alistarh 2023 (SparseGPT, 2301.00774), section 3, algorithm 1; for rounding alone
+Frantar et al. 2022 (GPTQ, 2210.17323).
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
+from sparsify.tensors.factor import inverse_factor
 from sparsify.tensors.masks import keep_nm, keep_top, zeros_of
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.precision import check_finite, check_matrix, shape_of, widen
-
-_RAISES = 5
-_LEAST_RAISE = 1e-6
+from sparsify.tensors.quantize import Grid, largest_code, nearest
 
 
 def sparsegpt(
@@ -66,77 +72,94 @@ def sparsegpt(
         SparsifyError: when shapes do not fit, values are not finite, or no damping tried makes
             H positive definite.
     """
-    _check_options(weight, sparsity, pattern, mask, damping, block)
+    new, keep, _ = _prune(weight, gram, _Rule(sparsity, pattern, mask), damping, block, None)
+    return new, keep
+
+
+def sparsegpt_rounded(
+    weight: Tensor,
+    gram: Tensor,
+    grid: Grid,
+    *,
+    sparsity: float | None = None,
+    pattern: Pattern | None = None,
+    mask: Tensor | None = None,
+    damping: float = 0.01,
+    block: int = 128,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prune W as `sparsegpt` does and round what is kept in the same sweep.
+
+    Scales belong to groups of columns and are chosen when the sweep reaches their block, from the
+    values that the block would have if nothing in it were rounded: those it is about to get, less
+    the repair of its own rounding. A sparsity of 0 prunes nothing: plain
+    rounding with repair.
+
+    Args:
+        weight: W [out, in].
+        gram: sum over tokens of x x^T, [in, in].
+        grid: the codes and how scales are chosen.
+        sparsity: fraction of zeros, in [0, 1).
+        pattern: N kept of every M consecutive inputs of a row.
+        mask: keep-mask [out, in], boolean, fixed beforehand.
+        damping: as of `sparsegpt`.
+        block: columns updated at once, rounded up to whole groups.
+
+    Returns:
+        W' [out, in] in the dtype of W, `scale code` wherever the mask is True and zero elsewhere; the
+        mask [out, in]; the scales, float16 [out, groups].
+
+    Raises:
+        OptionError: as `sparsegpt`.
+        SparsifyError: as `sparsegpt`, and when a scale does not fit float16.
+
+    Source: Frantar and Alistarh 2023 (SparseGPT, 2301.00774), joint sparsification and quantization;
+    its code takes the scales of the weight as it was.
+    """
+    rule = _Rule(sparsity, pattern, mask)
+    new, keep, scales = _prune(weight, gram, rule, damping, block, grid)
+    return new, keep, torch.cat(scales, 1)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What is pruned; exactly one is given."""
+
+    sparsity: float | None
+    pattern: Pattern | None
+    mask: Tensor | None
+
+
+def _prune(
+    weight: Tensor, gram: Tensor, rule: _Rule, damping: float, block: int, grid: Grid | None
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return W', the mask [out, in], and the scales [out, groups of a block] of each block."""
+    _check_options(weight, rule, damping, block)
     _check_tensors(weight, gram)
     work = widen(weight).T.clone(memory_format=torch.contiguous_format)
     work[gram.diagonal() == 0] = 0
     factor = inverse_factor(gram, damping).to(work.dtype)
-    keep = torch.ones_like(work, dtype=torch.bool) if mask is None else mask.T.contiguous()
-    inputs = len(work)
-    block = block if pattern is None else -(-block // pattern.m) * pattern.m
+    keep = torch.ones_like(work, dtype=torch.bool)
+    if rule.mask is not None:
+        keep.copy_(rule.mask.T)
+    inputs, block, scales = len(work), _whole(block, rule.pattern, grid), []
     for start in range(0, inputs, block):
         part = slice(start, min(start + block, inputs))
         own = factor[part, part]
-        if sparsity is not None:
-            keep[part] = _choose_block(work[part], own, part, sparsity)
-        errors = _sweep(work[part], keep[part], own, pattern)
+        if rule.sparsity is not None:
+            keep[part] = _choose_block(work[part], own, part, rule.sparsity)
+        steps = None
+        if grid is not None:
+            scales.append(_scales(work[part], keep[part], own, rule.pattern, grid))
+            steps = _Steps.of(scales[-1], grid, work[part])
+        errors = _sweep(work[part], keep[part], own, rule.pattern, steps)
         work[part.stop :].addmm_(factor[part, part.stop :].T, errors, alpha=-1)
-    return work.T.to(weight.dtype).contiguous(), keep.T.contiguous()
+    return work.T.to(weight.dtype).contiguous(), keep.T.contiguous(), scales
 
 
-def inverse_factor(gram: Tensor, damping: float) -> Tensor:
-    """Return U, upper triangular with `U^T U = H^-1`, `H = gram / mean(diag gram) + damping I`.
-
-    Row j of U, divided by U_jj, holds what the columns after j must take up per unit lost in
-    column j, and `U_jj^2` is the entry (j, j) of the inverse of H restricted to columns j and
-    later. Inputs with `gram_jj = 0` get the diagonal 1 and are left out of the mean.
-
-    Args:
-        gram: [in, in], symmetric, positive semi-definite.
-        damping: added to the diagonal; tried again with 10 times as much, 5 times at most,
-            when H is not positive definite in its precision.
-
-    Raises:
-        SparsifyError: when the last damping was not enough either.
-
-    Source: Frantar and Alistarh 2023 (2301.00774), algorithm 1.
-    """
-    hessian = widen(gram).clone()
-    dead = hessian.diagonal() == 0
-    # in float64, as a sum of large float32 squares may overflow; of sizes, as a negative mean
-    # would turn a broken matrix into a good one
-    scale = 1.0 if dead.all() else float(hessian.diagonal()[~dead].double().abs().mean())
-    hessian /= scale
-    hessian[dead] = 0
-    hessian[:, dead] = 0
-    hessian.diagonal()[dead] = 1
-    added, wanted = 0.0, damping
-    for _ in range(_RAISES + 1):
-        hessian.diagonal().add_(wanted - added)
-        added = wanted
-        factor = _factor_of_inverse(hessian)
-        if factor is not None:
-            return factor
-        wanted = max(wanted, _LEAST_RAISE) * 10
-    raise SparsifyError(
-        f"the input statistics [{len(gram)}, {len(gram)}] are not positive definite, not even "
-        f"with damping {added:g}; calibrate again, with more tokens or in float32"
-    )
-
-
-def _factor_of_inverse(hessian: Tensor) -> Tensor | None:
-    """Return U with `U^T U = H^-1`, or None where H [in, in] is not positive definite.
-
-    H turned by 180 degrees has a lower factor that turned back is upper: `H = R R^T`, so
-    `U = R^-1`. The same unique U as inverting H and factoring that, with less work and
-    without the rounding of an explicit inverse.
-    """
-    lower, info = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-    if int(info):
-        return None
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    return factor
+def _whole(block: int, pattern: Pattern | None, grid: Grid | None) -> int:
+    """Round a number of columns up to whole groups, of the pattern and of the scales."""
+    columns = math.lcm(1 if pattern is None else pattern.m, 1 if grid is None else grid.group)
+    return -(-block // columns) * columns
 
 
 def _choose_block(rows: Tensor, factor: Tensor, part: slice, sparsity: float) -> Tensor:
@@ -155,7 +178,31 @@ def _scores(rows: Tensor, pivots: Tensor) -> Tensor:
     return rows.abs() / pivots[:, None]
 
 
-def _sweep(rows: Tensor, keep: Tensor, factor: Tensor, pattern: Pattern | None) -> Tensor:
+def _scales(
+    rows: Tensor, keep: Tensor, factor: Tensor, pattern: Pattern | None, grid: Grid
+) -> Tensor:
+    """Choose the scales [out, groups] of one block, from what a sweep without rounding makes of it."""
+    trial = rows.clone()
+    _sweep(trial, keep.clone(), factor, pattern, None)
+    return grid.choose(trial.T, grid.group, grid.bits)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The grid of one block: the distance of its points for each weight, [block, out], and their number."""
+
+    sizes: Tensor
+    q: int
+
+    @classmethod
+    def of(cls, scales: Tensor, grid: Grid, rows: Tensor) -> "_Steps":
+        sizes = scales.T.to(rows.dtype).repeat_interleave(grid.group, 0)[: len(rows)]
+        return cls(sizes, largest_code(grid.bits))
+
+
+def _sweep(
+    rows: Tensor, keep: Tensor, factor: Tensor, pattern: Pattern | None, steps: _Steps | None
+) -> Tensor:
     """Prune one block in place, each column repaired by those after it in the block.
 
     rows [block, out] are columns of W (one input is one contiguous row here), keep
@@ -168,25 +215,22 @@ def _sweep(rows: Tensor, keep: Tensor, factor: Tensor, pattern: Pattern | None) 
         if pattern is not None and index % pattern.m == 0:
             group = slice(index, index + pattern.m)
             keep[group] = keep_nm(_scores(rows[group], pivots[group]).T, pattern).T
-        lost = rows[index].masked_fill(keep[index], 0)
-        errors[index] = lost / pivots[index]
-        rows[index].masked_fill_(~keep[index], 0)
+        kept = rows[index]
+        if steps is not None:
+            kept = nearest(kept, steps.sizes[index], steps.q)
+        kept = kept.masked_fill(~keep[index], 0)
+        errors[index] = (rows[index] - kept) / pivots[index]
+        rows[index] = kept
         rows[index + 1 :].addr_(factor[index, index + 1 :], errors[index], alpha=-1)
     return errors
 
 
-def _check_options(
-    weight: Tensor,
-    sparsity: float | None,
-    pattern: Pattern | None,
-    mask: Tensor | None,
-    damping: float,
-    block: int,
-) -> None:
+def _check_options(weight: Tensor, rule: _Rule, damping: float, block: int) -> None:
+    sparsity, pattern, mask = rule.sparsity, rule.pattern, rule.mask
     given = [
         name
-        for name, rule in (("sparsity", sparsity), ("pattern", pattern), ("mask", mask))
-        if rule is not None
+        for name, value in (("sparsity", sparsity), ("pattern", pattern), ("mask", mask))
+        if value is not None
     ]
     if len(given) != 1:
         raise OptionError(

@@ -11,15 +11,18 @@ from sparsify.ir.program import Program
 def select_trainable(program: Program, update: str) -> Iterator[list[str]]:
     """Let the chosen parameters require gradients inside the block; yields their paths.
 
-    `lora`: the low-rank branches; `norms`: those and every vector (norm weights, biases); `all`: everything.
+    `lora`: the low-rank branches of weights; `norms`: those and every vector (norm weights, biases);
+    `adapters`: the branches beside linears; `all`: everything.
     """
     parameters = dict(program.module.named_parameters())
+    known = {path for path, _ in program.tensors()}
+    branches = "adapters" if update == "adapters" else "lora"
     flags = {path: value.requires_grad for path, value in parameters.items()}
     chosen = [
         path
         for path, value in parameters.items()
         if update == "all"
-        or feature_of(path, parameters) == "lora"
+        or feature_of(path, known) == branches
         or (update == "norms" and value.dim() == 1)
     ]
     try:

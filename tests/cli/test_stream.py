@@ -37,6 +37,7 @@ def test_what_stream_cannot_do_is_told(model, text, tmp_path, cli):
         ("insert-masks", "is not one choose-masks"),
         ("choose-masks{of=heads sparsity=0.5}", "use 'run' for heads, channels and scope=global"),
         ("choose-masks{score=taylor sparsity=0.5}", "does not prune a linear by itself"),
+        (MASKS[:-1] + " scales=mse}", "which a streamed model has not; use 'run'"),
         ("choose-masks", "choose either a sparsity"),
         (MASKS, "name it with --data"),
     ):

@@ -149,5 +149,5 @@ def test_values_of_another_type(text, sentence):
 def test_types_are_described_for_readers():
     hints = typing.get_type_hints(passes.Train)
     assert describe(hints["distill"]) == "kl{}|squared{}|none"
-    assert describe(hints["update"]) == "all|lora|norms"
+    assert describe(hints["update"]) == "all|lora|norms|adapters"
     assert describe(tuple[str, ...]) == "word,..."

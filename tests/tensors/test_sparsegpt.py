@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
+from sparsify.tensors.factor import inverse_factor
 from sparsify.tensors.masks import check_nm, keep_global
 from sparsify.tensors.pattern import Pattern
-from sparsify.tensors.sparsegpt import inverse_factor, sparsegpt
+from sparsify.tensors.sparsegpt import sparsegpt
 
 Draw = Callable[..., Any]  # the factory of conftest
 

@@ -60,6 +60,9 @@ def reorder(program: Program, orders: Mapping[Key, Tensor]) -> None:
             )
         choice.leaves[group.leaf] = order
     _select(program, analysis, choice)
+    if orders:
+        # Entries of a weight now stand elsewhere than in any earlier copy of the program.
+        program.plan["reordered"] = program.plan.get("reordered", 0) + 1
 
 
 def _select(program: Program, analysis: Analysis, choice: Choice) -> None:
