@@ -8,13 +8,14 @@ WORKERS ?= auto
 # Seconds, or the options of libFuzzer.
 FUZZ ?= 60
 
-.PHONY: demo test lint real browser versions docs bench kernels fuzz cross clean
+.PHONY: demo test lint real browser versions ecosystem docs bench kernels fuzz cross clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
 
 test: $(VENV)/.ready lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not real and not versions and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
+	  -m "not real and not versions and not ecosystem and not browser"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -33,6 +34,11 @@ browser: $(VENV)/.ready
 # Runs the kernels' library on ONNX Runtime 1.16, 1.17, 1.22 and the newest, each installed for the purpose.
 versions: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -m versions
+
+# Loads the folders we write in environments that hold transformers (4 and 5), onnxruntime-genai, Optimum or
+# sentence-transformers and nothing of ours.
+ecosystem: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m ecosystem
 
 # Compiles the kernels into the source tree, only what has changed.
 kernels:

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from exporters.config_search import Misfit, Search, class_of, empty_model, holder
+from exporters.folder import dtype_of, write_beside, write_config
 from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.engine.export import relative_difference
 from sparsify.errors import ExportError
-from sparsify.files import write_json
 from sparsify.ir.pretrained import config_of, quiet
 from sparsify.ir.program import Program
 
@@ -27,7 +28,8 @@ class Huggingface(Exporter):
 
     Zeros in place are plain dense numbers. Sizes that were pruned evenly go into the config, which
     is found by search (`config_search`) and believed only when the loaded model gives the same
-    outputs.
+    outputs. Names and entries are those of checkpoints on the hub, which releases of transformers
+    before 5 read too.
     """
 
     name: ClassVar[str] = "huggingface"
@@ -67,21 +69,20 @@ class Huggingface(Exporter):
     def write(self, program: Program, folder: Path) -> None:
         """Write the first config that fits and gives the same outputs, with the weights."""
         cls = class_of(program)
-        allowed = Moves(graph=True, tolerance=self.tolerance).allowed(_dtype(program))
+        allowed = Moves(graph=True, tolerance=self.tolerance).allowed(dtype_of(program))
         differences: list[float] = []
         with quiet():
             search = Search(program, cls)
-            for config in search.configs():
-                _write_weights(program, empty_model(cls, config), folder)
-                _write_config(program, cls, config, folder)
+            for values in search.configs():
+                _write_weights(program, empty_model(cls, values), folder)
+                write_config(config_of(cls, values), program, folder)
                 difference = self._difference(program, folder)
                 if difference <= allowed:
                     break
                 differences.append(difference)
             else:
                 raise ExportError(_refusal(program, search, differences))
-        if program.tokenizer is not None:
-            program.tokenizer.save_pretrained(str(folder))
+        write_beside(program, folder)
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model as stock `from_pretrained` of its class loads it."""
@@ -111,7 +112,7 @@ class Huggingface(Exporter):
 
 
 def _write_weights(program: Program, model: PreTrainedModel, folder: Path) -> None:
-    """Every tensor of the model once, zeros for what the function never reads."""
+    """Every tensor of the model once, by its name on the hub; zeros for what is never read."""
     kept = set(model.state_dict())
     tensors = {}
     for name, empty in (*model.named_parameters(), *model.named_buffers()):
@@ -121,7 +122,10 @@ def _write_weights(program: Program, model: PreTrainedModel, folder: Path) -> No
         if path is None:
             tensors[name] = torch.zeros(empty.shape, dtype=empty.dtype)
         else:
-            tensors[name] = _compact(program.tensor(path))
+            tensors[name] = program.tensor(path)
+    tensors = {
+        name: _compact(tensor) for name, tensor in revert_weight_conversion(model, tensors).items()
+    }
     metadata = {"format": "pt", "sparsify.pipeline": " | ".join(program.log)}
     save_file(tensors, folder / "model.safetensors", metadata=metadata)
 
@@ -130,28 +134,6 @@ def _compact(tensor: Tensor) -> Tensor:
     """The tensor on storage of its own size; copied only when it is a part of another."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _write_config(
-    program: Program, cls: type[PreTrainedModel], values: dict[str, Any], folder: Path
-) -> None:
-    """`config.json` with every entry said outright: defaults differ between releases."""
-    config = config_of(cls, values)
-    config.architectures = [cls.__name__]
-    config.dtype = _dtype(program)
-    said = config.to_dict()
-    rope = said.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        said["rope_theta"] = rope["rope_theta"]  # where releases before 5 look for it
-    said.pop("_name_or_path", None)
-    write_json(folder / "config.json", said)
-    if cls.can_generate():
-        GenerationConfig.from_model_config(config).save_pretrained(str(folder))
-
-
-def _dtype(program: Program) -> torch.dtype:
-    dtypes = (t.dtype for _, t in program.tensors() if t.is_floating_point())
-    return next(dtypes, torch.float32)
 
 
 def _refusal(program: Program, search: Search, differences: list[float]) -> str:

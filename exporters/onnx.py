@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from exporters import onnx_blocks, onnx_packed
+from exporters.folder import slow_notes, write_about, write_beside, write_config
 from exporters.onnx_experts import translations
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
@@ -28,6 +29,7 @@ from sparsify.ir.lower import lowered
 from sparsify.ir.names import PACKED
 from sparsify.ir.packed import packed_linears
 from sparsify.ir.packed_blocks import block_weights, is_rounded
+from sparsify.ir.pretrained import class_named, config_of
 from sparsify.ir.program import Program
 from sparsify.session import onnxruntime_session
 
@@ -105,7 +107,7 @@ class Onnx(Exporter):
         )
 
     def write(self, program: Program, folder: Path) -> None:
-        """Write the model and the tokenizer's files."""
+        """Write the model and the files beside it."""
         path = folder / FILE
         with _quiet():
             model = _export(program, self.opset)
@@ -121,8 +123,15 @@ class Onnx(Exporter):
                 align_threshold=_PAGE,
             )
         onnx.checker.check_model(str(path))
-        if program.tokenizer is not None:
-            program.tokenizer.save_pretrained(str(folder))
+        self.write_settings(program, folder)
+
+    def write_settings(self, program: Program, folder: Path) -> None:
+        """Write the files from which other tools learn what the model is."""
+        cls = class_named(program.source.model_class)
+        if cls is not None:
+            write_config(config_of(cls, program.source.config), program, folder)
+        write_beside(program, folder)
+        write_about(program, folder, self.name, slow_notes(program))
 
     def finish(self, model: ir.Model, program: Program) -> None:
         """A last rewrite of the graph; none here."""

@@ -4,6 +4,7 @@
     ->  logits, present.N.key, present.N.value
 
 Names and shapes are those that Optimum writes. The cache of a layer has the heads that are left in it.
+The files beside the model let onnxruntime-genai and Optimum open the folder, each where it can.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporters.onnx import Onnx
+from exporters.folder import write_about, write_beside, write_config
+from exporters.genai import write_cached
+from exporters.onnx import FILE, Onnx
 from exporters.onnx_attention import fuse_attention
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
@@ -45,6 +48,13 @@ class OnnxDecode(Onnx):
             check_decoder(program)
         except TraceError as error:
             raise ExportError(f"{error}; export to onnx") from error
+
+    def write_settings(self, program: Program, folder: Path) -> None:
+        """Write `config.json` and `genai_config.json`, as far as each can say the caches, and the rest."""
+        config, notes = write_cached(program, folder, FILE)
+        write_config(config, program, folder)
+        write_beside(program, folder)
+        write_about(program, folder, self.name, notes)
 
     def usage(self, program: Program) -> str:
         """A few tokens more than a prompt has."""

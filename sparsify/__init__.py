@@ -18,6 +18,8 @@ from sparsify.ir.program import Program as Program
 from sparsify.ir.store import load as load
 from sparsify.ir.store import save as save
 from sparsify.ir.trace import trace as trace
+from sparsify.kernels import add_kernels as add_kernels
+from sparsify.kernels import remove_kernels as remove_kernels
 from sparsify.recipes import RECIPES as RECIPES
 from sparsify.recipes import recipe as recipe
 from sparsify.session import onnxruntime_session as onnxruntime_session

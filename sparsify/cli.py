@@ -15,11 +15,13 @@ from sparsify.commands import report as report_command
 from sparsify.commands import run as run_command
 from sparsify.commands import show as show_command
 from sparsify.commands import stream as stream_command
+from sparsify.commands.run import show_notes
 from sparsify.demo import demo as run_demo
 from sparsify.engine.export import export as export_program
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.files import write_json
+from sparsify.kernels import add_kernels, remove_kernels
 from sparsify.recipes import recipe as find_recipe
 
 app = typer.Typer(
@@ -193,6 +195,20 @@ def export(
     place = out or (Path(folder) if Path(folder).is_dir() else Path(Path(folder).name))
     for name, path in export_program(program, place, words(to), overwrite=overwrite).items():
         console.print(f"{name}: {path}")
+        show_notes(path, console)
+
+
+@app.command()
+def kernels(
+    folder: Annotated[Path, typer.Argument(help="A folder with a packed ONNX model.")],
+    remove: Annotated[bool, typer.Option(help="Take the library out again.")] = False,
+) -> None:
+    """Put the library for packed weights beside a model, for onnxruntime-genai and others."""
+    if remove:
+        remove_kernels(folder)
+    else:
+        for path in add_kernels(folder):
+            console.print(str(path), soft_wrap=True)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from typing import Any
 
 from sparsify.errors import DataError
 
+ABOUT = "sparsify.json"  # beside an exported model
+
 
 def require_free(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that already holds something, unless it may be replaced; DataError."""
@@ -65,6 +67,13 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def notes(folder: Path) -> list[str]:
+    """What an export wrote for whoever opens its folder."""
+    path = folder / ABOUT
+    found: list[str] = read_json(path).get("notes", []) if path.is_file() else []
+    return found
 
 
 def read_json(path: Path) -> Any:

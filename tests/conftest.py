@@ -68,6 +68,9 @@ _MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 # Models that tests ask for by name, left out of what runs over every family.
 _ALONE: dict[str, Callable[[], nn.Module]] = {
+    "gemma": lambda: transformers.GemmaForCausalLM(
+        transformers.GemmaConfig(head_dim=16, **_DECODER)
+    ),
     "routed": lambda: transformers.MixtralForCausalLM(
         transformers.MixtralConfig(
             num_local_experts=6,

@@ -12,7 +12,7 @@ from sparsify.engine.pipeline import Pipeline
 from sparsify.engine.registry import exporters, parse_exporter
 from sparsify.engine.report import Report
 from sparsify.errors import DataError, PipelineError
-from sparsify.files import read_json, require_free, write_json
+from sparsify.files import notes, read_json, require_free, write_json
 from sparsify.ir.devices import move
 from sparsify.ir.pretrained import load_model
 from sparsify.ir.program import Program
@@ -62,13 +62,23 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
     _forget_earlier(job)
-    export(program, job.out, job.to, overwrite=job.overwrite or job.resume)
+    written = export(program, job.out, job.to, overwrite=job.overwrite or job.resume)
     report.write(job.out)
     write_json(job.out / "run.json", {**describe(job), "machine": machine()})
     for name, rows in context.figures.items():
         write_json(job.out / f"{name}.json", rows)
     shutil.rmtree(state, ignore_errors=True)
+    for path in written.values():
+        show_notes(path, console)
     return program, report
+
+
+def show_notes(folder: Path, console: Console) -> None:
+    """Print what an export wrote for whoever opens its folder."""
+    for note in notes(folder):
+        console.print(
+            f"{folder.name}: {note}", style="dim", soft_wrap=True, highlight=False, markup=False
+        )
 
 
 def describe(job: Job) -> dict[str, object]:

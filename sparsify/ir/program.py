@@ -18,7 +18,9 @@ class Source:
 
     `config` is the Hugging Face config as a dictionary (empty for a plain module), `model_class` and
     `output_class` are class names, `outputs` names the tensors of the graph's output tuple in order.
-    `shapes` holds the shape of every parameter, tied ones once (empty where it is not known).
+    `shapes` holds the shape of every parameter, tied ones once (empty where it is not known),
+    `generation` the model's defaults for generation, `files` the text of files of other tools in the
+    model's folder, by path.
     """
 
     config: Mapping[str, Any]
@@ -26,6 +28,8 @@ class Source:
     output_class: str
     outputs: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

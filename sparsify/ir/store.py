@@ -19,6 +19,7 @@ from sparsify.files import new_folder, read_json, write_json
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.program import Program, Source
 from sparsify.ir.serial import graph_from_json, graph_to_json
+from sparsify.ir.surroundings import checked_files
 from sparsify.ir.types import propagate
 from sparsify.ir.verify import verify
 from sparsify.tensors.bits import pack_bits, unpack_bits
@@ -112,6 +113,8 @@ def _build(about: dict[str, Any], folder: Path) -> Program:
             source["output_class"],
             tuple(source["outputs"]),
             {path: tuple(shape) for path, shape in source.get("shapes", {}).items()},
+            source.get("generation", {}),
+            checked_files(source.get("files", {})),
         ),
         features=frozenset(about["features"]),
         plan=about["plan"],

@@ -22,6 +22,7 @@ from sparsify.ir.inputs import example_inputs
 from sparsify.ir.modes import set_training
 from sparsify.ir.normalise import normalise, plain
 from sparsify.ir.program import Program, Source
+from sparsify.ir.surroundings import generation_defaults, tool_files
 from sparsify.ir.types import propagate
 
 Dynamic = dict[str, dict[int, str]]
@@ -44,17 +45,19 @@ def trace(
     if isinstance(model, PreTrainedModel):
         sample, dims = example_inputs(model) if inputs is None else (dict(inputs), dynamic or {})
         config, fixed = _as_json(model.config.to_dict()), _fixed_arguments(model)
+        generation, files = _as_json(generation_defaults(model)), tool_files(model)
     else:
         if inputs is None:
             raise TraceError("a plain module needs example inputs by argument name to be traced")
         sample, dims, config, fixed = dict(inputs), dynamic or {}, {}, {}
+        generation, files = {}, {}
     if dynamic is not None:
         dims = dynamic
     exported, outputs, output_class = _export(model, sample, dims, fixed)
     source = Source(config, type(model).__name__, output_class, outputs)
     program = built(model, exported, sample, dims, source, tokenizer)
     shapes = {path: tuple(value.shape) for path, value in program.module.named_parameters()}
-    program.source = replace(source, shapes=shapes)
+    program.source = replace(source, shapes=shapes, generation=generation, files=files)
     return program
 
 

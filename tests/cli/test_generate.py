@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 
+from sparsify.commands.run import show_notes
 from sparsify.generate import load_onnx
 from sparsify.ir.pretrained import load_model
 
@@ -32,6 +34,19 @@ def test_a_prompt_goes_on(model, text, cli, tmp_path):
     (row,) = json.loads(report.read_text())
     code, out, _ = cli("eval", model, "--data", text, "--limit", 4, "--json", report)
     assert row["perplexity"] == pytest.approx(json.loads(report.read_text())[0]["perplexity"])
+
+
+def test_what_an_export_notes_is_printed(capsys, tmp_path):
+    show_notes(tmp_path, Console())
+    (tmp_path / "sparsify.json").write_text('{"notes": ["one [b]thing[/b]"]}')
+    show_notes(tmp_path, Console())
+    assert capsys.readouterr().out == f"{tmp_path.name}: one [b]thing[/b]\n"
+
+
+def test_kernels_for_a_folder_without_a_packed_model(cli, tmp_path):
+    code, _, err = cli("kernels", tmp_path)
+    assert code == 1
+    assert "holds no packed model.onnx" in err
 
 
 def test_a_folder_without_a_model(cli, tmp_path):

@@ -1,8 +1,5 @@
-"""One library file on old and new versions of ONNX Runtime, each installed into a folder of its own."""
+"""One library file on old and new versions of ONNX Runtime, each in an environment of its own."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from sparsify.tensors.nm_linear import nm_linear_reference
 from sparsify.tensors.packed import Layout
+from tests.environments import environment, run_in, skip_unless_asked
 
 pytestmark = pytest.mark.versions
 
@@ -50,19 +48,6 @@ print(onnxruntime.__version__, "correct")
 """
 
 
-def install(requirements: list[str], folder: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--target", folder]
-    run = subprocess.run([*pip, *requirements], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-
-
-def run_in(folder: Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":
-    """Run the program with the packages of a folder before all others."""
-    environment = {**os.environ, "PYTHONPATH": os.fspath(folder)}
-    command = [sys.executable, "-c", PROGRAM, *words]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-
-
 def zeros(layout: Layout) -> onnx.FunctionProto:
     """The operator as a function of the model, and wrong."""
     nothing = np.zeros((layout.in_features, layout.out_features), np.float32)
@@ -78,9 +63,7 @@ def zeros(layout: Layout) -> onnx.FunctionProto:
 
 @pytest.fixture(scope="session", autouse=True)
 def asked(request: pytest.FixtureRequest) -> None:
-    """Nothing is downloaded unless these tests are asked for by their mark."""
-    if "versions" not in request.config.getoption("markexpr"):
-        pytest.skip("asked for with -m versions")
+    skip_unless_asked(request, "versions")
 
 
 @pytest.fixture(scope="session")
@@ -116,8 +99,7 @@ def cases(
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_right_results(version: str, library: Path, cases: list[Path], tmp_path: Path) -> None:
-    install(VERSIONS[version], tmp_path)
-    run = run_in(tmp_path, library, *cases)
+    run = run_in(environment(tmp_path, *VERSIONS[version]), "-c", PROGRAM, library, *cases)
     assert run.returncode == 0, run.stderr
     found, word = run.stdout.split()
     assert word == "correct"
@@ -125,7 +107,7 @@ def test_right_results(version: str, library: Path, cases: list[Path], tmp_path:
 
 
 def test_a_version_that_is_too_old(library: Path, cases: list[Path], tmp_path: Path) -> None:
-    install(["onnxruntime==1.16.3", "numpy<2"], tmp_path)
-    run = run_in(tmp_path, library, *cases)
+    python = environment(tmp_path, "onnxruntime==1.16.3", "numpy<2")
+    run = run_in(python, "-c", PROGRAM, library, *cases)
     assert run.returncode == 1
     assert "sparsify kernels need ONNX Runtime 1.17 or newer, this is 1.16.3" in run.stderr
