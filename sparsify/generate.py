@@ -1,7 +1,7 @@
 """Text from an ONNX file with a key/value cache, on ONNX Runtime."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,27 +73,35 @@ class Generator:
         ids = self._ids(prompt)
         if tokens < 1 or temperature < 0:
             raise OptionError("tokens must be at least 1, and temperature at least 0")
-        known = torch.ones_like(ids) if mask is None else mask.to(ids)
+        # Written once at full length: a step of a small model takes no longer than a few tensor calls.
+        start, length = ids.shape[1], ids.shape[1] + tokens
+        ids = torch.nn.functional.pad(ids, (0, tokens))
+        known = torch.ones_like(ids)
+        if mask is not None:
+            known[:, :start] = mask
+        places = (known.cumsum(1) - 1).clamp_min(0)
         stop = getattr(self.tokenizer, "eos_token_id", None) if stop is None else stop
         draw = torch.Generator().manual_seed(seed)
-        caches = empty_caches(self.session, len(ids), ids.shape[1] + tokens)
-        ended, seconds = torch.zeros(len(ids), dtype=torch.bool), []
-        step = ids
-        for _ in range(tokens):
+        caches = empty_caches(self.session, len(ids), length)
+        ended, seconds, seen = torch.zeros(len(ids), dtype=torch.bool), [], 0
+        for end in range(start, length):
             started = time.perf_counter()
-            logits = self._step(step, known, caches)
-            chosen = _chosen(logits, temperature, draw)
+            given = {
+                "input_ids": ids[:, seen:end],
+                "attention_mask": known[:, :end],
+                "position_ids": places[:, seen:end],
+            }
+            chosen = _chosen(self._step(given, caches), temperature, draw)
             if stop is not None:
                 chosen = torch.where(ended, stop, chosen)
                 ended |= chosen == stop
-            ids, step = torch.cat([ids, chosen[:, None]], 1), chosen[:, None]
-            known = torch.cat([known, torch.ones_like(step)], 1)
+            ids[:, end], seen = chosen, end
             seconds.append(time.perf_counter() - started)
             if watch is not None:
                 watch(chosen)
-            if bool(ended.all()):
+            if stop is not None and bool(ended.all()):
                 break
-        return Generated(ids, seconds[0], tuple(seconds[1:]))
+        return Generated(ids[:, : seen + 1], seconds[0], tuple(seconds[1:]))
 
     def _ids(self, prompt: str | Tensor | Sequence[Sequence[int]]) -> Tensor:
         if isinstance(prompt, str):
@@ -105,10 +113,8 @@ class Generator:
             raise OptionError("a prompt is text or ids [batch, length] with at least one token")
         return ids
 
-    def _step(self, ids: Tensor, known: Tensor, caches: Caches) -> Tensor:
-        """Logits `[batch, vocabulary]` of the last of `ids [batch, n]`; the caches grow by n."""
-        positions = (known.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        given = {"input_ids": ids, "attention_mask": known, "position_ids": positions}
+    def _step(self, given: Mapping[str, Tensor], caches: Caches) -> Tensor:
+        """Logits `[batch, vocabulary]` of the last of the ids given `[batch, n]`; the caches grow by n."""
         feeds = {k: v.contiguous().numpy() for k, v in given.items() if k in self._fed}
         return torch.from_numpy(caches.step(feeds))[:, -1]
 

@@ -73,8 +73,7 @@ def unpack_blocks(packed: Tensor, scales: Tensor, columns: int, values: str) -> 
     Returns:
         float32 [..., columns].
     """
-    stored = packed.int()
     if values == "int4":
-        stored = torch.stack((stored & 15, stored >> 4), -1).flatten(-2)
-    codes = stored - CODES[values] - 1
-    return (codes * scales.float()[..., None]).flatten(-2)[..., :columns].contiguous()
+        packed = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+    weight = packed.float().sub_(CODES[values] + 1).mul_(scales.float()[..., None])
+    return weight.flatten(-2)[..., :columns].contiguous()
