@@ -24,6 +24,10 @@ _RECOVERED = (
     "train{steps=80 batch=8 lr=0.002 update=lora task=0.0 distill=kl} | fold-lora | fold-masks"
 )
 _SEMI_STRUCTURED = f"{_PRUNED} | {_RECOVERED}"
+_PACKED_INT4 = (
+    f"{_PRUNED} | insert-quantizers{{values=int4 group=64}} | choose-scales{{by=mse}} | "
+    f"{_RECOVERED} | pack-nm{{values=int4}}"
+)
 _GROUPS = "insert-masks{of=heads,channels}"
 _SMALLER = "prune-heads | prune-channels"
 _HEALED = (
@@ -104,8 +108,13 @@ RECIPES = (
     Recipe(
         "packed-int4",
         "2:4 in int4 for the N:M kernels: the branches are trained on the rounded program",
-        f"{_PRUNED} | insert-quantizers{{values=int4 group=64}} | choose-scales{{by=mse}} | "
-        f"{_RECOVERED} | pack-nm{{values=int4}}",
+        _PACKED_INT4,
+    ),
+    Recipe(
+        "packed-int4-ends",
+        "as packed-int4, and the embeddings and the head in int4 too: small as a whole",
+        f"{_PACKED_INT4} | insert-quantizers{{values=int4 group=32 ends=true}} | "
+        "choose-scales{by=mse} | pack-dense",
     ),
     Recipe(
         "ast",

@@ -12,6 +12,7 @@ from sparsify.ir.axes.table import rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.ops import nm_linear, quantize_activations
 from sparsify.ir.packed import packed_linears, unpacked_weight
+from sparsify.ir.packed_blocks import block_weights
 from sparsify.ir.store import load, save
 from sparsify.ir.text import to_text
 from sparsify.ir.trace import trace
@@ -259,9 +260,12 @@ def test_bytes_that_say_something_else_are_never_kept(sparse, monkeypatch):
     assert program.has("up.weight")
 
 
-@pytest.mark.parametrize("name", ["packed", "packed-int8", "packed-int4"])
-def test_the_recipes_end_in_packed_weights(name, traced, text):
-    """Whole, with fewer steps."""
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("packed", "float32"), ("packed-int8", "int8"), ("packed-int4-ends", "int4")],
+)
+def test_the_recipes_end_in_packed_weights(name, values, traced, text):
+    """Whole, with fewer steps; at last with the tables and the tied head, which begins with packed-int4."""
     steps = (
         recipe(name)
         .text.replace("steps=80", "steps=2")
@@ -270,5 +274,8 @@ def test_the_recipes_end_in_packed_weights(name, traced, text):
     program = parse(steps).run(traced("gpt2"), Context(data=text))
     found = packed_linears(program)
     assert len(found) == 8
-    assert {view.layout.values for view in found} == {name.partition("-")[2] or "float32"}
+    assert {view.layout.values for view in found} == {values}
     assert program.features == {"packed"}
+    ends = [(view.is_table, view.form.values) for view in block_weights(program)]
+    wanted = [(True, values), (True, values), (False, values)]
+    assert ends == (wanted if name.endswith("ends") else [])
