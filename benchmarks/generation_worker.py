@@ -10,7 +10,6 @@ it, the tokens, and the peak memory of the process in bytes. `logits` writes tho
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peak import peak_bytes
 
 Run = tuple[float, list[float], list[int]]
 
@@ -119,7 +119,7 @@ def main() -> None:
         "first": first,
         "others": others,
         "tokens": chosen,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak_bytes(),
     }
     print(json.dumps(answer), file=answers, flush=True)
 

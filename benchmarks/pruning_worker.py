@@ -8,7 +8,6 @@ seconds from reading the folder to having written the other, imports left out, a
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak import peak_bytes
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,7 +79,7 @@ def main() -> None:
     answer = {
         "seconds": time.perf_counter() - wall,
         "cpu": time.process_time() - cpu,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak_bytes(),
     }
     print(json.dumps(answer), file=answers, flush=True)
 
