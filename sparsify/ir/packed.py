@@ -1,7 +1,7 @@
 """Packed linears: the view of `sparsify.nm_linear`, and the rewrite of a linear into one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor, fx
@@ -54,20 +54,34 @@ def pack_linear(program: Program, linear: Linear, value: Tensor, layout: Layout)
     The dense weight goes with the next `sweep` once nobody reads it. Raises OptionError for a product
     that the model scales (`addmm` with `alpha` or `beta`).
     """
+    name = packed(linear.weight)
+
+    def make(writer: Writer, x: fx.Node, bias: fx.Node | None) -> fx.Node:
+        if not program.has(name):
+            program.put(name, value)
+        return writer.call(nm_linear, x, writer.read(name), bias, *astuple(layout))
+
+    replace_product(program, linear, layout.out_features, make)
+
+
+def replace_product(
+    program: Program,
+    linear: Linear,
+    outputs: int,
+    make: Callable[[Writer, fx.Node, fx.Node | None], fx.Node],
+) -> None:
+    """Let `make` write a linear anew, from its unrounded input and a bias `[out]` or None.
+
+    Any other bias is added behind. Raises OptionError for a product that the model scales.
+    """
     if linear.node.target is aten.addmm.default and linear.node.kwargs:
         raise OptionError(f"@{linear.weight} is in a product that the model scales; leave it out")
     drop_quantizers(linear)
     fresh = linear_at(program, linear.node)
     assert fresh is not None
-    name = packed(linear.weight)
-    if not program.has(name):
-        program.put(name, value)
-    bias, is_vector = bias_of(fresh, layout.out_features)
+    bias, is_vector = _bias(fresh, outputs)
     writer = Writer(program, before=fresh.node)
-    made = writer.call(
-        nm_linear, fresh.x, writer.read(name), bias if is_vector else None,
-        layout.n, layout.m, layout.in_features, layout.out_features, layout.values, layout.group,
-    )  # fmt: skip
+    made = make(writer, fresh.x, bias if is_vector else None)
     if bias is not None and not is_vector:
         made = writer.call(aten.add.Tensor, made, bias)
     redirect(fresh.node, made)
@@ -84,9 +98,8 @@ class PackedProduct:
 
     def __call__(self, read: Callable[[fx.Node], Tensor]) -> Tensor:
         """`y = x W^T + b [..., out]`; `read` gives the value of a node."""
-        of, bias = self.layout, None if self.bias is None else read(self.bias)
-        sizes = (of.n, of.m, of.in_features, of.out_features, of.values, of.group)
-        y: Tensor = nm_linear(read(self.x), self.value, bias, *sizes)
+        bias = None if self.bias is None else read(self.bias)
+        y: Tensor = nm_linear(read(self.x), self.value, bias, *astuple(self.layout))
         return y
 
 
@@ -95,13 +108,13 @@ def packed_product(linear: Linear, weight: Tensor, layout: Layout) -> PackedProd
 
     None where it is more than a product and a bias `[out]`.
     """
-    bias, is_vector = bias_of(linear, layout.out_features)
+    bias, is_vector = _bias(linear, layout.out_features)
     if linear.node.kwargs.keys() - {"bias"} or (bias is not None and not is_vector):
         return None
     return PackedProduct(linear.x, bias, pack(weight, layout), layout)
 
 
-def bias_of(linear: Linear, outputs: int) -> tuple[fx.Node | None, bool]:
+def _bias(linear: Linear, outputs: int) -> tuple[fx.Node | None, bool]:
     """The bias of a linear, and whether it is a vector `[out]`: `addmm` adds whatever broadcasts."""
     args, place = linear.node.args, 0 if linear.transposed else 2
     bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")

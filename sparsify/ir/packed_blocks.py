@@ -1,22 +1,17 @@
 """Dense weights in blocks: views of linears and tables that read them, and the rewrites into such."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
-import torch
 from torch import Tensor, fx
 
-from sparsify.errors import OptionError
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.names import blocks
 from sparsify.ir.ops import block_embedding, block_linear
-from sparsify.ir.packed import bias_of, packed_linears
+from sparsify.ir.packed import packed_linears, replace_product
 from sparsify.ir.program import Program
 from sparsify.ir.tables import Table
-from sparsify.ir.views import Linear, linear_at
-from sparsify.ir.weights import drop_quantizers
+from sparsify.ir.views import Linear
 from sparsify.tensors.blocks import unpack_blocks
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -81,26 +76,12 @@ def block_a_linear(
 
     Raises OptionError for a product that the model scales (`addmm` with `alpha` or `beta`).
     """
-    if linear.node.target is aten.addmm.default and linear.node.kwargs:
-        raise OptionError(f"@{linear.weight} is in a product that the model scales; leave it out")
-    drop_quantizers(linear)
-    fresh = linear_at(program, linear.node)
-    assert fresh is not None
-    bias, is_vector = bias_of(fresh, len(value[0]))
-    writer = Writer(program, before=fresh.node)
-    stored = _stored(writer, linear.weight, value)
-    made = writer.call(
-        block_linear,
-        fresh.x,
-        *stored,
-        bias if is_vector else None,
-        form.columns,
-        form.values,
-        form.group,
-    )
-    if bias is not None and not is_vector:
-        made = writer.call(aten.add.Tensor, made, bias)
-    redirect(fresh.node, made)
+
+    def make(writer: Writer, x: fx.Node, bias: fx.Node | None) -> fx.Node:
+        stored = _stored(writer, linear.weight, value)
+        return writer.call(block_linear, x, *stored, bias, *astuple(form))
+
+    replace_product(program, linear, len(value[0]), make)
 
 
 def block_a_table(
@@ -109,8 +90,7 @@ def block_a_table(
     """Let ids pick rows of codes and scales in place of those of a dense table."""
     writer = Writer(program, before=table.node)
     stored = _stored(writer, table.weight, value)
-    sizes = (form.columns, form.values, form.group)
-    redirect(table.node, writer.call(block_embedding, table.ids, *stored, *sizes))
+    redirect(table.node, writer.call(block_embedding, table.ids, *stored, *astuple(form)))
 
 
 def _stored(writer: Writer, weight: str, value: tuple[Tensor, Tensor]) -> list[fx.Node]:

@@ -101,7 +101,7 @@ class _Run:
         sums = [self._sums(self.stages[n]) for n in numbers]
         self._need(numbers[1:] if stored else numbers)
         for index, inputs in enumerate(self.inputs):
-            values = self.activations[index] if first else inputs
+            values, kept = self.activations[index] if first else inputs, padding(inputs)
             for number, total in zip(numbers, sums, strict=True):
                 stage = self.stages[number]
                 self.progress.rename(stage.linears[0].weight)
@@ -109,7 +109,7 @@ class _Run:
                     values = self._run(stage, values)
                 if number == first and not stored:
                     self.activations[index] = values
-                total.add(kept_rows(values[stage.x.name], padding(inputs)))
+                total.add(kept_rows(values[stage.x.name], kept))
                 self.progress.advance(stage=number + 1)
         if self._begins_layer(first) and not stored:
             self._write_layer(first)
