@@ -1,8 +1,8 @@
 """LoSA taken apart on the embedded model: what every part of it adds to one-shot pruning.
 
-One-shot Wanda, branches trained under its mask, the cubic ladder, sparsity by redundancy, ranks by error
-(that is LoSA); ATP and OWL in place of redundancy; both ends of the ladder with SparseGPT in place of Wanda;
-and branches trained without the mask, merged and pruned again. Every trained row takes as many steps on
+One-shot Wanda and SparseGPT; then, with `--score` choosing the masks: branches trained under the mask, the
+cubic ladder, sparsity by redundancy, ranks by error (that is LoSA); ATP and OWL in place of redundancy; and
+branches trained without the mask, merged and pruned again. Every trained row takes as many steps on
 the same sequences, and starts every rung with a warm-up; ranks are equal, or so in the mean. Text as in
 `adaptive.py`. Seconds are those of the passes: what observes and decides, what chooses masks, what trains.
 With `--json` a run that was stopped goes on.
@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from adaptive import Results, cell, measured, texts_of, values_of
+from adaptive import KD, Results, cell, measured, texts_of, values_of
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -31,16 +31,14 @@ RUNGS = 5
 # Name -> the share of zeros, and what makes it whole N of M.
 TARGETS = {"50 %": (0.5, ""), "70 %": (0.7, ""), "mixed 2:8": (0.75, " m=8")}
 LOSA = "+ ranks by error: LoSA"
-# Name -> what gives layers their sparsity, on how many rungs, whether ranks follow the error, the pruner.
+# Name -> what gives layers their sparsity, on how many rungs, whether ranks follow the error.
 LADDER = {
-    "masked branches": ("uniform", 1, False, "wanda"),
-    "+ cubic ladder": ("uniform", RUNGS, False, "wanda"),
-    "+ sparsity by redundancy": ("rmi", RUNGS, False, "wanda"),
-    LOSA: ("rmi", RUNGS, True, "wanda"),
-    "ATP in place of redundancy": ("atp spread=0.02", RUNGS, False, "wanda"),
-    "OWL in place of redundancy": ("owl", RUNGS, False, "wanda"),
-    "masked branches, SparseGPT": ("uniform", 1, False, "sparsegpt"),
-    "LoSA, SparseGPT": ("rmi", RUNGS, True, "sparsegpt"),
+    "masked branches": ("uniform", 1, False),
+    "+ cubic ladder": ("uniform", RUNGS, False),
+    "+ sparsity by redundancy": ("rmi", RUNGS, False),
+    LOSA: ("rmi", RUNGS, True),
+    "ATP in place of redundancy": ("atp spread=0.02", RUNGS, False),
+    "OWL in place of redundancy": ("owl", RUNGS, False),
 }
 ONE_SHOT = {"one-shot Wanda": "wanda", "one-shot SparseGPT": "sparsegpt"}
 PLAIN = "plain branches, merged, pruned again"
@@ -64,14 +62,14 @@ def pipeline(row: str, target: str, options: argparse.Namespace) -> str:
         gram = "{gram=true}" if score == "sparsegpt" else ""
         share = f"allocate-sparsity{{by={by} sparsity={sparsity:.4f}{m}}}"
         return (
-            f"insert-probes{gram} | calibrate{{samples=128}} | {share} | "
+            f"insert-probes{gram} | calibrate{{samples={options.samples}}} | {share} | "
             f"choose-masks{{score={score}}} | remove-probes"
         )
 
     def trained(steps: int) -> str:
         return (
             f"train{{steps={steps} batch={options.batch} lr={options.lr} warmup=0.3 "
-            "schedule=linear update=lora}"
+            f"schedule=linear update=lora{' ' + KD if options.distill else ''}}}"
         )
 
     def once(score: str) -> str:
@@ -81,15 +79,15 @@ def pipeline(row: str, target: str, options: argparse.Namespace) -> str:
     if row in ONE_SHOT:
         return once(ONE_SHOT[row])
     if row == PLAIN:
-        wanda = once("wanda")
-        return f"{wanda} | {branches} | {trained(options.steps)} | fold-lora | {wanda}"
-    by, rungs, follows, score = LADDER[row]
+        again = once(options.score)
+        return f"{again} | {branches} | {trained(options.steps)} | fold-lora | {again}"
+    by, rungs, follows = LADDER[row]
     parts = ["insert-masks", branches]
     for t in range(1, rungs + 1):
-        parts.append(pruned(by, cubic(t, rungs, final), score))
+        parts.append(pruned(by, cubic(t, rungs, final), options.score))
         if follows:
             mean = options.rank * (5 + t) // 8  # 6 to 10 for the paper's 8
-            parts.append(f"allocate-ranks{{mean={mean} largest={2 * options.rank}}}")
+            parts.append(f"allocate-ranks{{mean={mean} largest={2 * options.rank} samples=32}}")
         parts.append(trained(options.steps // rungs))
     return " | ".join([*parts, "fold-lora", "fold-masks"])
 
@@ -172,6 +170,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.002)
     parser.add_argument("--rank", type=int, default=8, help="of the branches, in the mean")
+    parser.add_argument(
+        "--distill", action="store_true", help="two thirds of the loss from the dense model"
+    )
+    parser.add_argument("--score", default="sparsegpt", choices=ONE_SHOT.values())
+    parser.add_argument("--samples", type=int, default=128, help="of calibration")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="repeat")
     parser.add_argument("--row", action="append", choices=ROWS, help="one row alone; repeat")
@@ -181,7 +184,8 @@ def main() -> None:
     console = Console(width=160)
     console.print(machine_line(machine()))
     found: dict[str, Results] = {}
-    about = {name: getattr(options, name) for name in ("steps", "batch", "length", "lr", "rank")}
+    names = ("steps", "batch", "length", "lr", "rank", "samples", "score", "distill")
+    about = {name: getattr(options, name) for name in names}
     if options.json and options.json.is_file():
         stored = read_json(options.json)
         if stored["options"] != about:

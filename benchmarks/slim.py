@@ -5,7 +5,7 @@ weights lost, SLiM's by the saliency of inputs, the same with branches of 4 bits
 matrix. Then what each loses of the output of a linear, by its place: ||X (W - W')^T|| / ||X W^T||, mean over
 the layers. Calibrated on the first part of the held-out text, perplexity on the last.
 
-    python benchmarks/slim.py [--length 128] [--seeds 2] [--limit 100] [--ratio 0.1] [--json FILE]
+    python benchmarks/slim.py [--length 128] [--seeds 3] [--limit 100] [--ratio 0.1] [--json FILE]
 """
 
 import argparse
@@ -59,8 +59,8 @@ FOUR_BITS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="sequences to measure on; else all")
     parser.add_argument("--ratio", type=float, default=0.1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
