@@ -23,8 +23,7 @@ from exporters.onnx_attention import fuse_attention
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
 from sparsify.ir.causal import is_causal
-from sparsify.ir.decode import check_decoder, decoder
-from sparsify.ir.names import PACKED
+from sparsify.ir.decode import DECODED, check_decoder, decoder
 from sparsify.ir.program import Program
 
 
@@ -38,7 +37,7 @@ class OnnxDecode(Onnx):
     """
 
     name: ClassVar[str] = "onnx-decode"
-    accepts: ClassVar[frozenset[str]] = frozenset({PACKED})
+    accepts: ClassVar[frozenset[str]] = DECODED
     attention: Literal["fused", "plain"] = "fused"
 
     def check(self, program: Program) -> None:

@@ -18,12 +18,13 @@ from sparsify.ir.axes.keep import keep_from_json
 from sparsify.ir.axes.residual import blocks
 from sparsify.ir.axes.shrink import shrink
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.beside import add_beside
 from sparsify.ir.bias import add_bias, added_biases, fold_bias, own_bias
 from sparsify.ir.blockmask import KINDS, add_block_mask, block_mask_path, block_masks, remove_block
 from sparsify.ir.cached import CACHES, empty_past, output_names, past_name, trace_cached
 from sparsify.ir.graph import redirect, sweep
 from sparsify.ir.modes import set_training
-from sparsify.ir.names import PACKED, packed
+from sparsify.ir.names import PACKED, adapter, packed, slorb
 from sparsify.ir.names import blocks as blocks_of
 from sparsify.ir.packed import pack_linear, packed_linears
 from sparsify.ir.packed_blocks import block_a_linear, block_a_table, block_weights, is_rounded
@@ -34,6 +35,8 @@ from sparsify.ir.tables import Table, tables
 from sparsify.ir.types import propagate
 from sparsify.ir.views import Linear, linears
 
+# Features that the variant takes over; the others have to be folded or removed first.
+DECODED = frozenset({PACKED, "adapters", "slorb"})
 _TOLERANCE = 1e-4
 _ROUNDED_TOLERANCE = 0.05  # as of `pack-nm`
 
@@ -44,7 +47,7 @@ def decoder(program: Program) -> Program:
     Inputs and outputs: see `sparsify.ir.cached`. Raises TraceError for a model without a cache or a program
     that holds what passes still have to fold, VerifyError when the two do not agree.
     """
-    left = program.features - {PACKED}
+    left = program.features - DECODED
     if left:
         raise TraceError(
             f"the program still holds {', '.join(sorted(left))}; fold or remove it first"
@@ -157,7 +160,8 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def _take_over(made: Program, program: Program) -> None:
-    """Give the variant the program's tensors, its packed linears and its biases."""
+    """Give the variant the program's tensors, its branches, its packed linears and its biases."""
+    _add_branches(made, program)
     stored = {view.weight: view for view in packed_linears(program)}
     biases = _biases(program)
     for view in linears(made):
@@ -179,6 +183,17 @@ def _take_over(made: Program, program: Program) -> None:
             made.put(path, mine, trainable=False if isinstance(value, torch.nn.Parameter) else None)
     made.module.recompile()
     set_training(made.module, False)
+
+
+def _add_branches(made: Program, program: Program) -> None:
+    """Put a branch beside every linear that has one in the program, whose weight may be packed there."""
+    uses: dict[str, list[Linear]] = {}
+    for view in linears(made):
+        uses.setdefault(view.weight, []).append(view)
+    for weight, found in uses.items():
+        for pair in (adapter(weight), slorb(weight)):
+            if all(program.has(path) for path in pair):
+                add_beside(made, found, {path: program.tensor(path) for path in pair})
 
 
 def _take_blocks(made: Program, program: Program) -> None:

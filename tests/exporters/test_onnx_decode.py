@@ -20,6 +20,10 @@ SMALLER = (
     "insert-masks{of=heads,channels} | choose-masks{of=heads,channels sparsity=0.5} | "
     "prune-heads | prune-channels | insert-masks | choose-masks{pattern=2:4} | fold-masks | pack-nm"
 )
+ADAPTED = (
+    "insert-masks | choose-masks{pattern=2:4} | insert-adapters | choose-adapters{by=naive} | "
+    "fold-masks | pack-nm"
+)
 
 
 def model_of(family, program):
@@ -57,8 +61,9 @@ def test_it_writes_what_the_model_writes(family, tmp_path):
         assert len(made.token_seconds) == TOKENS - 1
 
 
-def test_a_pruned_and_packed_model_writes_what_its_program_writes(tmp_path):
-    program = parse(SMALLER).run(family_traced("llama"))
+@pytest.mark.parametrize("pipeline", [SMALLER, ADAPTED])
+def test_a_pruned_and_packed_model_writes_what_its_program_writes(pipeline, tmp_path):
+    program = parse(pipeline).run(family_traced("llama"))
     write_checked(OnnxDecode(), program, tmp_path)
     found = load_onnx(tmp_path, threads=1)
     ids = PROMPT[:1]

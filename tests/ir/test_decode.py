@@ -102,6 +102,28 @@ def test_a_folded_bias_comes_along():
     torch.testing.assert_close(logits, program.run({"input_ids": ids})[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "chosen", "feature"),
+    [
+        ("llama", "insert-adapters{ratio=0.2} | choose-adapters{by=naive}", "adapters"),
+        ("gpt2", "insert-slorb{k=8} | choose-slorb", "slorb"),
+    ],
+)
+def test_branches_beside_packed_weights_come_along(family, chosen, feature):
+    program = family_traced(family)
+    sparse = f"insert-masks | choose-masks{{pattern=2:4}} | {chosen} | fold-masks | pack-nm"
+    parse(sparse).run(program)
+    made = decoder(program)
+    assert made.features == {"packed", feature}
+    ids = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(5))
+    whole = program.run({"input_ids": ids})[0]
+    logits, _ = stepped(made, ids, (6, 1, 4))
+    assert float((logits - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
+    branches = [path for path, _ in program.tensors() if feature.rstrip("s") in path]
+    assert branches
+    assert all(made.tensor(path).data_ptr() == program.tensor(path).data_ptr() for path in branches)
+
+
 def test_packed_ends_come_along():
     program = family_traced("llama")
     ends = "insert-quantizers{values=int8 group=32 ends=true} | choose-scales | pack-dense"
