@@ -30,8 +30,8 @@ from sparsify.select.statistics import statistics_of
 from sparsify.train.data import split
 
 SEEN = (
-    "insert-probes{gram=true} | calibrate{samples=128} | insert-masks | "
-    "insert-quantizers{values=int4 group=128}"
+    "insert-probes{{gram=true}} | calibrate{{samples={samples}}} | insert-masks | "
+    "insert-quantizers{{values=int4 group=128}}"
 )
 # How the masks and the one scale of each weight are chosen, and the joint sweep, a scale for 128 inputs. Only
 # Wanda leaves what it keeps as it was, so that it can absorb what the branches say.
@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, help="sequences to measure on; else all")
     parser.add_argument("--ratio", type=float, default=0.1)
+    parser.add_argument("--samples", type=int, default=128, help="of calibration")
+    parser.add_argument("--start", action="append", choices=STARTS, help="one row alone; repeat")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model, tokenizer = load_model("embedded")
@@ -76,8 +78,10 @@ def main() -> None:
     errors: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for seed in range(options.seeds):
         context = Context(data=training, seed=seed, dense=dense)
-        for start, (chosen, absorbs) in STARTS.items():
-            text = f"{SEEN} | {chosen} | insert-adapters{{ratio={options.ratio}}}"
+        for start in options.start or STARTS:
+            chosen, absorbs = STARTS[start]
+            seen = SEEN.format(samples=options.samples)
+            text = f"{seen} | {chosen} | insert-adapters{{ratio={options.ratio}}}"
             program = parse(text).run(dense.clone(), context, compare=False)
             for branch in BRANCHES:
                 by, _, rounded = branch.partition(", ")
@@ -122,13 +126,13 @@ def show(
     """Both tables."""
     title = f"perplexity at 2:4 and int4, context {length}; dense {dense:.2f}"
     table = Table("masks and scales", *BRANCHES, title=title, box=SIMPLE_HEAD)
-    for start in STARTS:
+    for start in dict.fromkeys(start for start, _ in figures):
         cells = [figures[start, branch] for branch in BRANCHES]
         table.add_row(start, *(f"{statistics.mean(c):.2f} ({max(c) - min(c):.2f})" for c in cells))
     console = Console(width=150)
     console.print(table)
     print("in brackets: largest minus smallest over the seeds of the calibration sample")
-    places = list(errors[next(iter(STARTS)), "none"][0])
+    places = list(next(iter(errors.values()))[0])
     table = Table(
         "masks and scales", "branch", *places, title="error of the output", box=SIMPLE_HEAD
     )

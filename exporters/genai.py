@@ -64,7 +64,7 @@ def genai_config(
 ) -> dict[str, Any]:
     """The content of `genai_config.json` for a decode variant written to `file`.
 
-    The caches grow by concatenation, so past and present share no buffer.
+    Past and present share no buffer: one that lasts would have to hold the context's full length at once.
     """
     found = caches(program)
     heads, size, _ = found[0]

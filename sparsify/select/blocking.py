@@ -10,8 +10,9 @@ from sparsify.ir.composition import WeightQuantizer
 from sparsify.ir.packed_blocks import Blocks
 from sparsify.ir.program import Program
 from sparsify.ir.rounding import BITS
-from sparsify.ir.tables import tables
+from sparsify.ir.tables import Table, tables
 from sparsify.ir.views import Linear, composed_weight, linears, out_in
+from sparsify.select.weights import require_scales
 from sparsify.tensors.blocks import SIZES, pack_blocks, unpack_blocks
 from sparsify.tensors.quantize import dequantize, round_weight
 
@@ -40,42 +41,35 @@ def blocked(program: Program) -> dict[str, Blocked]:
     for view in linears(program):
         if view.quantizer is None:
             continue
-        _check_input(program, view)
+        if view.input_quantizer is None:
+            raise OptionError(
+                f"the input of @{view.weight} has no quantizer, and the product rounds it; "
+                "leave activations=true in insert-quantizers"
+            )
         if turned.setdefault(view.weight, view.transposed) != view.transposed:
             raise OptionError(f"@{view.weight} is used both as it stands and transposed")
         if view.weight not in found:
             weight = out_in(view, composed_weight(program, view))
-            found[view.weight] = _blocked(program, view.weight, weight, view.quantizer)
+            found[view.weight] = _blocked(program, view, weight, view.quantizer)
     for table in tables(program):
         if table.quantizer is not None and table.weight not in found:
             weight = program.tensor(table.weight).detach()
-            found[table.weight] = _blocked(program, table.weight, weight, table.quantizer)
+            found[table.weight] = _blocked(program, table, weight, table.quantizer)
     if not found:
         raise OptionError("no weight has a quantizer; run insert-quantizers | choose-scales before")
     return found
 
 
-def _check_input(program: Program, view: Linear) -> None:
-    entering = view.input_quantizer
-    if entering is None:
-        raise OptionError(
-            f"the input of @{view.weight} has no quantizer, and the product rounds it; "
-            "leave activations=true in insert-quantizers"
-        )
-    if not bool(program.tensor(entering.on)):
-        raise OptionError(f"@{view.weight} has no scales yet; widen the targets of choose-scales")
-
-
-def _blocked(program: Program, path: str, weight: Tensor, quantizer: WeightQuantizer) -> Blocked:
-    group, scales = quantizer.group, program.tensor(quantizer.scales)
+def _blocked(
+    program: Program, view: Linear | Table, weight: Tensor, quantizer: WeightQuantizer
+) -> Blocked:
+    path, group, scales = view.weight, quantizer.group, program.tensor(quantizer.scales)
     if group not in SIZES:
         raise OptionError(
             f"@{path} has a scale for {group} columns, and blocks have 32, 64 or 128; "
             "choose the group of insert-quantizers among them"
         )
-    wide = scales.repeat_interleave(group, 1)[:, : weight.shape[1]]
-    if bool(((wide == 0) & (weight != 0)).any()):
-        raise OptionError(f"@{path} has no scales yet; widen the targets of choose-scales")
+    require_scales(program, view, weight, quantizer)
     codes = round_weight(weight, scales, group, BITS[quantizer.values])
     value = pack_blocks(codes, group, quantizer.values)
     back = unpack_blocks(value, scales, weight.shape[1], quantizer.values)

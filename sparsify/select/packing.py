@@ -11,6 +11,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.rounding import BITS
 from sparsify.ir.tables import tables
 from sparsify.ir.views import Linear, composed_weight, effective_weight, linears, out_in
+from sparsify.select.weights import require_scales
 from sparsify.tensors.fit import Wanted, fullest_group
 from sparsify.tensors.layout import packable
 from sparsify.tensors.packed import Layout, dense, pack
@@ -122,11 +123,7 @@ def _group(program: Program, view: Linear, request: Request) -> int:
             f"@{view.weight} has a scale for {quantizer.group} columns, not {request.group}; "
             "leave out group"
         )
-    scales = program.tensor(quantizer.scales)
-    weight = out_in(view, composed_weight(program, view))
-    wide = scales.repeat_interleave(quantizer.group, 1)[:, : weight.shape[1]]
-    if not bool(program.tensor(entering.on)) or bool(((wide == 0) & (weight != 0)).any()):
-        raise OptionError(f"@{view.weight} has no scales yet; widen the targets of choose-scales")
+    require_scales(program, view, out_in(view, composed_weight(program, view)), quantizer)
     return quantizer.group
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
+from sparsify.ir.composition import WeightQuantizer
 from sparsify.ir.program import Program
 from sparsify.ir.tables import Table
 from sparsify.ir.views import Linear, composed_weight, out_in
@@ -138,6 +139,18 @@ def store_scales(program: Program, view: Linear | Table, scales: Tensor) -> None
         program.tensor(view.quantizer.scales).copy_(scales)
         if isinstance(view, Linear) and view.input_quantizer is not None:
             program.tensor(view.input_quantizer.on).fill_(True)
+
+
+def require_scales(
+    program: Program, view: Linear | Table, weight: Tensor, quantizer: WeightQuantizer
+) -> None:
+    """Refuse a weight `[out, in]` whose scales, or those of its input, are not chosen; OptionError."""
+    scales = program.tensor(quantizer.scales)
+    wide = scales.repeat_interleave(quantizer.group, 1)[:, : weight.shape[1]]
+    entering = view.input_quantizer if isinstance(view, Linear) else None
+    off = entering is not None and not bool(program.tensor(entering.on))
+    if off or bool(((wide == 0) & (weight != 0)).any()):
+        raise OptionError(f"@{view.weight} has no scales yet; widen the targets of choose-scales")
 
 
 def assert_reached(masks: Sequence[Tensor], target: Target) -> None:
