@@ -71,10 +71,10 @@ def _slim(adapters: str, gram: str = "", *, tuned: bool = False) -> str:
     return (
         f"insert-probes{gram} | calibrate{{samples=128}} | insert-masks | "
         "insert-quantizers{values=int4 group=128} | choose-scales{by=histogram} | "
-        f"choose-masks{{score=wanda pattern=2:4}} | insert-adapters | {adapters} | "
-        "remove-probes | fold-masks | pack-nm{values=int4} | "
-        "insert-quantizers{values=int4 group=128 activations=false targets=*_adapter_*} | "
-        f"choose-scales{{targets=*_adapter_*}} | {training}fold-quantizers"
+        "choose-masks{score=wanda pattern=2:4} | insert-adapters{multiple=32} | "
+        f"{adapters} | remove-probes | fold-masks | pack-nm{{values=int4}} | "
+        "insert-quantizers{values=int4 group=32 targets=*_adapter_*} | "
+        f"choose-scales{{targets=*_adapter_*}} | {training}pack-dense"
     )
 
 

@@ -27,7 +27,13 @@ from sparsify.ir.modes import set_training
 from sparsify.ir.names import PACKED, adapter, packed, slorb
 from sparsify.ir.names import blocks as blocks_of
 from sparsify.ir.packed import pack_linear, packed_linears
-from sparsify.ir.packed_blocks import block_a_linear, block_a_table, block_weights, is_rounded
+from sparsify.ir.packed_blocks import (
+    block_a_linear,
+    block_a_table,
+    block_weights,
+    is_rounded,
+    unblocked_weight,
+)
 from sparsify.ir.pretrained import class_named, config_of, quiet
 from sparsify.ir.program import Program
 from sparsify.ir.shell import hollow
@@ -186,14 +192,23 @@ def _take_over(made: Program, program: Program) -> None:
 
 
 def _add_branches(made: Program, program: Program) -> None:
-    """Put a branch beside every linear that has one in the program, whose weight may be packed there."""
+    """Put a branch beside every linear that has one in the program; weights of either may be packed there."""
+    stored = {view.codes: view for view in block_weights(program)}
+
+    def value(path: str) -> Tensor | None:
+        if program.has(path):
+            return program.tensor(path)
+        found = stored.get(blocks_of(path)[0])
+        return None if found is None else unblocked_weight(program, found)
+
     uses: dict[str, list[Linear]] = {}
     for view in linears(made):
         uses.setdefault(view.weight, []).append(view)
     for weight, found in uses.items():
-        for pair in (adapter(weight), slorb(weight)):
-            if all(program.has(path) for path in pair):
-                add_beside(made, found, {path: program.tensor(path) for path in pair})
+        for paths in (adapter(weight), slorb(weight)):
+            pair = {path: tensor for path in paths if (tensor := value(path)) is not None}
+            if pair:
+                add_beside(made, found, pair)
 
 
 def _take_blocks(made: Program, program: Program) -> None:

@@ -23,6 +23,10 @@ BLOCKS = "insert-masks{of=blocks} | choose-masks{of=blocks sparsity=0.25} | prun
 NARROW = "insert-masks{of=hidden} | choose-masks{of=hidden sparsity=0.5} | prune-hidden"
 EXPERTS = "insert-masks{of=experts} | choose-masks{of=experts sparsity=0.5} | prune-experts"
 PACKED = "insert-masks | choose-masks{pattern=2:4} | fold-masks | pack-nm"
+ROUNDED = (
+    "insert-quantizers{{values=int4 group=32 targets=*_{0}_*}} | choose-scales{{targets=*_{0}_*}} | "
+    "pack-dense"
+)
 
 
 def stepped(program, ids, pieces):
@@ -109,10 +113,11 @@ def test_a_folded_bias_comes_along():
         ("gpt2", "insert-slorb{k=8} | choose-slorb", "slorb"),
     ],
 )
-def test_branches_beside_packed_weights_come_along(family, chosen, feature):
+@pytest.mark.parametrize("packs", [False, True])
+def test_branches_beside_packed_weights_come_along(family, chosen, feature, packs):
     program = family_traced(family)
     sparse = f"insert-masks | choose-masks{{pattern=2:4}} | {chosen} | fold-masks | pack-nm"
-    parse(sparse).run(program)
+    parse(f"{sparse} | {ROUNDED.format(feature.rstrip('s'))}" if packs else sparse).run(program)
     made = decoder(program)
     assert made.features == {"packed", feature}
     ids = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(5))

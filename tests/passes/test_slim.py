@@ -177,7 +177,7 @@ def test_the_recipe_runs_in_onnx(traced, tokens, tmp_path, monkeypatch):
     """With our kernels and on a plain runtime; the branch is two products and a sum."""
     program = run(traced("block"), shortened("slim"), tokens)
     assert program.features == {"packed", "adapters"}
-    assert len(packed_linears(program)) == to_text(program).count("_adapter_b") == 6
+    assert len(packed_linears(program)) == to_text(program).count("_adapter_b_blocks") == 6
     path = export(program, tmp_path, ["onnx"])["onnx"] / "model.onnx"
     inputs = program.complete(tokens.batch([0, 1, 2]))
     arrays = {key: value.numpy() for key, value in inputs.items()}
