@@ -20,18 +20,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from generation_models import DENSE, Row, rows
+from generation_models import DENSE, Row, rows, store_rows, stored_rows
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from sparsify import native
-from sparsify.files import read_json, write_json
+from sparsify.files import write_json
 from sparsify.measure.latency import turn
 from sparsify.measure.machine import machine, machine_line
 
@@ -50,17 +49,12 @@ def worker(python: str, *words: object) -> str:
 
 def made(options: argparse.Namespace, place: Path, ids: Path) -> list[Row]:
     """The folders to measure: those that stand there, or new ones."""
-    known = place / "rows.json"
-    if known.is_file():
-        return [
-            Row(**{**row, "folder": Path(row["folder"]), "exact": Path(row["exact"])})
-            for row in read_json(known)
-        ]
-    found = []
+    if found := stored_rows(place):
+        return found
     for row in rows(options, place, ids):
         print(f"written: {row.name}, {row.size / 1e6:.1f} MB", file=sys.stderr, flush=True)
         found.append(row)
-    write_json(known, [{k: str(v) for k, v in asdict(row).items()} for row in found])
+    store_rows(found, place)
     return found
 
 

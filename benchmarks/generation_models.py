@@ -3,8 +3,8 @@
 import argparse
 import os
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify import Program, export, load_model, parse, trace
+from sparsify.files import read_json, write_json
 from sparsify.ir.pretrained import quiet
 
+ROWS = "rows.json"
 DENSE, INT4 = "ours, dense float32", "ours, dense int4"
 HALF = (
     "insert-masks{of=heads,channels} | choose-masks{of=heads,channels sparsity=0.5} | "
@@ -44,6 +46,22 @@ class Row:
         """Bytes on disk of the weights and the graph."""
         files = (*self.folder.glob("*.onnx*"), *self.folder.glob("*.safetensors"))
         return sum(file.stat().st_size for file in files)
+
+
+def store_rows(found: Sequence[Row], place: Path) -> None:
+    """Note in a folder which models stand there."""
+    rows = [{key: str(value) for key, value in asdict(row).items()} for row in found]
+    write_json(place / ROWS, rows)
+
+
+def stored_rows(place: Path) -> list[Row]:
+    """The models that stand in a folder, none where nothing is noted."""
+    if not (place / ROWS).is_file():
+        return []
+    return [
+        Row(**{**row, "folder": Path(row["folder"]), "exact": Path(row["exact"])})
+        for row in read_json(place / ROWS)
+    ]
 
 
 def zeros(pattern: str) -> str:

@@ -12,8 +12,9 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from sparsify.engine.facts import Facts, Weight, kind
 from sparsify.engine.report import count_parameters
-from sparsify.ir.names import packed
+from sparsify.ir.names import blocks, packed
 from sparsify.ir.packed import PackedLinear, packed_linears, unpacked_weight
+from sparsify.ir.packed_blocks import BlockWeight, block_weights, unblocked_weight
 from sparsify.ir.pretrained import class_named, config_of
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, effective_weight, out_in, products
@@ -54,12 +55,16 @@ def _weights(program: Program) -> list[Weight]:
     """Every matrix that is left, in the order of the graph; one of several uses once."""
     dense = {view.node: view for view in products(program)}
     packed_ones = {view.node: view for view in packed_linears(program)}
+    in_blocks = {view.node: view for view in block_weights(program) if not view.is_table}
     found: dict[str, Weight] = {}
     for node in program.graph.nodes:
         if node in dense and dense[node].weight not in found:
             found[dense[node].weight] = _dense(program, dense[node])
         elif node in packed_ones:
             weight = _packed(program, packed_ones[node])
+            found[weight.path] = weight
+        elif node in in_blocks:
+            weight = _in_blocks(program, in_blocks[node])
             found[weight.path] = weight
     return list(found.values())
 
@@ -95,6 +100,22 @@ def _packed(program: Program, view: PackedLinear) -> Weight:
         packed=True,
         values=layout.values,
         bytes=layout.nbytes,
+    )
+
+
+def _in_blocks(program: Program, view: BlockWeight) -> Weight:
+    value = unblocked_weight(program, view)
+    zeros = _zeros(value)
+    path = view.codes.removesuffix(blocks("")[0])
+    return Weight(
+        path=path,
+        shape=tuple(value.shape),
+        was=tuple(program.source.shapes.get(path, ())),
+        zeros=zeros,
+        pattern=pattern_of(value) if zeros else "",
+        packed=True,
+        values=view.form.values,
+        bytes=program.tensor(view.codes).nbytes + program.tensor(view.scales).nbytes,
     )
 
 

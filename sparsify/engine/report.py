@@ -1,6 +1,5 @@
 """What each pass did: one row a pass; as a table for people and as JSON beside the export."""
 
-import itertools
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sparsify.files import write_json
-from sparsify.ir.packed import packed_linears, unpacked_weight
-from sparsify.ir.packed_blocks import block_weights, unblocked_weight
+from sparsify.ir.packed import packed_linears
+from sparsify.ir.packed_blocks import block_weights
 from sparsify.ir.program import Program
-from sparsify.ir.views import effective_weight, linears
+from sparsify.ir.stored import linear_weights
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,4 @@ def count_parameters(program: Program) -> int:
 
 def count_zeros(program: Program) -> int:
     """Zeros among the effective weights of the linears, packed ones too, each weight once."""
-    views = {view.weight: view for view in linears(program)}
-    packed = {view.weight: view for view in packed_linears(program)}
-    blocks = {view.codes: view for view in block_weights(program) if not view.is_table}
-    weights = itertools.chain(
-        (effective_weight(program, view) for view in views.values()),
-        (unpacked_weight(program, view) for view in packed.values()),
-        (unblocked_weight(program, view) for view in blocks.values()),
-    )
-    return sum(int((weight == 0).sum()) for weight in weights)
+    return sum(int((weight == 0).sum()) for _, weight in linear_weights(program))

@@ -4,10 +4,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from sparsify.ir.packed import packed_linears, unpacked_weight
-from sparsify.ir.packed_blocks import block_weights, unblocked_weight
+from sparsify.ir.packed import packed_linears
 from sparsify.ir.program import Program
-from sparsify.ir.views import effective_weight, linears
+from sparsify.ir.stored import linear_weights, table_weights
 from sparsify.ir.work import multiply_adds
 
 
@@ -46,35 +45,26 @@ class Counts:
 @torch.no_grad()
 def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
     """The counts of a program, its multiply-adds at `[batch, length]` tokens."""
-    views = {view.weight: view for view in linears(program)}
-    linear_zeros = {path: _zeros(effective_weight(program, view)) for path, view in views.items()}
-    packed = {view.weight: unpacked_weight(program, view) for view in packed_linears(program)}
-    blocks = {view.codes: view for view in block_weights(program)}
-    packed |= {
-        path: unblocked_weight(program, view) for path, view in blocks.items() if not view.is_table
-    }
-    linear_zeros |= {path: _zeros(weight) for path, weight in packed.items()}
-    linear_parameters = parameters = sum(weight.numel() for weight in packed.values())
-    other_zeros = 0
-    for path in blocks.keys() - packed.keys():
-        table = unblocked_weight(program, blocks[path])
-        parameters, other_zeros = parameters + table.numel(), other_zeros + _zeros(table)
-    for path, parameter in program.module.named_parameters():
-        parameters += parameter.numel()
-        if path in views:
-            linear_parameters += parameter.numel()
-        else:
-            other_zeros += _zeros(parameter)
+    linear_parameters = linear_zeros = parameters = zeros = 0
+    seen = set()
+    for path, weight in linear_weights(program):
+        seen.add(path)
+        linear_parameters += weight.numel()
+        linear_zeros += _zeros(weight)
+    others = (p for path, p in program.module.named_parameters() if path not in seen)
+    for other in (*others, *table_weights(program)):
+        parameters += other.numel()
+        zeros += _zeros(other)
     done = multiply_adds(program, batch, length)
     return Counts(
-        parameters=parameters,
-        zeros=other_zeros + sum(linear_zeros.values()),
+        parameters=parameters + linear_parameters,
+        zeros=zeros + linear_zeros,
         linear_parameters=linear_parameters,
-        linear_zeros=sum(linear_zeros.values()),
+        linear_zeros=linear_zeros,
         bytes=sum(tensor.numel() * tensor.element_size() for _, tensor in program.tensors()),
         multiply_adds=done,
         dense_multiply_adds=multiply_adds(program, batch, length, packed_whole=True)
-        if packed
+        if packed_linears(program)
         else done,
         batch=batch,
         length=length,

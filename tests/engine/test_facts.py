@@ -10,6 +10,8 @@ from sparsify.engine.inspect import facts_of, pattern_of, task_of
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError
 from sparsify.ir.store import load, save
+from sparsify.ir.stored import linear_weights
+from sparsify.measure.count import count
 
 PRUNED = (
     "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.34 multiple=4} | "
@@ -50,6 +52,26 @@ def test_pruned_and_packed(traced, tmp_path):
     assert facts.zeros == Share.of(facts.weights).zeros
     save(program, tmp_path / "p")
     assert facts_of(load(tmp_path / "p")) == facts
+
+
+def test_weights_in_blocks(traced):
+    program = traced("llama")
+    entries = facts_of(program).parameters
+    rounded = "insert-quantizers{values=int4 group=32 ends=true} | choose-scales | pack-dense"
+    parse(rounded).run(program, Context())
+    facts = facts_of(program)
+    assert facts.parameters == facts.were == entries
+    assert len(facts.weights) == 2 * 7 + 1
+    query = of(facts, "0.self_attn.k_proj.weight")
+    assert (query.shape, query.was, query.values) == ((32, 64), (32, 64), "int4")
+    assert (query.bytes, query.packed) == (32 * 64 // 2 + 2 * 32 * 64 // 32, True)
+    # A small weight is rounded to zero here and there.
+    value = dict(linear_weights(program))["model.layers.0.self_attn.k_proj.weight_blocks"]
+    assert query.zeros == int((value == 0).sum()) > 0
+    counts = count(program)
+    assert counts.parameters == entries
+    assert counts.linear_parameters == Share.of(facts.weights).left
+    assert counts.linear_zeros == Share.of(facts.weights).zeros
 
 
 def test_removed_layers_are_told(traced):

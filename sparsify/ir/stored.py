@@ -1,0 +1,33 @@
+"""The weights of linears as the graph computes them, however they are stored."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from sparsify.ir.packed import packed_linears, unpacked_weight
+from sparsify.ir.packed_blocks import block_weights, unblocked_weight
+from sparsify.ir.program import Program
+from sparsify.ir.views import effective_weight, linears
+
+
+def linear_weights(program: Program) -> Iterator[tuple[str, Tensor]]:
+    """The path and the value of every weight of a linear, each once, one at a time in memory.
+
+    Dense ones are `Q(mask * (W + c B A))` as stored, under the weight's path; those that are packed or in
+    blocks are unpacked, `[out, in]`, under the path of their bytes.
+    """
+    for path, view in {view.weight: view for view in linears(program)}.items():
+        yield path, effective_weight(program, view)
+    for path, stored in {view.weight: view for view in packed_linears(program)}.items():
+        yield path, unpacked_weight(program, stored)
+    blocks = {view.codes: view for view in block_weights(program) if not view.is_table}
+    for path, block in blocks.items():
+        yield path, unblocked_weight(program, block)
+
+
+def table_weights(program: Program) -> Iterator[Tensor]:
+    """The value of every table in blocks `[rows, columns]` that no linear reads, each once."""
+    views = block_weights(program)
+    heads = {view.codes for view in views if not view.is_table}
+    for view in {view.codes: view for view in views if view.codes not in heads}.values():
+        yield unblocked_weight(program, view)
