@@ -1,9 +1,14 @@
 """The verbs one after the other on a small model: run, eval, bench, export, report, show."""
 
+import contextlib
+import io
 import json
 import shutil
+import sys
 
 import pytest
+
+from sparsify.cli import main
 
 PIPELINE = (
     "insert-probes | calibrate{samples=8} | insert-masks{of=heads,channels} | "
@@ -14,23 +19,40 @@ PIPELINE = (
 )
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory, model, text):
-    """One finished run; every test below reads it."""
-    import sys
-
-    from sparsify.cli import main
-
-    folder = tmp_path_factory.mktemp("chain") / "out"
-    words = ["run", "--model", model, "--data", text, "--pipeline", PIPELINE, "--out", folder]
-    words += ["--length", 32, "--to", "safetensors,onnx,huggingface"]
-    words += ["--dump", folder.parent / "dump"]
-    with pytest.MonkeyPatch.context() as patch:
+def finished(*words):
+    """What a command prints that must end well."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", ["sparsify-fx", *map(str, words)])
+        patch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as ended:
             main()
     assert ended.value.code == 0
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, model, text):
+    """One finished run; every test below reads it."""
+    folder = tmp_path_factory.mktemp("chain") / "out"
+    words = ["run", "--model", model, "--data", text, "--pipeline", PIPELINE, "--out", folder]
+    words += ["--length", 32, "--to", "safetensors,onnx,huggingface"]
+    finished(*words, "--dump", folder.parent / "dump")
     return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(out, text):
+    """The run, with its perplexities beside it."""
+    finished("eval", out, "--data", text, "--length", 32, "--json", out / "e.json")
+    return out
+
+
+@pytest.fixture(scope="module")
+def timed(evaluated, model):
+    """The run, with its perplexities and its timings beside it; and what the latter printed."""
+    words = ["bench", evaluated, "--against", model, "--tokens", "1,16", "--rounds", 3]
+    return evaluated, finished(*words, "--json", evaluated / "b.json")
 
 
 def test_a_run_leaves_formats_and_reports_and_no_state(out):
@@ -52,20 +74,16 @@ def test_a_dump_has_a_text_and_a_difference_for_every_pass(out):
     assert len(names) == 1 + 2 * len(PIPELINE.split("|"))
 
 
-def test_every_format_has_the_same_perplexity(out, text, cli):
-    code, _, _ = cli("eval", out, "--data", text, "--length", 32, "--json", out / "e.json")
-    assert code == 0
-    rows = json.loads((out / "e.json").read_text())
+def test_every_format_has_the_same_perplexity(evaluated):
+    rows = json.loads((evaluated / "e.json").read_text())
     assert {row["kind"] for row in rows} == {"program", "onnx", "huggingface"}
     values = [row["perplexity"] for row in rows]
     assert max(values) / min(values) - 1 < 1e-4
     assert {row["context"] for row in rows} == {32}
 
 
-def test_bench_times_it_against_the_dense_model(out, model, cli):
-    words = ["bench", out, "--against", model, "--tokens", "1,16", "--rounds", 3]
-    code, printed, _ = cli(*words, "--json", out / "b.json")
-    assert code == 0
+def test_bench_times_it_against_the_dense_model(timed):
+    out, printed = timed
     result = json.loads((out / "b.json").read_text())
     assert [(row["name"], row["tokens"]) for row in result["timings"]] == [
         ("dense", 1),
@@ -78,14 +96,15 @@ def test_bench_times_it_against_the_dense_model(out, model, cli):
     assert "onnxruntime" in printed
 
 
-def test_cards_are_brought_up_to_date(out):
+def test_cards_are_brought_up_to_date(timed):
+    out, _ = timed
     assert "- perplexity " in (out / "huggingface" / "README.md").read_text()
     text = (out / "onnx" / "README.md").read_text()
     assert "- perplexity " in text
     assert text.count(" times as fast as the dense model (") == 2
 
 
-def test_report_is_one_page_of_a_run_or_of_a_format(out, model, cli):
+def test_report_is_one_page_of_a_run_or_of_a_format(out, cli):
     for folder in (out, out / "onnx", out / "huggingface", out / "safetensors"):
         assert cli("report", folder)[0] == 0
         page = (folder / "report.html").read_text()
