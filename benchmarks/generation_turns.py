@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from generation import spread
 from generation_models import DENSE, Row, stored_rows
+from generation_worker import empty_pasts
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from sparsify import native
-from sparsify.caches import PAST, Caches, GrowingCaches, SharedCaches
+from sparsify.caches import Caches, GrowingCaches, SharedCaches
 from sparsify.files import write_json
 from sparsify.measure.latency import turn
 from sparsify.measure.machine import machine, machine_line
@@ -33,18 +35,16 @@ CALM = {"session.force_spinning_stop": "1"}
 Seconds = dict[str, list[float]]
 
 
-def stepper(row: Row, capacity: int, options: argparse.Namespace) -> Callable[[int, int], None]:
+def stepper(
+    row: Row, capacity: int, threads: int, options: argparse.Namespace
+) -> Callable[[int, int], None]:
     """Opens a file; the call runs `count` tokens behind `past` others."""
-    session = onnxruntime_session(row.folder / "model.onnx", threads=options.now, settings=CALM)
+    session = onnxruntime_session(row.folder / "model.onnx", threads=threads, settings=CALM)
     known = SHARED_CACHE in session.get_modelmeta().custom_metadata_map
     shared = known or row.kind == "genai"
     heads = max(1, options.hidden // options.head_size // 2)
-    empty = {}
-    for entry in session.get_inputs():
-        if entry.name.startswith(PAST):
-            sizes = [part if isinstance(part, int) else None for part in entry.shape]
-            size = (1, sizes[1] or heads, capacity * shared, sizes[3] or options.head_size)
-            empty[entry.name] = ort.OrtValue.ortvalue_from_numpy(np.zeros(size, np.float32))
+    pasts = empty_pasts(session, capacity * shared, heads, options.head_size)
+    empty = {name: ort.OrtValue.ortvalue_from_numpy(past) for name, past in pasts.items()}
     caches: Caches = SharedCaches(session, empty) if shared else GrowingCaches(session, empty)
     names = {entry.name for entry in session.get_inputs()}
 
@@ -59,10 +59,10 @@ def stepper(row: Row, capacity: int, options: argparse.Namespace) -> Callable[[i
     return step
 
 
-def measured(found: list[Row], options: argparse.Namespace) -> Seconds:
+def measured(found: list[Row], threads: int, options: argparse.Namespace) -> Seconds:
     """Seconds a token of each file in each round: the median of its turn."""
     capacity = options.prompt + options.rounds * options.tokens
-    steps = {row.name: stepper(row, capacity, options) for row in found}
+    steps = {row.name: stepper(row, capacity, threads, options) for row in found}
     seconds: Seconds = {name: [] for name in steps}
     for step in steps.values():
         step(0, options.prompt)
@@ -89,8 +89,7 @@ def table_of(seconds: Seconds, threads: int) -> Table:
     for name, own in seconds.items():
         cells = [f"{1 / float(np.median(own)):.1f}"]
         for other in (DENSE, rival):
-            low, middle, high = np.percentile(np.divide(seconds[other], own), [10, 50, 90])
-            cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
+            cells.append(spread(np.divide(seconds[other], own), ".2f"))
         table.add_row(name, *cells)
     return table
 
@@ -112,8 +111,7 @@ def main() -> None:
     console, results = Console(width=120), dict[int, Any]()
     console.print(machine_line(machine()), f"kernels: {native.isa()}", soft_wrap=True)
     for threads in map(int, options.threads.split(",")):
-        options.now = threads
-        results[threads] = measured(found, options)
+        results[threads] = measured(found, threads, options)
         console.print(table_of(results[threads], threads))
     if options.json:
         kept = {key: str(value) for key, value in vars(options).items()}

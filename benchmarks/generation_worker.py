@@ -84,6 +84,17 @@ def genai(folder: Path, ids: Any, tokens: int, threads: int) -> Callable[[], Run
     return run
 
 
+def empty_pasts(session: Any, length: int, heads: int, size: int) -> dict[str, Any]:
+    """Zeros for the caches of one sequence; heads and size are of those whose file does not say."""
+    found = {}
+    for entry in session.get_inputs():
+        if entry.name.startswith("past_key_values."):
+            known = [part if isinstance(part, int) else None for part in entry.shape]
+            shape = (1, known[1] or heads, length, known[3] or size)
+            found[entry.name] = np.zeros(shape, np.float32)
+    return found
+
+
 def write_logits(folder: Path, ids: Any, out: Path, heads: int, size: int) -> None:
     """The logits of a prompt, from an empty cache."""
     from sparsify.session import onnxruntime_session
@@ -91,13 +102,9 @@ def write_logits(folder: Path, ids: Any, out: Path, heads: int, size: int) -> No
     session = onnxruntime_session(folder / "model.onnx", threads=os.cpu_count() or 1)
     places = np.arange(ids.shape[1])[None]
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": places}
-    given = {}
-    for entry in session.get_inputs():
-        shape = [part if isinstance(part, int) else None for part in entry.shape]
-        if entry.name in feeds:
-            given[entry.name] = feeds[entry.name]
-        else:
-            given[entry.name] = np.zeros((1, shape[1] or heads, 0, shape[3] or size), np.float32)
+    feeds |= empty_pasts(session, 0, heads, size)
+    names = {entry.name for entry in session.get_inputs()}
+    given = {name: value for name, value in feeds.items() if name in names}
     np.save(out, session.run(["logits"], given)[0])
 
 

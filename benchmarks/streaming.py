@@ -24,6 +24,7 @@ from peak import peak_bytes
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
@@ -142,8 +143,6 @@ def ran(part: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def check(folder: Path) -> float:
     """The share of groups of four with two zeros, over every pruned weight of the folder."""
-    from safetensors import safe_open
-
     whole = groups = 0
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, "pt") as stored:

@@ -17,6 +17,7 @@ from sparsify.ir.packed import PackedLinear, packed_linears, unpacked_weight
 from sparsify.ir.packed_blocks import BlockWeight, block_weights, unblocked_weight
 from sparsify.ir.pretrained import class_named, config_of
 from sparsify.ir.program import Program
+from sparsify.ir.stored import zeros_in
 from sparsify.ir.views import Linear, effective_weight, out_in, products
 from sparsify.ir.work import multiply_adds
 
@@ -37,7 +38,7 @@ def facts_of(program: Program) -> Facts:
         pipeline=tuple(program.log),
         parameters=count_parameters(program),
         were=sum(math.prod(shape) for shape in program.source.shapes.values()),
-        zeros=sum(weight.zeros for weight in weights) + sum(map(_zeros, others)),
+        zeros=sum(weight.zeros for weight in weights) + sum(map(zeros_in, others)),
         multiply_adds=multiply_adds(program, 1, length),
         length=length,
         weights=(*weights, *_gone(program, weights)),
@@ -73,7 +74,7 @@ def _dense(program: Program, view: Linear) -> Weight:
     stored = program.tensor(view.weight)
     value = out_in(view, effective_weight(program, view))
     was = program.source.shapes.get(view.weight, ())
-    zeros = _zeros(value)
+    zeros = zeros_in(value)
     return Weight(
         path=view.weight,
         shape=tuple(value.shape),
@@ -95,7 +96,7 @@ def _packed(program: Program, view: PackedLinear) -> Weight:
         path=path,
         shape=shape,
         was=was,
-        zeros=_zeros(unpacked_weight(program, view)),
+        zeros=zeros_in(unpacked_weight(program, view)),
         pattern=str(layout.pattern),
         packed=True,
         values=layout.values,
@@ -105,7 +106,7 @@ def _packed(program: Program, view: PackedLinear) -> Weight:
 
 def _in_blocks(program: Program, view: BlockWeight) -> Weight:
     value = unblocked_weight(program, view)
-    zeros = _zeros(value)
+    zeros = zeros_in(value)
     path = view.codes.removesuffix(blocks("")[0])
     return Weight(
         path=path,
@@ -166,7 +167,3 @@ def _names(entries: Iterable[str | tuple[str, ...]]) -> set[str]:
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _zeros(tensor: Tensor) -> int:
-    return tensor.numel() - int(torch.count_nonzero(tensor))

@@ -11,7 +11,7 @@ from sparsify.files import write_json
 from sparsify.ir.packed import packed_linears
 from sparsify.ir.packed_blocks import block_weights
 from sparsify.ir.program import Program
-from sparsify.ir.stored import linear_weights
+from sparsify.ir.stored import linear_weights, zeros_in
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ def count_parameters(program: Program) -> int:
 
 def count_zeros(program: Program) -> int:
     """Zeros among the effective weights of the linears, packed ones too, each weight once."""
-    return sum(int((weight == 0).sum()) for _, weight in linear_weights(program))
+    return sum(zeros_in(weight) for _, weight in linear_weights(program))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from sparsify.ir.packed import packed_linears, unpacked_weight
@@ -31,3 +32,8 @@ def table_weights(program: Program) -> Iterator[Tensor]:
     heads = {view.codes for view in views if not view.is_table}
     for view in {view.codes: view for view in views if view.codes not in heads}.values():
         yield unblocked_weight(program, view)
+
+
+def zeros_in(value: Tensor) -> int:
+    """How many entries of a tensor are zero."""
+    return value.numel() - int(torch.count_nonzero(value))

@@ -6,7 +6,7 @@ import torch
 
 from sparsify.ir.packed import packed_linears
 from sparsify.ir.program import Program
-from sparsify.ir.stored import linear_weights, table_weights
+from sparsify.ir.stored import linear_weights, table_weights, zeros_in
 from sparsify.ir.work import multiply_adds
 
 
@@ -50,11 +50,11 @@ def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
     for path, weight in linear_weights(program):
         seen.add(path)
         linear_parameters += weight.numel()
-        linear_zeros += _zeros(weight)
+        linear_zeros += zeros_in(weight)
     others = (p for path, p in program.module.named_parameters() if path not in seen)
     for other in (*others, *table_weights(program)):
         parameters += other.numel()
-        zeros += _zeros(other)
+        zeros += zeros_in(other)
     done = multiply_adds(program, batch, length)
     return Counts(
         parameters=parameters + linear_parameters,
@@ -69,7 +69,3 @@ def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
         batch=batch,
         length=length,
     )
-
-
-def _zeros(tensor: torch.Tensor) -> int:
-    return tensor.numel() - int(torch.count_nonzero(tensor))

@@ -1,5 +1,7 @@
 """A small model folder with a tokenizer, a text to go with it, and the command line in this process."""
 
+import contextlib
+import io
 import sys
 from importlib import resources
 
@@ -46,16 +48,21 @@ def text(tmp_path_factory, embedded):
     return path
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys):
+@pytest.fixture(scope="session")
+def cli():
     """Run a command line; gives the exit code, what it printed, and its errors."""
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["sparsify-fx", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
+        printed, errors = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(errors),
+        ):
+            patch.setattr(sys, "argv", ["sparsify-fx", *map(str, words)])
+            patch.setenv("COLUMNS", "200")
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return ended.value.code, printed.getvalue(), errors.getvalue()
 
     return run

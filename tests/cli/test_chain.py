@@ -1,14 +1,9 @@
 """The verbs one after the other on a small model: run, eval, bench, export, report, show."""
 
-import contextlib
-import io
 import json
 import shutil
-import sys
 
 import pytest
-
-from sparsify.cli import main
 
 PIPELINE = (
     "insert-probes | calibrate{samples=8} | insert-masks{of=heads,channels} | "
@@ -19,40 +14,31 @@ PIPELINE = (
 )
 
 
-def finished(*words):
-    """What a command prints that must end well."""
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(sys, "argv", ["sparsify-fx", *map(str, words)])
-        patch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            main()
-    assert ended.value.code == 0
-    return printed.getvalue()
-
-
 @pytest.fixture(scope="module")
-def out(tmp_path_factory, model, text):
+def out(tmp_path_factory, model, text, cli):
     """One finished run; every test below reads it."""
     folder = tmp_path_factory.mktemp("chain") / "out"
     words = ["run", "--model", model, "--data", text, "--pipeline", PIPELINE, "--out", folder]
     words += ["--length", 32, "--to", "safetensors,onnx,huggingface"]
-    finished(*words, "--dump", folder.parent / "dump")
+    assert cli(*words, "--dump", folder.parent / "dump")[0] == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def evaluated(out, text):
+def evaluated(out, text, cli):
     """The run, with its perplexities beside it."""
-    finished("eval", out, "--data", text, "--length", 32, "--json", out / "e.json")
+    words = ["eval", out, "--data", text, "--length", 32]
+    assert cli(*words, "--json", out / "e.json")[0] == 0
     return out
 
 
 @pytest.fixture(scope="module")
-def timed(evaluated, model):
+def timed(evaluated, model, cli):
     """The run, with its perplexities and its timings beside it; and what the latter printed."""
     words = ["bench", evaluated, "--against", model, "--tokens", "1,16", "--rounds", 3]
-    return evaluated, finished(*words, "--json", evaluated / "b.json")
+    code, printed, _ = cli(*words, "--json", evaluated / "b.json")
+    assert code == 0
+    return evaluated, printed
 
 
 def test_a_run_leaves_formats_and_reports_and_no_state(out):
