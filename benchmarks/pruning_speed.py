@@ -35,6 +35,8 @@ from sparsify.measure.quality import perplexity
 from sparsify.train.data import Data
 
 WORKER = Path(__file__).with_name("pruning_worker.py")
+# Held-out tokens that a written folder is measured on.
+TOKENS = 12800
 OURS = "ours, layer by layer"
 SIDES = {
     OURS: "ours-layer",
@@ -87,7 +89,7 @@ def once(
 def loss_of(model: Any, data: Data) -> float:
     """Nats a token on held-out text."""
     with torch.no_grad():
-        found = perplexity(lambda batch: model(**batch).logits, data, limit=300)
+        found = perplexity(lambda batch: model(**batch).logits, data, limit=TOKENS // data.length)
     return math.log(found.value)
 
 

@@ -14,10 +14,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from exporters.config_search import Misfit, Search, class_of, empty_model, holder
 from exporters.folder import dtype_of, write_beside, write_config
 from sparsify.engine.contract import Exporter, Moves, Reader
-from sparsify.engine.export import relative_difference
 from sparsify.errors import ExportError
 from sparsify.ir.pretrained import config_of, quiet
 from sparsify.ir.program import Program
+from sparsify.tensors.precision import relative_difference
 
 _SHOWN = 3
 

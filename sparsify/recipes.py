@@ -43,15 +43,18 @@ _OBSERVED = "insert-probes | calibrate{samples=128}"
 
 
 def _losa(sparsity: float, m: str = "", steps: int = 5) -> str:
-    """LoSA's ladder as text: sparsity by a cubic rule, mean ranks 6 to 10, one training each."""
+    """LoSA's ladder as text: sparsity by a cubic rule, mean ranks 12 to 20, one training each."""
     rungs = [
-        f"{_OBSERVED} | allocate-sparsity{{by=rmi sparsity={cubic(t, steps, sparsity):.4f}{m}}} | "
-        f"choose-masks{{score=wanda}} | remove-probes | allocate-ranks{{mean={5 + t} largest=16}} | "
-        "train{steps=80 batch=8 lr=0.002 warmup=0.3 schedule=linear update=lora}"
+        f"insert-probes{{gram=true}} | calibrate{{samples=128}} | "
+        f"allocate-sparsity{{by=rmi sparsity={cubic(t, steps, sparsity):.4f}{m}}} | "
+        "choose-masks{score=sparsegpt} | remove-probes | "
+        f"allocate-ranks{{mean={10 + 2 * t} largest=32 samples=32}} | "
+        "train{steps=120 batch=4 lr=0.001 warmup=0.3 schedule=linear update=lora task=0.33 "
+        "distill=kl{weight=0.67 temperature=2.0}}"
         for t in range(1, steps + 1)
     ]
     return " | ".join(
-        ["insert-masks", "insert-lora{rank=8 alpha=16.0}", *rungs, "fold-lora", "fold-masks"]
+        ["insert-masks", "insert-lora{rank=16 alpha=32.0}", *rungs, "fold-lora", "fold-masks"]
     )
 
 
@@ -187,7 +190,8 @@ RECIPES = (
     ),
     Recipe(
         "losa",
-        "70 % unstructured in five steps, layers and ranks by what the model says, branches merged",
+        "70 % unstructured in five steps, layers and ranks by what the model says, masks by SparseGPT, two "
+        "thirds of the loss from the dense model, branches merged",
         _losa(0.7),
     ),
     Recipe(

@@ -1,6 +1,5 @@
 """Write an export so that it is either whole, read back and equal, or not there at all."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sparsify.errors import DataError, ExportError, SparsifyError
 from sparsify.files import new_folder
 from sparsify.ir.names import OF_VALUES, PACKED
 from sparsify.ir.program import Program, default_input
+from sparsify.tensors.precision import relative_difference
 
 # As an exporter's `accepts`: the format holds whatever a pass may put into a program.
 EVERY_FEATURE = frozenset({"*"})
@@ -150,22 +150,6 @@ def _refuse_difference(
             f"{format_} was written, but read back it gives another {where}: "
             f"the difference is {difference:.2g} of the largest value, allowed is {allowed:.2g}"
         )
-
-
-def relative_difference(wanted: Tensor, found: Tensor) -> float:
-    """`max |a - b| / max |a|`; 0 for bitwise equality, infinite for other shapes or NaN."""
-    found = found.to(wanted.device)
-    if wanted.shape != found.shape:
-        return math.inf
-    if wanted.dtype == found.dtype and torch.equal(wanted, found):
-        return 0.0
-    a, b = wanted.double(), found.double()
-    if not bool((a.isfinite() == b.isfinite()).all()):
-        return math.inf
-    finite = a.isfinite()
-    if not finite.any():
-        return 0.0
-    return float((a - b)[finite].abs().max() / a[finite].abs().max().clamp_min(1e-30))
 
 
 def _remove_empty(folders: list[Path]) -> None:

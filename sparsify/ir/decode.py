@@ -40,6 +40,7 @@ from sparsify.ir.shell import hollow
 from sparsify.ir.tables import Table, tables
 from sparsify.ir.types import propagate
 from sparsify.ir.views import Linear, linears
+from sparsify.tensors.precision import relative_difference
 
 # Features that the variant takes over; the others have to be folded or removed first.
 DECODED = frozenset({PACKED, "adapters", "slorb"})
@@ -258,8 +259,7 @@ def _verify(made: Program, program: Program) -> None:
         if "attention_mask" in inputs
         else torch.ones_like(ids).bool()
     )
-    largest = float(wanted[real].abs().max())
-    moved = float((found[real] - wanted[real]).abs().max()) / max(largest, 1e-12)
+    moved = relative_difference(wanted[real], found[real])
     if not moved <= (_ROUNDED_TOLERANCE if is_rounded(program) else _TOLERANCE):
         raise VerifyError(
             f"the program with a cache gives logits that differ by {moved:.1e} of the largest from those "

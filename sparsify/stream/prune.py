@@ -100,11 +100,11 @@ class _Run:
         first, started = numbers[0], time.perf_counter()
         sums = [self._sums(self.stages[n]) for n in numbers]
         self._need(numbers[1:] if stored else numbers)
+        self.progress.rename(self._title(numbers))
         for index, inputs in enumerate(self.inputs):
             values, kept = self.activations[index] if first else inputs, padding(inputs)
             for number, total in zip(numbers, sums, strict=True):
                 stage = self.stages[number]
-                self.progress.rename(stage.linears[0].weight)
                 if not (stored and number == first):
                     values = self._run(stage, values)
                 if number == first and not stored:
@@ -120,6 +120,11 @@ class _Run:
             started = time.perf_counter()
         if len(numbers) > 1 and numbers[-1] + 1 < len(self.stages):
             self._go_on(numbers[1:])
+
+    def _title(self, numbers: Sequence[int]) -> str:
+        """What the bar says: the linear at hand, or the layer whose linears are looked at together."""
+        stage = self.stages[numbers[0]]
+        return stage.layer if len(numbers) > 1 else stage.linears[0].weight
 
     def _sums(self, stage: Stage) -> Sums:
         device = self.places.of(stage.layer)

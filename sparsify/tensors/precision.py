@@ -1,4 +1,6 @@
-"""precision: the dtype to measure in, and the guard against values that are no numbers."""
+"""precision: the dtype to measure in, what is no number, and how far tensors are apart."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -55,3 +57,19 @@ def check_matrix(tensor: Tensor, name: str) -> None:
 def shape_of(tensor: Tensor) -> list[int]:
     """Return the shape as a plain list, the way sentences print it."""
     return list(tensor.shape)
+
+
+def relative_difference(wanted: Tensor, found: Tensor) -> float:
+    """`max |a - b| / max |a|`; 0 for bitwise equality, infinite for other shapes or NaN."""
+    found = found.to(wanted.device)
+    if wanted.shape != found.shape:
+        return math.inf
+    if wanted.dtype == found.dtype and torch.equal(wanted, found):
+        return 0.0
+    a, b = wanted.double(), found.double()
+    if not bool((a.isfinite() == b.isfinite()).all()):
+        return math.inf
+    finite = a.isfinite()
+    if not finite.any():
+        return 0.0
+    return float((a - b)[finite].abs().max() / a[finite].abs().max().clamp_min(1e-30))
