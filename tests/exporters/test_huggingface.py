@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from exporters.huggingface import Huggingface
 from sparsify.engine.contract import Context
-from sparsify.engine.export import relative_difference, write_checked
+from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.errors import ExportError
 from sparsify.ir.axes.groups import heads
@@ -18,6 +18,7 @@ from sparsify.ir.axes.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.pretrained import quiet
 from sparsify.ir.trace import trace
+from sparsify.tensors.precision import relative_difference
 from tests.ir.axes.families import traced as family_traced
 
 

@@ -10,9 +10,10 @@ import torch
 
 from exporters.onnx import FILE, Onnx
 from sparsify.engine.contract import Reader
-from sparsify.engine.export import relative_difference, write_checked
+from sparsify.engine.export import write_checked
 from sparsify.errors import ExportError
 from sparsify.ir.program import Program
+from sparsify.tensors.precision import relative_difference
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from exporters.onnx import FILE, Onnx
-from sparsify.engine.export import relative_difference, write_checked
+from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.ir.trace import trace
+from sparsify.tensors.precision import relative_difference
 
 COLUMNS = 70  # no whole number of blocks
 ROUND = "insert-quantizers{values=%s group=%d %s} | choose-scales | pack-dense"

@@ -13,7 +13,7 @@ from torch import nn
 import sparsify
 from exporters.onnx import FILE, Onnx
 from sparsify import native
-from sparsify.engine.export import relative_difference, write_checked
+from sparsify.engine.export import write_checked
 from sparsify.errors import ExportError, KernelError
 from sparsify.ir.graph import sweep
 from sparsify.ir.names import PACKED
@@ -23,6 +23,7 @@ from sparsify.ir.trace import trace
 from sparsify.ir.views import linears
 from sparsify.session import onnxruntime_session
 from sparsify.tensors.packed import Layout, pack
+from sparsify.tensors.precision import relative_difference
 
 # The pattern, the values and the sizes of each linear; every second one has no bias.
 LAYOUTS = [

@@ -13,7 +13,6 @@ from sparsify.engine.card import CARD
 from sparsify.engine.contract import Exporter
 from sparsify.engine.export import (
     EVERY_FEATURE,
-    relative_difference,
     second_batch,
     write_checked,
 )
@@ -143,14 +142,6 @@ def test_second_batch(programs):
     assert batch["attention_mask"].sum() == 35
     assert torch.equal(batch["position_ids"], torch.arange(12).expand(3, 12))
     assert not torch.equal(batch["input_ids"][:2], program.sample["input_ids"][:, :12])
-
-
-def test_relative_difference():
-    a = torch.tensor([1.0, -4.0, float("inf")])
-    assert relative_difference(a, a.clone()) == 0.0
-    assert relative_difference(a, a + torch.tensor([0.0, 1.0, 0.0])) == 0.25
-    assert relative_difference(a, torch.zeros(3)) == float("inf")
-    assert relative_difference(a, a[:2]) == float("inf")
 
 
 def test_safetensors_holds_everything(programs, tmp_path, tokenizer):

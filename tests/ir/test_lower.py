@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from sparsify.engine.export import relative_difference
 from sparsify.ir.lower import lowered, shared_copy
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
 from sparsify.ir.trace import trace
+from sparsify.tensors.precision import relative_difference
 
 
 @cache

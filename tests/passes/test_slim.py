@@ -5,7 +5,7 @@ import torch
 
 from sparsify import native
 from sparsify.engine.contract import Context
-from sparsify.engine.export import export, relative_difference
+from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError
 from sparsify.ir.beside import besides
@@ -19,6 +19,7 @@ from sparsify.session import onnxruntime_session
 from sparsify.tensors.lowrank import best_rank, best_rank_by_gram, best_rank_by_saliency, saliency
 from sparsify.tensors.masks import check_nm
 from sparsify.tensors.pattern import Pattern
+from sparsify.tensors.precision import relative_difference
 from sparsify.tensors.quantize import absmax_scales, dequantize, round_weight
 
 SEEN = "insert-probes{gram=true} | calibrate{samples=40} | insert-masks"

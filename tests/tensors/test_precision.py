@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparsify.errors import SparsifyError
-from sparsify.tensors.precision import check_finite, check_matrix, widen
+from sparsify.tensors.precision import check_finite, check_matrix, relative_difference, widen
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,11 @@ def test_only_a_matrix_is_a_matrix() -> None:
     with pytest.raises(SparsifyError) as caught:
         check_matrix(torch.ones(2, 3, 4), "up.weight")
     assert str(caught.value) == ("up.weight must be a matrix [out, in], but its shape is [2, 3, 4]")
+
+
+def test_relative_difference():
+    a = torch.tensor([1.0, -4.0, float("inf")])
+    assert relative_difference(a, a.clone()) == 0.0
+    assert relative_difference(a, a + torch.tensor([0.0, 1.0, 0.0])) == 0.25
+    assert relative_difference(a, torch.zeros(3)) == float("inf")
+    assert relative_difference(a, a[:2]) == float("inf")
