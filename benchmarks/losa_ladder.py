@@ -31,13 +31,16 @@ RUNGS = 5
 # Name -> the share of zeros, and what makes it whole N of M.
 TARGETS = {"50 %": (0.5, ""), "70 %": (0.7, ""), "mixed 2:8": (0.75, " m=8")}
 LOSA = "+ ranks by error: LoSA"
+ATP = "ATP in place of redundancy"
+# From one layer to the next; N of N:8 needs more, or rounding takes it away.
+STEPS = {"": 0.02, " m=8": 0.05}
 # Name -> what gives layers their sparsity, on how many rungs, whether ranks follow the error.
 LADDER = {
     "masked branches": ("uniform", 1, False),
     "+ cubic ladder": ("uniform", RUNGS, False),
     "+ sparsity by redundancy": ("rmi", RUNGS, False),
     LOSA: ("rmi", RUNGS, True),
-    "ATP in place of redundancy": ("atp spread=0.02", RUNGS, False),
+    ATP: ("atp", RUNGS, False),
     "OWL in place of redundancy": ("owl", RUNGS, False),
 }
 ONE_SHOT = {"one-shot Wanda": "wanda", "one-shot SparseGPT": "sparsegpt"}
@@ -82,6 +85,7 @@ def pipeline(row: str, target: str, options: argparse.Namespace) -> str:
         again = once(options.score)
         return f"{again} | {branches} | {trained(options.steps)} | fold-lora | {again}"
     by, rungs, follows = LADDER[row]
+    by += f" spread={STEPS[m]}" if row == ATP else ""
     parts = ["insert-masks", branches]
     for t in range(1, rungs + 1):
         parts.append(pruned(by, cubic(t, rungs, final), options.score))

@@ -44,8 +44,8 @@ class AllocateSparsity(Pass):
     """Give every layer its share of the zeros.
 
     `spread` is how far a layer may be off the mean (`rmi`, `owl`), the relative distance (`alpha`) or the
-    step from layer to layer (`atp`); None takes the paper's. `times` is the outlier threshold of `owl` in
-    means; `samples`, `batch` and `debiased` are for `rmi`.
+    step from layer to layer (`atp`); None takes the paper's, for `rmi` with `m` one entry of a group. `times`
+    is the outlier threshold of `owl` in means; `samples`, `batch` and `debiased` are for `rmi`.
     """
 
     name: ClassVar[str] = "allocate-sparsity"
@@ -139,7 +139,9 @@ class AllocateSparsity(Pass):
         if self.spread is not None:
             return self.spread
         if self.by == "rmi":
-            return next(value for most, value in _RMI if self.sparsity <= most)
+            paper = next(value for most, value in _RMI if self.sparsity <= most)
+            # Less than one entry of a group would vanish when N is rounded.
+            return paper if self.m is None else max(paper, 1 / self.m)
         return _SPREADS[self.by]
 
     def _global(self, program: Program, layers: Sequence[Layer]) -> Tensor:
