@@ -86,6 +86,11 @@ def test_shares_of_whole_entries(traced, text):
     assert list(program.plan["shares"].values()) == ["3:8"] * 7 + ["1:8"] * 7
 
 
+def test_redundancy_decides_whole_entries_without_being_told_a_spread(traced, text):
+    allocate = "insert-masks | allocate-sparsity{by=rmi sparsity=0.75 m=8 samples=4}"
+    assert set(run(traced("llama"), allocate, text).plan["shares"].values()) == {"1:8", "3:8"}
+
+
 def test_an_error_is_zero_for_the_dense_model_and_free_of_the_scale_of_a_channel(traced, text):
     dense = run(traced("llama"), "insert-masks")
     layers = layers_of(dense, masked(dense))
