@@ -1,0 +1,34 @@
+"""Every example runs as it is, in few steps, and says or writes what it promises."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# File -> part of what it prints. `train_embedded.py` takes an hour and is left out.
+PROMISES = {
+    "adaptive_with_trainer.py": "huggingface: ",
+    "finetune_with_trainer.py": "huggingface: ",
+    "omission_with_trainer.py": "left out, coverage",
+    "own_training_loop.py": "zeros among the weights",
+}
+
+
+def test_no_example_is_forgotten():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*PROMISES, "train_embedded.py"}
+
+
+# Trainer warns of what it will change one day; that is not the example's.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", PROMISES)
+def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
+    words = ["--steps", "5"]
+    if name != "own_training_loop.py":
+        words += ["--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert PROMISES[name] in capsys.readouterr().out
+    if "--out" in words:
+        assert (tmp_path / "huggingface" / "model.safetensors").is_file()
