@@ -93,7 +93,8 @@ class AllocateSparsity(Pass):
         for layer, amount in zip(layers, amounts, strict=True):
             shares.update(dict.fromkeys((view.weight for view in layer.views), amount))
         program.plan["shares"] = shares
-        context.notes.append("layer by layer: " + " ".join(amounts))
+        told = amounts if self.m else [f"{float(value):.4f}" for value in found]
+        context.notes.append("layer by layer: " + " ".join(told))
         return len(layers)
 
     def _amounts(self, found: Tensor, sizes: Tensor) -> list[str]:

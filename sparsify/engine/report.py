@@ -58,7 +58,7 @@ class Report:
                 f"{row.zeros:,}",
                 f"{row.seconds:.2f}",
                 f"{row.checking:.2f}",
-                f"{row.move:.1e}",
+                f"{row.move:.0e}" if row.move else "0",
             )
         return table
 
