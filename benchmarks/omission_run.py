@@ -34,6 +34,7 @@ SAT = "SAT"
 EQUAL = "dense, as long as SAT"
 CHOICE = "metric=maxip select=topk"
 # Name -> the options of insert-omission (None: dense), the part of the rate, and whether it comes down.
+# `--choice` stands in for CHOICE.
 ROWS: dict[str, tuple[str | None, float, bool]] = {
     "dense": (None, 0.0, False),
     SAT: (CHOICE, 1.0, True),
@@ -96,6 +97,7 @@ def run_of(
 ) -> dict[str, Any]:
     """One row with one seed: seconds, perplexity at the end and along the way, and what was omitted."""
     omission, part, falls = ROWS[name]
+    omission = omission and omission.replace(CHOICE, options.choice)
     model, tokenizer = load_model(options.model)
     program = trace(model, tokenizer=tokenizer)
     how = f"steps={steps} batch={options.batch} lr={options.lr} warmup={options.warmup}"
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.0005)
     parser.add_argument("--warmup", type=float, default=0.05)
     parser.add_argument("--shape", default="stable", help="of the learning rate")
+    parser.add_argument("--choice", default=CHOICE, help="what SAT leaves out, and how it chooses")
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--hold", type=float, default=0.8)
     parser.add_argument("--rungs", type=int, default=5)
