@@ -33,8 +33,9 @@ WAYS = {
     "magnitude, topk": "metric=magnitude select=topk",
     "maxip, sampling": "metric=maxip select=sampling",
     "uniform, sampling": "metric=uniform select=sampling",
-    "maxip, topk, heads alone": "of=heads metric=maxip select=topk",
-    "maxip, topk, channels alone": "of=channels metric=maxip select=topk",
+    "wanda, topk, heads alone": "of=heads metric=wanda select=topk",
+    "wanda, topk, whole KV groups alone": "of=heads rule=groups metric=wanda select=topk",
+    "wanda, topk, channels alone": "of=channels metric=wanda select=topk",
 }
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="embedded", help="embedded, or a folder")
     parser.add_argument("--text", help="a text it knows; else the embedded model's held-out text")
-    parser.add_argument("--rates", default="0,0.125,0.25,0.5,0.65")
+    parser.add_argument("--rates", default="0,0.125,0.25,0.375,0.5,0.65")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--limit", type=int, default=160, help="sequences to measure on")
