@@ -213,7 +213,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.0005)
     parser.add_argument("--warmup", type=float, default=0.05)
     parser.add_argument("--shape", default="stable", help="of the learning rate")
-    parser.add_argument("--choice", default=CHOICE, help="what SAT leaves out, and how it chooses")
+    parser.add_argument(
+        "--choice",
+        default=CHOICE,
+        help="how SAT chooses; with `of` in it leave out the rows that have their own",
+    )
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--hold", type=float, default=0.8)
     parser.add_argument("--rungs", type=int, default=5)

@@ -11,7 +11,7 @@ from sparsify.engine.export import check_exports, export
 from sparsify.engine.pipeline import Pipeline
 from sparsify.engine.registry import exporters, parse_exporter
 from sparsify.engine.report import Report
-from sparsify.errors import DataError, PipelineError
+from sparsify.errors import DataError, ExportError, PipelineError
 from sparsify.files import notes, read_json, require_free, write_json
 from sparsify.ir.devices import move
 from sparsify.ir.pretrained import load_model
@@ -62,7 +62,12 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
     _forget_earlier(job)
-    written = export(program, job.out, job.to, overwrite=job.overwrite or job.resume)
+    try:
+        written = export(program, job.out, job.to, overwrite=job.overwrite or job.resume)
+    except ExportError as error:
+        raise ExportError(
+            f"{error}; what the passes made is kept: run again with --resume and another --to"
+        ) from error
     report.write(job.out)
     write_json(job.out / "run.json", {**describe(job), "machine": machine()})
     for name, rows in context.figures.items():

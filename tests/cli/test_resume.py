@@ -1,4 +1,4 @@
-"""`run --resume` after a run that broke off in the middle of training."""
+"""`run --resume` after a run that broke off in the middle of training, or whose export failed."""
 
 import pytest
 import torch
@@ -60,3 +60,16 @@ def test_overwriting_forgets_formats_that_are_not_written_again(model, tmp_path,
         "report.json",
         "run.json",
     }
+
+
+def test_an_export_that_fails_loses_nothing(model, text, tmp_path, cli, monkeypatch):
+    words = ["run", "--model", model, "--data", text, "--length", 32, "--out", tmp_path / "out"]
+    words += ["--pipeline", "insert-masks{of=layers} | choose-masks{of=layers score=influence "]
+    words[-1] += "sparsity=0.5} | prune-layers"
+    code, _, error = cli(*words, "--to", "huggingface")
+    assert code == 1
+    assert "cannot leave out the 1 layers" in error
+    assert "run again with --resume and another --to" in error
+    monkeypatch.setattr("passes.prune_layers.PruneLayers.rewrite", None)  # not called again
+    assert cli(*words, "--to", "safetensors", "--resume")[0] == 0
+    assert len(load(tmp_path / "out" / "safetensors").plan["layers"]) == 1
