@@ -16,7 +16,6 @@ With `--keep DIR` the folders stay there, and a second run takes them as they ar
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from child import printed_by
 from generation_models import DENSE, Row, rows, store_rows, stored_rows
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -41,10 +41,7 @@ Answers = dict[str, list[dict[str, Any]]]
 def worker(python: str, *words: object) -> str:
     """What one call of the worker prints."""
     command = [python, str(WORKER), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command[2:4])} failed:\n{done.stderr[-2000:]}")
-    return done.stdout
+    return printed_by(" ".join(command[2:4]), command)
 
 
 def made(options: argparse.Namespace, place: Path, ids: Path) -> list[Row]:

@@ -1,14 +1,13 @@
 """The folders that generation.py measures: one dense model, written in every way."""
 
 import argparse
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from child import printed_by
 from ort_rounded import dynamic_int8
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -148,6 +147,4 @@ def _slug(name: str) -> str:
 
 
 def _call(words: list[str]) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words[:3])} failed:\n{done.stderr[-2000:]}")
+    printed_by(" ".join(words[:3]), words)

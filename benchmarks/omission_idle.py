@@ -1,4 +1,4 @@
-"""How idle neurons are: the loss of a trained model when some take no part, before any step of training.
+"""How idle neurons are: perplexity of a trained model when some take no part, before any step of training.
 
 Omission (SAT) costs nothing only where many neurons hardly matter to a batch. For every way of choosing
 and every rate: perplexity of the sub-network, neurons chosen anew for each batch. Rates are rounded to whole
@@ -11,7 +11,6 @@ import argparse
 from importlib import resources
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -39,26 +38,27 @@ WAYS = {
 }
 
 
-def losses(program: Program, data: Data, rates: list[float], limit: int, batch: int) -> list[float]:
+def perplexities(
+    program: Program, data: Data, rates: list[float], limit: int, batch: int
+) -> list[float]:
     """Perplexities of a program that omits, by rate."""
     omitting = Omitting(program, seed=0)
     model = ProgramModel(program).train()
     if not torch.equal(model(**program.sample).logits, model(**program.sample).logits):
         raise SystemExit("the model has dropout; set it to 0 in its config")
-    found = []
+
+    def at(rate: float) -> float:
+        steps = count()
+
+        def forward(inputs: dict[str, Tensor]) -> Tensor:
+            omitting.begin(next(steps), rate)
+            logits: Tensor = model(**inputs).logits
+            return logits
+
+        return perplexity(forward, data, batch, limit).value
+
     with omitting.training():
-        for rate in rates:
-            steps = count()
-
-            def forward(
-                inputs: dict[str, Tensor], rate: float = rate, steps: Any = steps
-            ) -> Tensor:
-                omitting.begin(next(steps), rate)
-                logits: Tensor = model(**inputs).logits
-                return logits
-
-            found.append(perplexity(forward, data, batch, limit).value)
-    return found
+        return [at(rate) for rate in rates]
 
 
 def main() -> None:
@@ -82,11 +82,11 @@ def main() -> None:
     for column in ("neurons chosen by", *(f"{rate:g} left out" for rate in rates)):
         table.add_column(column, justify="left" if column.startswith("neurons") else "right")
     found = {}
+    model, tokenizer = load_model(options.model)
+    dense, data = trace(model, tokenizer=tokenizer), load_data(text, tokenizer, options.length)
     for name, how in WAYS.items():
-        model, tokenizer = load_model(options.model)
-        data = load_data(text, tokenizer, options.length)
-        program = parse(f"insert-omission{{{how}}}").run(trace(model, tokenizer=tokenizer))
-        found[name] = losses(program, data, rates, options.limit, options.batch)
+        program = parse(f"insert-omission{{{how}}}").run(dense.clone())
+        found[name] = perplexities(program, data, rates, options.limit, options.batch)
         table.add_row(name, *(f"{value:.1f}" for value in found[name]))
     console.print(table)
     if options.json:

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 from importlib import resources
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from child import printed_by
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -73,12 +73,8 @@ def once(
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         words = [python, str(WORKER), side, str(folder), str(tokens), score, str(out)]
-        done = subprocess.run(
-            [*words, str(options.threads)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        printed = printed_by(side, [*words, str(options.threads)])
+        answer: dict[str, Any] = json.loads(printed.splitlines()[-1])
         model, _ = load_model(str(out))
         answer["loss"] = loss_of(model.eval(), options.held_out)
         zeros = [value == 0 for value in model.parameters() if value.dim() == 2]

@@ -10,7 +10,6 @@ weights, as for the shape of 7 billion: `--hidden 4096 --intermediate 11008 --la
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from child import printed_by
 from peak import peak_bytes
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -134,10 +134,8 @@ def ran(part: str, options: argparse.Namespace) -> dict[str, Any]:
     words = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in SIZES]
     words += ["--plan-only"] * options.plan_only
     command = [sys.executable, __file__, "--part", part, "--scratch", str(options.scratch), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1] if done.stdout else "{}")
+    printed = printed_by(part, command)
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1] if printed else "{}")
     return found
 
 

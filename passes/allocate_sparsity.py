@@ -93,7 +93,7 @@ class AllocateSparsity(Pass):
         for layer, amount in zip(layers, amounts, strict=True):
             shares.update(dict.fromkeys((view.weight for view in layer.views), amount))
         program.plan["shares"] = shares
-        told = amounts if self.m else [f"{float(value):.4f}" for value in found]
+        told = amounts if self.m is not None else [f"{value:.4f}" for value in found.tolist()]
         context.notes.append("layer by layer: " + " ".join(told))
         return len(layers)
 

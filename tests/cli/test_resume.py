@@ -63,9 +63,9 @@ def test_overwriting_forgets_formats_that_are_not_written_again(model, tmp_path,
 
 
 def test_an_export_that_fails_loses_nothing(model, text, tmp_path, cli, monkeypatch):
+    chosen = "choose-masks{of=layers score=influence sparsity=0.5}"
     words = ["run", "--model", model, "--data", text, "--length", 32, "--out", tmp_path / "out"]
-    words += ["--pipeline", "insert-masks{of=layers} | choose-masks{of=layers score=influence "]
-    words[-1] += "sparsity=0.5} | prune-layers"
+    words += ["--pipeline", f"insert-masks{{of=layers}} | {chosen} | prune-layers"]
     code, _, error = cli(*words, "--to", "huggingface")
     assert code == 1
     assert "cannot leave out the 1 layers" in error
