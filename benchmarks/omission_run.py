@@ -32,18 +32,19 @@ from sparsify.train.data import Data, split
 Results = dict[str, list[dict[str, Any]]]
 SAT = "SAT"
 EQUAL = "dense, as long as SAT"
-CHOICE = "metric=maxip select=topk"
+CHOICE = "metric=wanda select=topk"
 # Name -> the options of insert-omission (None: dense), the part of the rate, and whether it comes down.
-# `--choice` stands in for CHOICE.
+# `--choice` stands in for CHOICE, and `--of` says what is left out where a row does not.
 ROWS: dict[str, tuple[str | None, float, bool]] = {
     "dense": (None, 0.0, False),
     SAT: (CHOICE, 1.0, True),
     EQUAL: (None, 0.0, False),
     "without LORS": (CHOICE, 1.0, False),
     "half the rate": (CHOICE, 0.5, True),
+    "4/3 of the rate": (CHOICE, 4 / 3, True),
     "masked by zero": (f"{CHOICE} form=zero", 1.0, True),
+    "maxip, topk": ("metric=maxip select=topk", 1.0, True),
     "maxip, sampling": ("metric=maxip select=sampling", 1.0, True),
-    "wanda, topk": ("metric=wanda select=topk", 1.0, True),
     "wanda, sampling": ("metric=wanda select=sampling", 1.0, True),
     "magnitude, topk": ("metric=magnitude select=topk", 1.0, True),
     "magnitude, topk, without LORS": ("metric=magnitude select=topk", 1.0, False),
@@ -51,6 +52,7 @@ ROWS: dict[str, tuple[str | None, float, bool]] = {
     "uniform, sampling": ("metric=uniform select=sampling", 1.0, True),
     "uniform, sampling, without LORS": ("metric=uniform select=sampling", 1.0, False),
     "channels only": (f"of=channels {CHOICE}", 1.0, True),
+    "heads and channels": (f"of=heads,channels {CHOICE}", 1.0, True),
     "whole KV groups": (f"{CHOICE} rule=groups", 1.0, True),
 }
 
@@ -106,8 +108,9 @@ def run_of(
         hold = options.hold if falls else 1.0
         ladder = f"lors{{rate={part * options.rate} hold={hold} rungs={options.rungs} shape={options.shape}}}"
         multiple = f"multiple={options.multiple}"
+        of = "" if "of=" in omission else f"of={options.of} "
         text = (
-            f"insert-omission{{{omission} {multiple}}} | train{{{how} schedule={ladder}}} | "
+            f"insert-omission{{{of}{omission} {multiple}}} | train{{{how} schedule={ladder}}} | "
             "remove-omission"
         )
     before = measured(program, texts[1], options.limit)
@@ -213,11 +216,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.0005)
     parser.add_argument("--warmup", type=float, default=0.05)
     parser.add_argument("--shape", default="stable", help="of the learning rate")
-    parser.add_argument(
-        "--choice",
-        default=CHOICE,
-        help="how SAT chooses; with `of` in it leave out the rows that have their own",
-    )
+    parser.add_argument("--of", default="heads,channels", help="what SAT leaves out")
+    parser.add_argument("--choice", default=CHOICE, help="how SAT chooses")
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--hold", type=float, default=0.8)
     parser.add_argument("--rungs", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Train the small language model that ships inside the package.
+r"""Train the small language model that ships inside the package.
 
 The text is what anyone can install: the reStructuredText sources in Debian's
 ``python3.11-doc`` and the HTML manual in ``postgresql-doc-15``. One CPU core is enough::
@@ -8,6 +8,12 @@ The text is what anyone can install: the reStructuredText sources in Debian's
 
 ``OUT/model`` then holds the float16 model, its tokenizer and the held-out text. The same command
 given again goes on from the last checkpoint of a run that was cut short.
+
+Models of other shapes learn the same text with the same tokenizer. The wide one, whose feed-forward size
+is eight times the hidden size and which ``docs/measuring.md`` trains on with omission, is
+
+    python examples/train_embedded.py --layers 4 --intermediate 2048 --kv-heads 8 --context 128 \
+        --minutes 25 --out wide-run
 """
 
 import argparse
@@ -29,9 +35,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 EOS = "<|endoftext|>"
-CONTEXT, VOCAB = 256, 4096
+VOCAB = 4096
 HELDOUT_BYTES = 480_000
-BATCH, ACCUMULATE = 8, 2  # windows per pass, passes per step
+PASS_TOKENS, ACCUMULATE = 2048, 2  # tokens per pass, passes per step
 MUON_LR, ADAM_LR = 7e-3, 5e-3  # hidden matrices; embeddings and norms
 WARMUP_STEPS = 60
 DECAY_PART = 0.4  # of the run, at its end
@@ -108,15 +114,15 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model() -> LlamaForCausalLM:
+def new_model(layers: int, intermediate: int, kv_heads: int) -> LlamaForCausalLM:
     """Build the untrained model."""
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=6,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
         num_attention_heads=8,
-        num_key_value_heads=4,
+        num_key_value_heads=kv_heads,
         head_dim=32,
         max_position_embeddings=512,
         bos_token_id=0,  # EOS
@@ -129,16 +135,18 @@ def new_model() -> LlamaForCausalLM:
 
 
 def loss_of(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
-    """Mean next-token loss over rows of ``CONTEXT + 1`` tokens, bfloat16 products."""
+    """Mean next-token loss over rows of ``context + 1`` tokens, bfloat16 products."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     return cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
 
 
 @torch.no_grad()
-def perplexity(model: LlamaForCausalLM, tokens: Tensor, windows: int | None = None) -> float:
-    """Perplexity in float32 over non-overlapping windows of ``CONTEXT`` tokens."""
-    rows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:windows]
+def perplexity(
+    model: LlamaForCausalLM, tokens: Tensor, context: int, windows: int | None = None
+) -> float:
+    """Perplexity in float32 over non-overlapping windows of ``context`` tokens."""
+    rows = tokens[: len(tokens) // context * context].view(-1, context)[:windows]
     losses = []
     for chunk in rows.split(8):
         logits = model(input_ids=chunk, use_cache=False).logits[:, :-1].transpose(1, 2)
@@ -146,14 +154,14 @@ def perplexity(model: LlamaForCausalLM, tokens: Tensor, windows: int | None = No
     return math.exp(torch.cat(losses).mean())
 
 
-def batches(tokens: Tensor, rows: int, seed: int, start: int) -> Iterator[Tensor]:
+def batches(tokens: Tensor, rows: int, context: int, seed: int, start: int) -> Iterator[Tensor]:
     """Yield batches for ever, from number ``start`` on; each epoch cuts at another offset."""
-    per_epoch = (len(tokens) - CONTEXT - 1) // CONTEXT // rows
+    per_epoch = (len(tokens) - context - 1) // context // rows
     epoch, number = divmod(start, per_epoch)
     while True:
         rng = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        offset = int(torch.randint(CONTEXT, (), generator=rng))
-        windows = tokens[offset:].unfold(0, CONTEXT + 1, CONTEXT)
+        offset = int(torch.randint(context, (), generator=rng))
+        windows = tokens[offset:].unfold(0, context + 1, context)
         order = torch.randperm(len(windows), generator=rng)
         yield from (windows[order[i * rows :][:rows]] for i in range(number, per_epoch))
         epoch, number = epoch + 1, 0
@@ -162,7 +170,7 @@ def batches(tokens: Tensor, rows: int, seed: int, start: int) -> Iterator[Tensor
 def train(args: argparse.Namespace, tokens: Tensor, held: Tensor) -> None:
     """Train until the time or the tokens are used up; go on from a checkpoint if there is one."""
     torch.manual_seed(args.seed)
-    model = new_model()
+    model = new_model(args.layers, args.intermediate, args.kv_heads)
     hidden = [p for p in model.model.layers.parameters() if p.ndim == 2]
     other = [p for p in model.parameters() if all(p is not h for h in hidden)]
     muon = torch.optim.Muon(hidden, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -176,8 +184,9 @@ def train(args: argparse.Namespace, tokens: Tensor, held: Tensor) -> None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
     compiled: Callable[..., Tensor] = torch.compile(loss_of, dynamic=False)
-    stream = batches(tokens, BATCH * ACCUMULATE, args.seed, step)
-    per_step = BATCH * ACCUMULATE * CONTEXT
+    rows_per_pass = PASS_TOKENS // args.context
+    stream = batches(tokens, rows_per_pass * ACCUMULATE, args.context, args.seed, step)
+    per_step = PASS_TOKENS * ACCUMULATE
     started = marked = saved = time.monotonic()
     summed = progress = 0.0
     while progress < 1.0:
@@ -188,14 +197,18 @@ def train(args: argparse.Namespace, tokens: Tensor, held: Tensor) -> None:
             torch.save(state | {"step": step, "seconds": seconds}, path.with_suffix(".new"))
             path.with_suffix(".new").rename(path)
             copy.deepcopy(model).half().save_pretrained(args.out / "model")
-            log(args.out, step=step, early_heldout_perplexity=perplexity(model, held, 48))
+            log(
+                args.out,
+                step=step,
+                early_heldout_perplexity=perplexity(model, held, args.context, 48),
+            )
             saved = time.monotonic()
         # Warm-up, flat, then a straight line to zero.
         scale = min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (1.0 - progress) / DECAY_PART))
         for optimizer, lr in ((muon, MUON_LR), (adam, ADAM_LR)):
             for group in optimizer.param_groups:
                 group["lr"] = lr * scale
-        for rows in next(stream).split(BATCH):
+        for rows in next(stream).split(rows_per_pass):
             loss = compiled(model, rows) / ACCUMULATE
             loss.backward()
             summed += loss.item()
@@ -224,6 +237,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("embedded-run"))
     parser.add_argument("--minutes", type=float, default=76.0)
     parser.add_argument("--tokens", type=float, default=math.inf)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--intermediate", type=int, default=688)
+    parser.add_argument("--kv-heads", type=int, default=4, help="of the 8 heads")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -243,7 +260,7 @@ def main() -> None:
     log(args.out, train_tokens=len(tokens), heldout_tokens=len(held_ids))
     train(args, tokens, held_ids)
     final = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    log(args.out, final_heldout_perplexity=perplexity(final, held_ids))
+    log(args.out, final_heldout_perplexity=perplexity(final, held_ids, args.context))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def _slim(adapters: str, gram: str = "", *, tuned: bool = False) -> str:
     )
 
 
-_OMITTED = "insert-omission{of=heads,channels metric=maxip select=topk}"
+_OMITTED = "insert-omission{of=heads,channels metric=wanda select=topk}"
 
 # Steps and rates suit models of a few million parameters; for billions take lr=0.0002 and more steps.
 RECIPES = (
