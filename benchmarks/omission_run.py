@@ -41,7 +41,6 @@ ROWS: dict[str, tuple[str | None, float, bool]] = {
     EQUAL: (None, 0.0, False),
     "without LORS": (CHOICE, 1.0, False),
     "half the rate": (CHOICE, 0.5, True),
-    "4/3 of the rate": (CHOICE, 4 / 3, True),
     "masked by zero": (f"{CHOICE} form=zero", 1.0, True),
     "maxip, topk": ("metric=maxip select=topk", 1.0, True),
     "maxip, sampling": ("metric=maxip select=sampling", 1.0, True),
@@ -53,7 +52,7 @@ ROWS: dict[str, tuple[str | None, float, bool]] = {
     "uniform, sampling, without LORS": ("metric=uniform select=sampling", 1.0, False),
     "channels only": (f"of=channels {CHOICE}", 1.0, True),
     "heads and channels": (f"of=heads,channels {CHOICE}", 1.0, True),
-    "whole KV groups": (f"{CHOICE} rule=groups", 1.0, True),
+    "whole KV groups": (f"of=heads,channels {CHOICE} rule=groups", 1.0, True),
 }
 
 

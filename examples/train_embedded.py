@@ -10,7 +10,7 @@ The text is what anyone can install: the reStructuredText sources in Debian's
 given again goes on from the last checkpoint of a run that was cut short.
 
 Models of other shapes learn the same text with the same tokenizer. The wide one, whose feed-forward size
-is eight times the hidden size and which ``docs/measuring.md`` trains on with omission, is
+is eight times the hidden size and which ``docs/measuring.md`` trains on with omission, is::
 
     python examples/train_embedded.py --layers 4 --intermediate 2048 --kv-heads 8 --context 128 \
         --minutes 25 --out wide-run
@@ -186,7 +186,7 @@ def train(args: argparse.Namespace, tokens: Tensor, held: Tensor) -> None:
     compiled: Callable[..., Tensor] = torch.compile(loss_of, dynamic=False)
     rows_per_pass = PASS_TOKENS // args.context
     stream = batches(tokens, rows_per_pass * ACCUMULATE, args.context, args.seed, step)
-    per_step = PASS_TOKENS * ACCUMULATE
+    per_step = rows_per_pass * ACCUMULATE * args.context
     started = marked = saved = time.monotonic()
     summed = progress = 0.0
     while progress < 1.0:
