@@ -17,7 +17,7 @@ from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.errors import ExportError
 from sparsify.ir.pretrained import config_of, quiet
 from sparsify.ir.program import Program
-from sparsify.tensors.precision import relative_difference
+from sparsify.tensors.precision import largest_difference
 
 _SHOWN = 3
 
@@ -107,8 +107,7 @@ class Huggingface(Exporter):
             found = self.read_back(program, folder)(program.sample)
         except (RuntimeError, ValueError):
             return float("inf")
-        pairs = zip(program.run(), found, strict=True)
-        return max(relative_difference(a, b) for a, b in pairs)
+        return largest_difference(program.run(), found)
 
 
 def _write_weights(program: Program, model: PreTrainedModel, folder: Path) -> None:

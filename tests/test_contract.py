@@ -11,6 +11,7 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import PipelineError
 from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
+from sparsify.tensors.precision import largest_difference
 
 FAMILIES = ["block", "llama", "bert"]
 # What must run before a pass, and the pass itself with options that make it do something.
@@ -156,13 +157,6 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[path], two[path]) for path in one)
 
 
-def moved(before, after):
-    return max(
-        float((a - b).abs().max()) / float(a.abs().max())
-        for a, b in zip(before, after, strict=True)
-    )
-
-
 def test_every_pass_has_settings_here():
     assert set(SETTINGS) == set(NAMES)
 
@@ -190,7 +184,7 @@ def test_laws_one_two_and_four(name, prepare, context):
         assert not same(weights(program), tensors) or program.plan != plan
     else:
         assert item.moves.graph
-        assert moved(outputs, program.run()) <= item.limits().tolerance
+        assert largest_difference(outputs, program.run()) <= item.limits().tolerance
         if name.startswith("permute"):
             assert to_text(program) == text
             assert not same(weights(program), tensors)

@@ -136,6 +136,11 @@ def _compare(exporter: Exporter, program: Program, folder: Path) -> None:
             raise ExportError(
                 f"{exporter.name} was written but does not run on {what} batch: {reason}"
             ) from error
+        if len(found) != len(wanted):
+            raise ExportError(
+                f"{exporter.name} was written, but read back it gives {len(found)} outputs on {what} "
+                f"batch where the program has {len(wanted)}"
+            )
         for name, a, b in zip(program.source.outputs, wanted, found, strict=True):
             _refuse_difference(exporter.name, limit, f"{name} of {what} batch", a, b)
 

@@ -18,6 +18,7 @@ from sparsify.errors import LawError, PipelineError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
+from sparsify.tensors.precision import largest_difference
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class _Step:
         started = time.perf_counter()
         verify(self.program)
         after = self.program.run() if compare else tuple(before)
-        move = _moved(before, after)
+        move = largest_difference(before, after)
         self._check_laws(text, versions, places, move, after)
         self.program.log.append(str(self.item))
         row = Row(
@@ -182,17 +183,3 @@ class _Step:
 def _versions(program: Program) -> dict[str, tuple[int, int]]:
     """Identity and edit count of every tensor: equal means untouched, without reading a value."""
     return {path: (value.data_ptr(), value._version) for path, value in program.tensors()}
-
-
-def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """Largest change of any output entry, relative to the largest entry of that output."""
-    if len(before) != len(after) or any(
-        a.shape != b.shape for a, b in zip(before, after, strict=True)
-    ):
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(before, after, strict=True):
-        scale = float(a.abs().max()) or 1.0
-        difference = float((a.double() - b.double()).abs().max()) / scale
-        worst = max(worst, difference if difference == difference else float("inf"))
-    return worst

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsify.tensors.precision import relative_difference
+
 # Sizes of the sample: distinct, small, and not 0 or 1, which torch.export would treat as constants.
 BATCH, LENGTH = 2, 13
+# Outputs that agree this far come from the same positions; other positions move them by far more.
+_SAME = 1e-4
 
 
 def example_inputs(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
@@ -73,4 +77,4 @@ def _counts_positions(model: PreTrainedModel) -> bool:
             )
     finally:
         model.train(was_training)
-    return torch.allclose(default[0][:, 1:], counted[0][:, 1:], rtol=1e-4, atol=1e-5)
+    return relative_difference(default[0][:, 1:], counted[0][:, 1:]) <= _SAME

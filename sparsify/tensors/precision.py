@@ -1,6 +1,7 @@
 """precision: the dtype to measure in, what is no number, and how far tensors are apart."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -60,16 +61,48 @@ def shape_of(tensor: Tensor) -> list[int]:
 
 
 def relative_difference(wanted: Tensor, found: Tensor) -> float:
-    """`max |a - b| / max |a|`; 0 for bitwise equality, infinite for other shapes or NaN."""
+    """How far a tensor is from the one that was wanted, `max |a - b| / max |a|` over finite entries.
+
+    The one measure of the laws, the exports and whatever else compares outputs. 0 when every entry is
+    equal: by value, or NaN on both sides, or the same infinity on both; an empty tensor equals an empty
+    one. Infinite where no number can say it: other shapes, other kinds of number (real, complex, integer,
+    boolean; other precisions of one kind are compared by value), NaN or infinity on one side only,
+    integers or booleans that differ at all, since they are never rounded, and any difference from a
+    tensor that is zero everywhere, since it has no size to measure by.
+
+    Args:
+        wanted: `a`, any shape and dtype.
+        found: `b`, like it; it may live on another device.
+    """
     found = found.to(wanted.device)
-    if wanted.shape != found.shape:
+    if wanted.shape != found.shape or _kind(wanted) != _kind(found):
         return math.inf
-    if wanted.dtype == found.dtype and torch.equal(wanted, found):
+    if torch.equal(wanted, found):
         return 0.0
-    a, b = wanted.double(), found.double()
-    if not bool((a.isfinite() == b.isfinite()).all()):
+    if _kind(wanted) in ("integer", "boolean"):
         return math.inf
-    finite = a.isfinite()
-    if not finite.any():
-        return 0.0
-    return float((a - b)[finite].abs().max() / a[finite].abs().max().clamp_min(1e-30))
+    wide = torch.promote_types(wanted.dtype, torch.float64)
+    a, b = wanted.detach().to(wide), found.detach().to(wide)
+    finite = a.isfinite() & b.isfinite()
+    if not bool((finite | (a == b) | (a.isnan() & b.isnan())).all()):
+        return math.inf
+    difference = (a - b)[finite].abs()
+    worst = float(difference.max()) if difference.numel() else 0.0
+    scale = float(a[finite].abs().max()) if worst else 1.0
+    return worst / scale if scale else math.inf
+
+
+def largest_difference(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest `relative_difference` of any pair; infinite when the counts differ, 0 for none."""
+    if len(wanted) != len(found):
+        return math.inf
+    pairs = zip(wanted, found, strict=True)
+    return max((relative_difference(a, b) for a, b in pairs), default=0.0)
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "real"
+    return "boolean" if tensor.dtype == torch.bool else "integer"

@@ -12,8 +12,9 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.blockmask import block_masks
 from sparsify.ir.store import load, save
 from sparsify.ir.text import to_text
+from sparsify.tensors.precision import largest_difference
 from tests.ir.axes.families import traced as family_traced
-from tests.ir.axes.masked import difference, outputs
+from tests.ir.axes.masked import outputs
 
 
 def run(program, pipeline):
@@ -21,7 +22,7 @@ def run(program, pipeline):
 
 
 def moved(masked, pruned):
-    return difference(outputs(pruned, pruned.module), outputs(masked, masked.module))
+    return largest_difference(outputs(masked, masked.module), outputs(pruned, pruned.module))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bert", "gpt-neox"])

@@ -13,6 +13,7 @@ from sparsify.ir.axes.keep import Keep
 from sparsify.ir.axes.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
+from sparsify.tensors.precision import largest_difference
 
 SHAPES = ((2, 13), (1, 7), (3, 20))
 
@@ -96,15 +97,9 @@ def outputs(program: Program, run: Any) -> list[Tensor]:
         return [run(*batch.values())[0] for batch in batches(program)]
 
 
-def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference, relative to the largest value."""
-    pairs = zip(ours, theirs, strict=True)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-
-
 def prune(program: Program, seed: int, kinds: tuple[str, ...]) -> tuple[Keep, float]:
     """Prune at random; returns what was kept and how far the outputs moved from the masked ones."""
     keep, masked = choose(program, seed, kinds)
     wanted = outputs(program, masked.run)
     shrink(program, keep)
-    return keep, difference(outputs(program, program.module), wanted)
+    return keep, largest_difference(wanted, outputs(program, program.module))
