@@ -162,6 +162,20 @@ def stored_matrix(analysis: Analysis, operand: fx.Node) -> str | None:
     return None
 
 
+def place(axes: Axes, dim: int) -> int:
+    """A dimension counted from the front; raises Conflict for a scalar, which has none."""
+    if not axes:
+        raise Conflict("a dimension of a scalar")
+    return dim % len(axes)
+
+
+def of_rank(axes: Axes, least: int) -> Axes:
+    """The axes, if there are enough for a rule; raises Conflict where dimensions are missing."""
+    if len(axes) < least:
+        raise Conflict(f"{len(axes)} dimensions where the rule wants {least}")
+    return axes
+
+
 def over(node: fx.Node) -> str:
     """The pin of an axis that an op sees as a whole."""
     return f"{opname(node)} at {node.name} runs over it"
@@ -176,10 +190,10 @@ def opname(node: fx.Node) -> str:
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a node by the names of its op's schema, defaults filled in."""
+    """The arguments of a node by the names of its op's schema, in its order, defaults filled in."""
     names, values = _signature(node.target)
-    bound = dict(zip(names, node.args, strict=False))
-    return {**values, **bound, **node.kwargs}
+    bound = {**values, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return {name: bound[name] for name in names if name in bound}
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, Site, opname, over
+from sparsify.ir.axes.analysis import Analysis, Axes, Site, of_rank, opname, over, place
 from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules import Rule, broadcast, overloads
 from sparsify.ir.axes.sites import repeated, softmax_site
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 def linear(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """`y[..., out] = x[..., in] W[out, in]^T + b[out]`."""
-    x, weight = analysis.axes[args["input"]], analysis.axes[args["weight"]]
+    x, weight = analysis.axes[args["input"]], of_rank(analysis.axes[args["weight"]], 2)
     analysis.tie(node, x[-1], weight[1])
     analysis.contract(node, args["input"], x[-1], args["weight"], 1)
     if args["bias"] is not None:
@@ -70,7 +70,9 @@ def _with_bias(analysis: Analysis, node: fx.Node, bias: fx.Node, result: Axes) -
 
 def attention(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """`y[h, n, v] = softmax(q[h, n, d] k[g, m, d]^T * scale + mask) v[g, m, v]`, batch before."""
-    query, key, value = (analysis.axes[args[name]] for name in ("query", "key", "value"))
+    query, key, value = (
+        of_rank(analysis.axes[args[name]], 3) for name in ("query", "key", "value")
+    )
     for one, other in ((key[-2], value[-2]), (query[-1], key[-1])):
         analysis.tie(node, one, other)
     broadcast(analysis, node, [query[:-3], key[:-3], value[:-3]])
@@ -97,7 +99,7 @@ def attention(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 def softmax(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """Weights along one dimension that add up to 1."""
     axes = list(analysis.axes[args["self"]])
-    axes[args["dim"]].pin(over(node))
+    axes[place(axes, args["dim"])].pin(over(node))
     analysis.softmaxes.add(node)
     return axes
 
@@ -150,7 +152,7 @@ def reduce(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     axes = analysis.axes[args["self"]]
     dims = args.get("dim")
     dims = list(range(len(axes))) if dims is None or dims == [] else dims
-    folded = {dim % len(axes) for dim in ([dims] if isinstance(dims, int) else dims)}
+    folded = {place(axes, dim) for dim in ([dims] if isinstance(dims, int) else dims)}
     mean = node.target in _MEANS
     for dim in folded:
         axes[dim].pin(averaging(node) if mean else f"reduced by {opname(node)} at {node.name}")

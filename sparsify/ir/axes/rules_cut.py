@@ -4,15 +4,15 @@ from typing import Any
 
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, opname
-from sparsify.ir.axes.axis import Axis, concatenation, take
+from sparsify.ir.axes.analysis import Analysis, Axes, opname, place
+from sparsify.ir.axes.axis import Axis, Conflict, concatenation, take
 from sparsify.ir.axes.rules import Rule, overloads
 
 
 def cut(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """`slice`: a range of one dimension."""
     axes = list(analysis.axes[args["self"]])
-    dim = args["dim"] % len(axes)
+    dim = place(axes, args["dim"])
     whole = axes[dim]
     size, dynamic = analysis.length(node.meta["val"].shape[dim])
     if size in (0, whole.root().size):
@@ -32,7 +32,7 @@ def cut(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 def split(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
     """`split`, `split_with_sizes` and `chunk`: one dimension in consecutive pieces."""
     axes = analysis.axes[args["self"]]
-    dim = args["dim"] % len(axes)
+    dim = place(axes, args["dim"])
     pieces: list[Axes] = []
     start = 0
     for value in node.meta["val"]:
@@ -46,14 +46,14 @@ def split(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]
 def select(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """One index of a dimension."""
     axes = list(analysis.axes[args["self"]])
-    axes.pop(args["dim"] % len(axes)).pin(f"select at {node.name} picks an index of it")
+    axes.pop(place(axes, args["dim"])).pin(f"select at {node.name} picks an index of it")
     return axes
 
 
 def unbind(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
     """Every index of a dimension on its own."""
     axes = list(analysis.axes[args["self"]])
-    axes.pop(args["dim"] % len(axes)).pin(f"unbind at {node.name} picks its indices")
+    axes.pop(place(axes, args["dim"])).pin(f"unbind at {node.name} picks its indices")
     return [list(axes) for _ in node.meta["val"]]
 
 
@@ -61,7 +61,9 @@ def cat(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """Dimensions joined end to end."""
     operands = [analysis.axes[x] for x in args["tensors"]]
     operands = [o for o in operands if not (len(o) == 1 and o[0].root().size == 0)]
-    dim = args["dim"] % len(operands[0])
+    if not operands:
+        raise Conflict("nothing but empty tensors")
+    dim = place(operands[0], args["dim"])
     for other in operands[1:]:
         for i, axis in enumerate(other):
             if i != dim:

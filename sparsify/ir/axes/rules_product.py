@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, Contraction, opname
+from sparsify.ir.axes.analysis import Analysis, Axes, Contraction, of_rank, opname, place
 from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules import Rule, overloads
 
@@ -67,13 +67,14 @@ def repeat(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 def pick(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """`index_select`: entries of one dimension by number."""
     axes = list(analysis.axes[args["self"]])
-    dim = args["dim"] % len(axes)
+    dim = place(axes, args["dim"])
+    (position,) = of_rank(analysis.axes[args["index"]], 1)
     domain = analysis.domains.get(args["index"])
     if domain is None:
         axes[dim].pin(f"looked up by {opname(node)} at {node.name}")
     else:
         analysis.tie(node, axes[dim], domain)
-    axes[dim] = analysis.axes[args["index"]][0]
+    axes[dim] = position
     return axes
 
 

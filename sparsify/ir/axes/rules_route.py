@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, Router, opname, over
+from sparsify.ir.axes.analysis import Analysis, Axes, Router, opname, over, place
 from sparsify.ir.axes.axis import Axis, Conflict
 from sparsify.ir.axes.rules import Rule, overloads
 
@@ -31,7 +31,9 @@ KEEPING = frozenset(
 def topk(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
     """The largest entries along one dimension and their numbers."""
     axes = analysis.axes[args["self"]]
-    dim = args["dim"] % len(axes)
+    if not isinstance(args["k"], int):
+        raise Conflict("a number of entries that is known only at run time")
+    dim = place(axes, args["dim"])
     axis = axes[dim]
     reason = over(node)
     axis.pin(reason)
@@ -72,7 +74,7 @@ def _only_ranked(scores: fx.Node) -> bool:
 def sort(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
     """Entries in order along one dimension, and where they stood."""
     axes = list(analysis.axes[args["self"]])
-    axes[args["dim"]].pin(over(node))
+    axes[place(axes, args["dim"])].pin(over(node))
     analysis.part_domains[node] = [analysis.domains.get(args["self"]), None]
     return [axes, list(axes)]
 
@@ -98,9 +100,11 @@ def cumulate(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 
 def grouped(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """`y[n, out] = x[n, in] W[g(n), in, out]`, rows of one group together, ends `offs [g]`."""
-    x, weight, ends = (value for value in list(args.values())[:3])
+    x, weight, ends, *others = args.values()
+    if ends is None or any(value is not None for value in others):
+        raise Conflict("a grouped product of another form")
     rows, groups = analysis.axes[x], analysis.axes[weight]
-    if len(rows) != 2 or len(groups) != 3 or any(v is not None for v in list(args.values())[3:]):
+    if len(rows) != 2 or len(groups) != 3:
         raise Conflict("a grouped product of another form")
     analysis.tie(node, rows[1], groups[1])
     analysis.tie(node, analysis.axes[ends][0], groups[0])

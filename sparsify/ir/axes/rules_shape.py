@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, opname
+from sparsify.ir.axes.analysis import Analysis, Axes, opname, place
 from sparsify.ir.axes.axis import Axis, Conflict, product, regroup
 from sparsify.ir.axes.rules import Rule, overloads
 
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 def transpose(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """Two dimensions change places."""
     axes = list(analysis.axes[args["self"]])
-    i, j = args["dim0"] % len(axes), args["dim1"] % len(axes)
+    i, j = place(axes, args["dim0"]), place(axes, args["dim1"])
     axes[i], axes[j] = axes[j], axes[i]
     return axes
 
@@ -42,7 +42,7 @@ def squeeze(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """A dimension of length 1 goes away; an axis that could reach length 1 must not."""
     axes = list(analysis.axes[args["self"]])
     dims = args["dim"] if isinstance(args["dim"], list | tuple) else [args["dim"]]
-    gone = {dim % len(axes) for dim in dims}
+    gone = {place(axes, dim) for dim in dims}
     for dim in gone:
         axes[dim].pin(f"squeeze at {node.name} would drop it at length 1")
     return [a for i, a in enumerate(axes) if i not in gone or a.root().size != 1]
@@ -102,7 +102,7 @@ def _pin_computed(node: fx.Node, sizes: Any, axes: Axes) -> None:
 def flatten(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """Neighbouring dimensions become one."""
     axes = analysis.axes[args["self"]]
-    start, end = args["start_dim"] % len(axes), args["end_dim"] % len(axes)
+    start, end = place(axes, args["start_dim"]), place(axes, args["end_dim"])
     merged = [axis for axis in axes[start : end + 1] if axis.root().size != 1]
     return [*axes[:start], product(merged), *axes[end + 1 :]]
 
@@ -110,7 +110,7 @@ def flatten(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 def unflatten(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     """One dimension becomes several."""
     axes = analysis.axes[args["self"]]
-    dim = args["dim"] % len(axes)
+    dim = place(axes, args["dim"])
     count = len(args["sizes"])
     sizes = [analysis.length(s)[0] for s in node.meta["val"].shape[dim : dim + count]]
     parts = regroup([axes[dim]], sizes)
@@ -149,7 +149,9 @@ def repeat_interleave(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -
     axes = list(analysis.axes[args["self"]])
     if args["dim"] is None and len(axes) > 1:
         raise Conflict("repeat_interleave without a dimension")
-    dim = (args["dim"] or 0) % len(axes)
+    if not isinstance(args["repeats"], int):
+        raise Conflict("a number of copies that is known only at run time")
+    dim = place(axes, args["dim"] or 0)
     copies = analysis.fresh(args["repeats"])
     analysis.made[node] = [copies]
     axes[dim] = product([axis for axis in (axes[dim], copies) if axis.root().size != 1])

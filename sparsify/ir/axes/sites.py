@@ -42,8 +42,10 @@ def softmax_site(analysis: Analysis, node: fx.Node, weights: fx.Node, values: fx
     made = list(repeated(analysis, values))
     key_size = None
     if scores is not None:
-        made += list(repeated(analysis, scores.all_input_nodes[-1]))
-        key_size = analysis.axes[scores.all_input_nodes[-1]][-2]
+        keys = scores.all_input_nodes[-1]
+        made += list(repeated(analysis, keys))
+        if len(analysis.axes[keys]) > 1:
+            key_size = analysis.axes[keys][-2]
     left, right = analysis.axes[weights], analysis.axes[values]
     analysis.sites.append(Site(node, left[-3], right[-3], key_size, right[-1], tuple(made)))
 

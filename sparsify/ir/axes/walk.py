@@ -79,11 +79,14 @@ def _visit(analysis: Analysis, node: fx.Node) -> None:
         if rule is None:
             raise Conflict("no rule")
         _store(analysis, node, rule(analysis, node, _bound(node)))
-    except (Conflict, KeyError, IndexError, TypeError, ValueError):
-        # A rule meets a form of its op that it was not written for: as safe as no rule at all.
+    except Conflict:
+        # A rule says that it was not written for this form of its op: as safe as no rule at all.
         what = "has no axis rule" if rule is None else f"at {node.name} has a form without a rule"
         reason = f"op {opname(node)} {what}"
         _give_up(analysis, node, reason)
+    except Exception as error:
+        error.add_note(f"in the axis rule of {opname(node)} at {node.name}: {node.format_node()}")
+        raise
 
 
 def _follow_domains(analysis: Analysis, node: fx.Node) -> None:
