@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -18,6 +17,7 @@ from sparsify.errors import ExportError
 from sparsify.ir.pretrained import config_of, quiet
 from sparsify.ir.program import Program
 from sparsify.tensors.precision import largest_difference
+from sparsify.weights_file import write_tensors
 
 _SHOWN = 3
 
@@ -126,7 +126,7 @@ def _write_weights(program: Program, model: PreTrainedModel, folder: Path) -> No
         name: _compact(tensor) for name, tensor in revert_weight_conversion(model, tensors).items()
     }
     metadata = {"format": "pt", "sparsify.pipeline": " | ".join(program.log)}
-    save_file(tensors, folder / "model.safetensors", metadata=metadata)
+    write_tensors(folder / "model.safetensors", tensors, metadata)
 
 
 def _compact(tensor: Tensor) -> Tensor:

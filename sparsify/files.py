@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from sparsify.errors import DataError
 
+_LARGEST = 1 << 28  # bytes of a JSON file
 ABOUT = "sparsify.json"  # beside an exported model
 
 
@@ -77,10 +79,32 @@ def notes(folder: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; DataError when it is missing or damaged."""
+    """The value of a JSON file; DataError when it is missing, damaged, too large or no file at all."""
     try:
+        require_file(path)
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise DataError(f"'{path}' has {size:,} bytes; no file of its kind has so many")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"'{path.parent}' has no {path.name}") from error
+    except RecursionError as error:
+        raise DataError(f"'{path}' is damaged or not ours: it nests too deeply") from error
     except (ValueError, OSError) as error:
         raise DataError(f"'{path}' is damaged or not ours: {error}") from error
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no plain file: reading a pipe or a device may never end.
+
+    Raises DataError, and FileNotFoundError when nothing is there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(f"'{path}' is no plain file")
+
+
+def require_files(folder: Path) -> None:
+    """Refuse a folder that holds pipes or devices, before other libraries read it; DataError."""
+    for entry in os.scandir(folder):
+        if not entry.is_file() and not entry.is_dir() and os.path.exists(entry.path):
+            raise DataError(f"'{entry.path}' is no plain file")

@@ -21,8 +21,10 @@ FLOORS = [
     {
         "sparsify.errors",
         "sparsify.files",
+        "sparsify.hashes",
         "sparsify.native",
         "sparsify.session",
+        "sparsify.weights_file",
         "sparsify.words",
     },
     {"sparsify.tensors"},

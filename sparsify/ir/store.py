@@ -5,27 +5,32 @@ graph itself is stored, so that loading neither traces again nor depends on the 
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, fx
 
-from sparsify.errors import DataError
-from sparsify.files import new_folder, read_json, write_json
+from sparsify.errors import DataError, SparsifyError, VerifyError
+from sparsify.files import new_folder, read_json, require_file, require_files, write_json
+from sparsify.hashes import check_equal, of_json, of_tensor
+from sparsify.ir.bounds import refuse_huge
+from sparsify.ir.document import check_document
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.program import Program, Source
 from sparsify.ir.serial import graph_from_json, graph_to_json
-from sparsify.ir.surroundings import checked_files
+from sparsify.ir.stored_graph import shown
 from sparsify.ir.types import propagate
-from sparsify.ir.verify import verify
+from sparsify.ir.verify import verify as check_program
 from sparsify.tensors.bits import pack_bits, unpack_bits
+from sparsify.weights_file import write_tensors
 
 FORMAT, VERSION = "sparsify-program", 1
 _BITS = "bits:"
+_DOCUMENT, _TENSORS, _SAMPLE = "program.json", "tensors.safetensors", "sample.safetensors"
 
 
 def save(program: Program, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -40,41 +45,57 @@ def save(program: Program, folder: str | Path, *, overwrite: bool = False) -> Pa
 
 
 def write(program: Program, folder: Path) -> None:
-    """Write a program's files into an existing folder."""
+    """Write a program's files into an existing folder; the same bytes for the same program."""
     tensors = dict(program.tensors())
-    save_file(
-        {_key(path, value): _stored(value) for path, value in tensors.items()},
-        folder / "tensors.safetensors",
-        metadata={"format": "pt", "sparsify.pipeline": " | ".join(program.log)},
-    )
-    save_file({k: v.contiguous() for k, v in program.sample.items()}, folder / "sample.safetensors")
-    write_json(folder / "program.json", _describe(program, tensors))
+    stored = {_key(path, value): _stored(value) for path, value in tensors.items()}
+    sample = {name: value.contiguous() for name, value in program.sample.items()}
+    about = _describe(program, tensors)
+    check_document(about)
+    about["hashes"] = {
+        _DOCUMENT: of_json(about),
+        **{f"{_SAMPLE}: {name}": of_tensor(value) for name, value in sample.items()},
+        **{key: of_tensor(value) for key, value in stored.items()},
+    }
+    log = " | ".join(program.log)
+    write_tensors(folder / _TENSORS, stored, {"format": "pt", "sparsify.pipeline": log})
+    write_tensors(folder / _SAMPLE, sample)
+    write_json(folder / _DOCUMENT, about)
     if program.tokenizer is not None:
         program.tokenizer.save_pretrained(folder)
 
 
-def load(folder: str | Path) -> Program:
-    """The program that `save` wrote.
+def load(folder: str | Path, *, verify: bool = True) -> Program:
+    """The program that `save` wrote; nothing in its files is run.
 
-    Raises DataError naming the file and the tensor when something is missing, damaged or foreign.
+    Every name, type, size and op is checked before anything is built. `verify=False` leaves out the hashes
+    of the tensors, for one who has changed them. Raises DataError naming the file and the tensor when
+    something is missing, damaged or foreign.
     """
     folder = Path(folder)
-    about = read_json(folder / "program.json")
+    file = folder / _DOCUMENT
+    about = read_json(file)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise DataError(f"'{folder / 'program.json'}' was not written by sparsify")
+        raise DataError(f"'{file}' was not written by sparsify")
     if about.get("version") != VERSION:
         raise DataError(
-            f"'{folder}' has format version {about.get('version')}; this sparsify reads {VERSION}"
+            f"'{folder}' has format version {shown(about.get('version'))}; "
+            f"this sparsify reads {VERSION}"
         )
     try:
-        return _build(about, folder)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"'{folder / 'program.json'}' is damaged: {error!r}") from error
+        inputs, reads = check_document(about)
+    except DataError as error:
+        raise DataError(f"'{file}' is damaged: {error}") from None
+    sample = _sample(folder / _SAMPLE, inputs, about)
+    stored = _read(folder / _TENSORS)
+    _match(stored, reads, about["bits"], folder / _TENSORS)
+    if verify and "hashes" in about:
+        _check_hashes(about, sample, stored, folder)
+    return _build(about, sample, stored, folder)
 
 
 def is_program(folder: str | Path) -> bool:
     """Whether a folder holds a saved program."""
-    return (Path(folder) / "program.json").is_file()
+    return (Path(folder) / _DOCUMENT).is_file()
 
 
 def _describe(program: Program, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -98,15 +119,15 @@ def _describe(program: Program, tensors: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _build(about: dict[str, Any], folder: Path) -> Program:
-    root = torch.nn.Module()
-    sample = _read(folder / "sample.safetensors")
-    dynamic = {k: {int(d): name for d, name in v.items()} for k, v in about["dynamic"].items()}
+def _build(
+    about: dict[str, Any], sample: dict[str, Tensor], stored: dict[str, Tensor], folder: Path
+) -> Program:
+    """The program of files that were checked; DataError when its parts do not fit each other."""
     source = about["source"]
     program = Program(
-        module=fx.GraphModule(root, fx.Graph()),
+        module=fx.GraphModule(torch.nn.Module(), fx.Graph()),
         sample=sample,
-        dynamic=dynamic,
+        dynamic={k: {int(d): name for d, name in v.items()} for k, v in about["dynamic"].items()},
         source=Source(
             source["config"],
             source["model_class"],
@@ -114,59 +135,103 @@ def _build(about: dict[str, Any], folder: Path) -> Program:
             tuple(source["outputs"]),
             {path: tuple(shape) for path, shape in source.get("shapes", {}).items()},
             source.get("generation", {}),
-            checked_files(source.get("files", {})),
+            source.get("files", {}),
         ),
         features=frozenset(about["features"]),
         plan=about["plan"],
         log=list(about["pipeline"]),
         aliases=about["aliases"],
-        tokenizer=load_tokenizer(str(folder)) if _has_tokenizer(folder) else None,
+        tokenizer=_tokenizer(folder),
     )
-    for key, stored in _read(folder / "tensors.safetensors").items():
-        path = key.removeprefix(_BITS)
-        value = unpack_bits(stored, tuple(about["bits"][path])) if key != path else stored
-        program.put(path, value, trainable=about["parameters"].get(path))
-    graph = graph_from_json(about["graph"])
-    _match(program, graph, folder / "tensors.safetensors")
-    program.module = fx.GraphModule(program.module, graph)
-    _order_sample(program)
     try:
+        _put_tensors(program, about, stored)
+        program.module = fx.GraphModule(program.module, graph_from_json(about["graph"]))
         propagate(program)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
+        refuse_huge(program)
+        check_program(program)
+    except VerifyError:
+        raise
+    except Exception as error:  # of torch, for any of the ways in which a graph is no program
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"'{folder}' is damaged: its graph does not fit its tensors: {reason}"
+            f"'{folder}' is damaged: its graph does not fit its tensors: {reason[0]}"
         ) from error
-    verify(program)
     return program
 
 
-def _match(program: Program, graph: fx.Graph, file: Path) -> None:
+def _put_tensors(program: Program, about: dict[str, Any], stored: dict[str, Tensor]) -> None:
+    for key, tensor in stored.items():
+        path = key.removeprefix(_BITS)
+        value = unpack_bits(tensor, tuple(about["bits"][path])) if key != path else tensor
+        trainable = about["parameters"].get(path)
+        if trainable and not (value.is_floating_point() or value.is_complex()):
+            raise DataError(f"'{path}' is {value.dtype}, which cannot be trained")
+        program.put(path, value, trainable=trainable)
+
+
+def _match(stored: Collection[str], reads: set[str], bits: Collection[str], file: Path) -> None:
     """Refuse tensors that the graph reads and the file lacks, and the other way round."""
-    known = {str(node.target): None for node in graph.nodes if node.op == "get_attr"}
-    for path in known:
-        if not program.has(path):
-            raise DataError(f"'{file}' lacks the tensor '{path}'")
-    for path, _ in program.tensors():
-        if path not in known:
-            raise DataError(f"'{file}' holds the tensor '{path}', which the graph does not read")
+    known = {_BITS + path if path in bits else path for path in reads}
+    for key in sorted(known - set(stored)):
+        raise DataError(f"'{file}' lacks the tensor '{key.removeprefix(_BITS)}'")
+    for key in sorted(set(stored) - known):
+        raise DataError(f"'{file}' holds the tensor '{key}', which the graph does not read")
 
 
-def _order_sample(program: Program) -> None:
-    """Inputs in the order of the graph, whatever order the file kept."""
-    names = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
-    program.sample = {name: program.sample[name] for name in names}
+def _sample(file: Path, inputs: list[str], about: dict[str, Any]) -> dict[str, Tensor]:
+    """The sample by input, in the order of the graph, whatever order the file kept."""
+    found = _read(file)
+    if set(found) != set(inputs):
+        raise DataError(
+            f"'{file}' holds the inputs {sorted(found)}, the graph takes {sorted(inputs)}"
+        )
+    for name, dims in about["dynamic"].items():
+        if any(int(dim) >= found[name].dim() for dim in dims):
+            raise DataError(
+                f"'{file}' holds '{name}' {list(found[name].shape)}, "
+                f"where the dimensions {', '.join(dims)} vary"
+            )
+    if any(value.numel() == 0 for value in found.values()):
+        raise DataError(f"'{file}' holds an empty input")
+    return {name: found[name] for name in inputs}
+
+
+def _check_hashes(
+    about: dict[str, Any], sample: dict[str, Tensor], stored: dict[str, Tensor], folder: Path
+) -> None:
+    known: dict[str, str] = about["hashes"]
+    rest = {key: value for key, value in about.items() if key != "hashes"}
+    check_equal([(_DOCUMENT, of_json(rest))], known, folder / _DOCUMENT)
+    named = ((f"{_SAMPLE}: {name}", of_tensor(value)) for name, value in sample.items())
+    check_equal(named, known, folder / _SAMPLE)
+    check_equal(((k, of_tensor(v)) for k, v in stored.items()), known, folder / _TENSORS)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        require_file(path)
         with safe_open(path, framework="pt") as file:
             # Copied: products of matrices that lie unaligned in a mapped file round differently.
             return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise DataError(f"'{path.parent}' has no {path.name}") from error
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"'{path}' is damaged: {error}") from error
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"'{path}' is damaged: {reason[0]}") from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, None when it has none; DataError when its files are damaged."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    require_files(folder)
+    try:
+        return load_tokenizer(str(folder))
+    except SparsifyError:
+        raise
+    except Exception as error:  # the library raises a class of its own for every kind of damage
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"the tokenizer in '{folder}' is damaged: {reason[0]}") from error
 
 
 def _key(path: str, value: Tensor) -> str:
@@ -175,7 +240,3 @@ def _key(path: str, value: Tensor) -> str:
 
 def _stored(value: Tensor) -> Tensor:
     return pack_bits(value) if value.dtype == torch.bool else value.detach().contiguous().clone()
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").is_file()

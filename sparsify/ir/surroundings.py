@@ -1,5 +1,6 @@
 """What stands beside a model's weights and goes where its program goes: defaults, settings of other tools."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -47,14 +48,32 @@ def tool_files(model: PreTrainedModel) -> dict[str, str]:
     }
 
 
-def checked_files(files: Mapping[str, str]) -> dict[str, str]:
-    """The files that a stored program names; DataError for one that would lie outside its folder."""
-    for path in files:
-        if not _inside(path):
-            raise DataError(
-                f"a stored program names the file '{path}', which lies in no model's folder"
-            )
-    return dict(files)
+def check_files(files: Any) -> None:
+    """Refuse what a stored program names as files of other tools and is none of them; DataError.
+
+    Only `tool_files` knows which there are: the list of modules, the settings beside it, and the config of
+    each module in that list. Anything else could take the place of what an export writes.
+    """
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        raise DataError("'source.files' is not a mapping from paths to texts")
+    known = {_MODULES, *_SETTINGS, *(str(path / "config.json") for path in _listed(files))}
+    for path, text in files.items():
+        if path not in known:
+            raise DataError(f"'source.files' names '{path}', which is no file of another tool")
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"'{path}' of 'source.files' is not JSON: {error}") from error
+
+
+def _listed(files: Mapping[str, str]) -> list[PurePosixPath]:
+    """The folders of the modules that a stored list names, those inside the model's folder."""
+    try:
+        modules = json.loads(files.get(_MODULES, "[]"))
+        paths = [PurePosixPath(module["path"]) for module in modules]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return []
+    return [path for path in paths if path.parts and _inside(str(path))]
 
 
 def _inside(path: str) -> bool:

@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
+from sparsify.ir.bounds import within_bounds
 from sparsify.ir.program import Program
 
 # Hint sizes of symbolic dimensions: distinct, so that duck shaping ties equal names and nothing else.
@@ -109,8 +110,7 @@ def _typed(
     call = _call_key(node, keys)
     if call not in types.seen:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: known[n])
-        assert callable(node.target)
-        types.seen[call] = node.target(*args, **kwargs)
+        types.seen[call] = within_bounds(node.target, args, kwargs)
     return types.seen[call]
 
 

@@ -1,14 +1,12 @@
 """What must hold of every program; the message shows the lines around what is broken."""
 
-import operator
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from sparsify.errors import VerifyError
+from sparsify.ir.allowed import allowed
 from sparsify.ir.names import OF_VALUES, PACKED, SUFFIXES, feature_of
-from sparsify.ir.ops import OPS
 from sparsify.ir.packed import packed_linears
 from sparsify.ir.packed_blocks import block_weights
 from sparsify.ir.program import Program
@@ -16,7 +14,6 @@ from sparsify.ir.text import line_of, to_text
 from sparsify.ir.types import infer
 
 _KINDS = {"placeholder", "get_attr", "call_function", "output"}
-_NAMESPACES = {"aten", "sparsify", "transformers", "prims"}
 # Features that the graph shows.
 _SHOWN = {*SUFFIXES.values(), PACKED}
 
@@ -37,17 +34,6 @@ def verify(program: Program) -> None:
     _check_types(program)
     _check_tensors(program)
     _check_features(program)
-
-
-def allowed(target: Any) -> bool:
-    """Whether an op may stand in a program: ATen and our own, picking from tuples, and size arithmetic."""
-    if isinstance(target, torch._ops.OpOverload):
-        return target.namespace in _NAMESPACES
-    return (
-        target in OPS.values()
-        or getattr(target, "__module__", "") in ("_operator", "math")
-        or (target is operator.getitem or target in (torch.sym_max, torch.sym_min, torch.sym_not))
-    )
 
 
 def _check_types(program: Program) -> None:

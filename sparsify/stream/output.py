@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsify.files import read_json, write_json
 from sparsify.stream.checkpoint import INDEX
+from sparsify.weights_file import write_tensors
 
 # Files of a folder that say what its weights are; the shards bring their own.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", INDEX)
@@ -27,10 +27,10 @@ class Shards:
         """Write a shard, whole or not at all; what stood under the number is replaced."""
         path = self.work / _name(number)
         temporary = path.with_name(f".{path.name}.tmp")
-        save_file(
-            {key: value.contiguous() for key, value in tensors.items()},
+        write_tensors(
             temporary,
-            metadata={"format": "pt"},
+            {key: value.contiguous() for key, value in tensors.items()},
+            {"format": "pt"},
         )
         temporary.replace(path)
 
