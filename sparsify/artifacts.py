@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import DataError
+from sparsify.files import WORK, folders
 from sparsify.ir.pretrained import load_model, load_tokenizer
 from sparsify.ir.program import Program, default_input
 from sparsify.ir.store import is_program, load
@@ -47,10 +48,7 @@ def artifacts(name: str) -> list[Artifact]:
     """
     folder = Path(name)
     found = []
-    for place in (
-        folder,
-        *(sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ()),
-    ):
+    for place in (folder, *folders(folder)):
         if is_program(place):
             found.append(_program(place))
         elif (place / "model.onnx").is_file():
@@ -58,7 +56,9 @@ def artifacts(name: str) -> list[Artifact]:
         elif (place / "config.json").is_file():
             found.append(_huggingface(str(place)))
     if folder.is_dir() and not found:
-        raise DataError(f"'{folder}' holds no program, model.onnx or Hugging Face model")
+        begun = (folder / WORK).is_dir()
+        hint = "; a run is going on there or was interrupted" if begun else ""
+        raise DataError(f"'{folder}' holds no program, model.onnx or Hugging Face model{hint}")
     return found or [_huggingface(name)]
 
 

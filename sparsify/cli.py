@@ -23,6 +23,7 @@ from sparsify.errors import OptionError, SparsifyError
 from sparsify.files import write_json
 from sparsify.kernels import add_kernels, remove_kernels
 from sparsify.recipes import recipe as find_recipe
+from sparsify.signals import Interrupted, listening
 
 app = typer.Typer(
     add_completion=False,
@@ -244,9 +245,13 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def main() -> NoReturn:
-    """Run the command line: 0 done, 1 an error in one sentence, 2 wrong usage."""
+    """Run the command line: 0 done, 1 an error in one sentence, 2 wrong usage, 130 and 143 after a signal."""
     try:
-        app()
+        with listening():
+            app()
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
     except SparsifyError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

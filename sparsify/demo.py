@@ -15,6 +15,7 @@ from sparsify.files import new_folder, write_json
 from sparsify.ir.pretrained import EMBEDDED, load_model, load_tokenizer, source_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace import trace
+from sparsify.locks import locked
 from sparsify.measure.count import count
 from sparsify.measure.figure import bars
 from sparsify.measure.found import find
@@ -48,7 +49,7 @@ def demo(out: Path, threads: int, overwrite: bool, console: Console) -> list[dic
 
     The held-out text is split: the first part calibrates and trains, the last measures perplexity.
     """
-    with new_folder(out, overwrite=overwrite) as folder:
+    with locked(out), new_folder(out, overwrite=overwrite) as folder:
         rows = _Demo(folder, threads, console).run()
     console.print(
         f"models, table and picture: {out}/  (demo.png, report of each run in its folder)"

@@ -1,19 +1,33 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and what a kill left of them.
+
+What is being written has a hidden name beside its place, `.NAME-xxxxxxxx.partial`, and takes the place
+when it is whole. Where two folders cannot be exchanged in one step, the old one is called
+`.NAME-xxxxxxxx.before` in between. `recover` knows both names and nothing else.
+"""
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
+import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from sparsify.errors import DataError
 
 _LARGEST = 1 << 28  # bytes of a JSON file
 ABOUT = "sparsify.json"  # beside an exported model
+WORK = ".resume"  # in the folder of a run: what it needs to go on
+_PARTIAL, _BEFORE = ".partial", ".before"
+_OURS = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}(?P<kind>\.partial|\.before)")
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 
 def require_free(folder: Path, *, overwrite: bool) -> None:
@@ -32,31 +46,152 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     when the disk refuses a file.
     """
     require_free(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    place = folder.resolve()  # of a link, what it leads to
+    temporary = _beside(place)
     try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        _take_place(temporary, folder)
-    except OSError as error:
-        raise DataError(f"could not write '{folder}': {error.strerror or error}") from error
+        with refusals(folder, temporary):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            os.chmod(temporary, 0o755)
+            _take_place(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; the file written there takes its place when the block ends well.
+
+    Raises DataError when the disk refuses it; what stood there then stays.
+    """
+    place = path.resolve()
+    temporary = _beside(place)
+    try:
+        with refusals(path, temporary):
+            yield temporary
+            temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def forget(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or nothing under its name; DataError."""
+    if not folder.is_dir():
+        return
+    gone = _beside(folder)
+    with refusals(folder, gone):
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+def recover(folder: Path) -> None:
+    """Clean up what kills left of a folder, in it, and in the work of a run; nobody else may write there.
+
+    What is partial goes; what was about to be replaced comes back where nothing took its place.
+    """
+    _recover(folder.parent, {folder.name})
+    _recover(folder)
+    for place, _, _ in os.walk(folder / WORK):
+        _recover(Path(place))
+
+
+def _recover(parent: Path, names: set[str] | None = None) -> None:
+    """The same for the entries of one folder, or those of some names."""
+    with contextlib.suppress(
+        OSError
+    ):  # a folder that is not to be read or changed has other errors
+        for path in sorted(parent.iterdir()):
+            found = _OURS.fullmatch(path.name)
+            if found is None or (names is not None and found["name"] not in names):
+                continue
+            place = parent / found["name"]
+            if found["kind"] == _BEFORE and not (place.is_dir() and any(place.iterdir())):
+                path.rename(place)
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in a folder, in order; hidden ones are nobody's result."""
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in inner if path.is_dir() and not path.name.startswith(".")]
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}-{secrets.token_hex(4)}{_PARTIAL}")
+
+
 def _take_place(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`; what stood there goes only when that has worked."""
-    old = new.with_name(new.name + "-old")
-    replaced = folder.exists()
-    if replaced:
-        folder.rename(old)
-    try:
+    if not (folder.exists() and any(folder.iterdir())):
         new.rename(folder)
-    except OSError:
-        if replaced:
+    elif not _exchange(new, folder):
+        old = new.with_suffix(_BEFORE)
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
             old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return (
+        rename is not None
+        and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+    )
+
+
+@contextlib.contextmanager
+def refusals(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """What the disk refuses, whoever asked it, as one DataError that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = _reason(error, temporary or path)
+        if reason is None:
+            raise
+        raise DataError(f"could not write '{path}': {reason}") from error
+
+
+def _reason(error: Exception, temporary: Path) -> str | None:
+    """Why the disk refused, with what was written and what is free if it is full; None for other errors."""
+    number = None
+    if isinstance(error, OSError):
+        number, said = error.errno, error.strerror or str(error)
+    elif isinstance(error, SafetensorError):
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            return None
+        number = int(code[1])
+        said = os.strerror(number)
+    elif "inline_container" in str(error):  # torch.save tells no reason
+        said = "the disk took only a part of it"
+    else:
+        return None
+    if number in (errno.ENOSPC, errno.EDQUOT) or not isinstance(error, OSError):
+        said = f"with {_megabytes(_size(temporary))} written and {_free(temporary)} free: {said}"
+    return said
+
+
+def _size(path: Path) -> int:
+    inner = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in inner if file.is_file())
+
+
+def _free(path: Path) -> str:
+    place = next(parent for parent in path.parents if parent.exists())
+    return _megabytes(shutil.disk_usage(place).free)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,10 +200,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary name, so that it is whole or as it was before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a text file through a temporary name, so that it is whole or as it was before; DataError."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def notes(folder: Path) -> list[str]:

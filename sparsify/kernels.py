@@ -11,7 +11,8 @@ from typing import Any
 
 from sparsify import native
 from sparsify.errors import DataError
-from sparsify.files import read_json, write_json
+from sparsify.files import folders, new_file, read_json, write_json
+from sparsify.locks import locked
 from sparsify.session import has_packed_weights
 
 _MODEL, _GENAI, _ENTRY = "model.onnx", "genai_config.json", "custom_ops_library"
@@ -31,30 +32,30 @@ def add_kernels(folder: str | Path) -> list[Path]:
             f"'{folder}' holds no packed {_MODEL}; only such a model has a use for kernels"
         )
     library = native.require_library()
-    remove_kernels(folder)
     made = []
-    for place in places:
-        target = place / f"{_STEM}{library.suffix}"
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(library, temporary)
-        temporary.replace(target)
-        _name(place, target.name)
-        made.append(target)
+    with locked(Path(folder)):
+        remove_kernels(folder)
+        for place in places:
+            target = place / f"{_STEM}{library.suffix}"
+            with new_file(target) as temporary:
+                shutil.copyfile(library, temporary)
+            _name(place, target.name)
+            made.append(target)
     return made
 
 
 def remove_kernels(folder: str | Path) -> None:
     """Take the libraries out again: every tool runs the models by the function they carry, right but slow."""
-    for place in _packed(Path(folder)):
-        _name(place, None)
-        for library in place.glob(f"{_STEM}.*"):
-            library.unlink()
+    with locked(Path(folder)):
+        for place in _packed(Path(folder)):
+            _name(place, None)
+            for library in place.glob(f"{_STEM}.*"):
+                library.unlink()
 
 
 def _packed(folder: Path) -> list[Path]:
     """The folders of packed models at a path: itself, and those of formats in it."""
-    found = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-    models = [place / _MODEL for place in found]
+    models = [place / _MODEL for place in (folder, *folders(folder))]
     return [path.parent for path in models if path.is_file() and has_packed_weights(path)]
 
 

@@ -66,7 +66,8 @@ def bench(
     if json is not None:
         write_json(json, result)
     if Path(folder).is_dir():
-        record(Path(folder), "bench", result)
+        said = record(Path(folder), "bench", result)
+        console.print(said, end="\n" if said else "", style="dim", soft_wrap=True, markup=False)
     return timings
 
 

@@ -31,7 +31,7 @@ def evaluate(
     if against is not None:
         dense = artifacts(against)[0]
         rows = [similarity(item, dense, data, length, limit) for item in artifacts(name)]
-        _write(name, rows, json)
+        _write(name, rows, json, console)
         console.print(_similarity_table(rows, against))
         return rows
     rows = [measure(item, data, length, limit) for item in artifacts(name)]
@@ -45,7 +45,7 @@ def evaluate(
             str(row["context"]),
         )
     console.print(table)
-    _write(name, rows, json)
+    _write(name, rows, json, console)
     return rows
 
 
@@ -87,8 +87,9 @@ def _similarity_table(rows: list[dict[str, Any]], against: str) -> Table:
     return table
 
 
-def _write(name: str, rows: list[dict[str, Any]], json: Path | None) -> None:
+def _write(name: str, rows: list[dict[str, Any]], json: Path | None, console: Console) -> None:
     if json is not None:
         write_json(json, rows)
     if Path(name).is_dir():
-        record(Path(name), "eval", {row["name"]: row for row in rows})
+        said = record(Path(name), "eval", {row["name"]: row for row in rows})
+        console.print(said, end="\n" if said else "", style="dim", soft_wrap=True, markup=False)

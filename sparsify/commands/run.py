@@ -1,6 +1,6 @@
 """`sparsify-fx run`: a model through a pipeline into a folder."""
 
-import shutil
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,19 +9,25 @@ from rich.console import Console
 from sparsify.engine.contract import Context
 from sparsify.engine.export import check_exports, export
 from sparsify.engine.pipeline import Pipeline
+from sparsify.engine.publish import abandon, publish
 from sparsify.engine.registry import exporters, parse_exporter
 from sparsify.engine.report import Report
+from sparsify.engine.resume import kept
 from sparsify.errors import DataError, ExportError, PipelineError
-from sparsify.files import notes, read_json, require_free, write_json
+from sparsify.files import WORK, notes, read_json, refusals, require_free, write_json
 from sparsify.ir.devices import move
 from sparsify.ir.pretrained import load_model
 from sparsify.ir.program import Program
 from sparsify.ir.trace import trace
+from sparsify.locks import locked
 from sparsify.measure.machine import machine
 from sparsify.progress import Bar
+from sparsify.signals import Interrupted
 from sparsify.train.data import Data, load_data
 
-STATE = ".resume"
+RUN = "run.json"
+# Beside the formats: what a run writes, and what was measured on its result.
+_WRITTEN = ("report.json", RUN, "train.json", "eval.json", "bench.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -46,35 +52,60 @@ class Job:
 def run(job: Job, console: Console) -> tuple[Program, Report]:
     """Trace, run the pipeline, export, and write the report; goes on where an interrupted run ended.
 
-    The state after each pass lies in `OUT/.resume` until the exports are written. Raises SparsifyError.
+    The state after each pass lies in `OUT/.resume` until everything is written. Raises SparsifyError, InUse
+    when another process is writing there.
     """
-    check_out(job)
+    with contextlib.ExitStack() as held:
+        for folder in (job.out, job.dump):
+            if folder is not None:
+                held.enter_context(locked(folder))
+        check_out(job)
+        state = job.out / WORK
+        try:
+            return _run(job, state, console)
+        except BaseException as error:
+            if not kept(state):
+                abandon(state, job.out)
+            elif isinstance(error, Interrupted):
+                error.kept = (
+                    f"what was done is kept in '{state}'; the same command with --resume goes on"
+                )
+            raise
+
+
+def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     model, tokenizer = load_model(job.model, job.dtype)
     data = open_data(job, tokenizer)
     program = trace(model, tokenizer=tokenizer)
     move(program, job.device)
-    report, state = Report(), job.out / STATE
+    report = Report()
     with Bar(console) as bar:
         context = Context(data=data, seed=job.seed, device=job.device, progress=bar)
         job.pipeline.check(program, context)
         check_exports(program, job.to, job.pipeline.features_after(program.features))
-        write_json(_made(state) / "job.json", describe(job))
+        if not job.resume:
+            abandon(state, job.out)  # never taken up unasked
+        with refusals(job.out):
+            state.mkdir(exist_ok=True)
+        write_json(state / "job.json", describe(job))
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
-    _forget_earlier(job)
+
+    def write(folder: Path) -> None:
+        export(program, folder, job.to)
+        report.write(folder)
+        write_json(folder / RUN, {**describe(job), "machine": machine()})
+        for name, rows in context.figures.items():
+            write_json(folder / f"{name}.json", rows)
+
     try:
-        written = export(program, job.out, job.to, overwrite=job.overwrite or job.resume)
-    except ExportError as error:
-        raise ExportError(
-            f"{error}; what the passes made is kept: run again with --resume and another --to"
-        ) from error
-    report.write(job.out)
-    write_json(job.out / "run.json", {**describe(job), "machine": machine()})
-    for name, rows in context.figures.items():
-        write_json(job.out / f"{name}.json", rows)
-    shutil.rmtree(state, ignore_errors=True)
-    for path in written.values():
-        show_notes(path, console)
+        publish(state, job.out, write, {*exporters(), *_WRITTEN}, last=RUN)
+    except (ExportError, DataError) as error:
+        disk = isinstance(error, DataError) or isinstance(error.__cause__, DataError)
+        way = "--resume when that is mended" if disk else "--resume and another --to"
+        raise type(error)(f"{error}; what the passes made is kept: run again with {way}") from error
+    for text in job.to:
+        show_notes(job.out / parse_exporter(text).name, console)
     return program, report
 
 
@@ -105,11 +136,12 @@ def check_out(job: Job) -> None:
 
     Raises DataError or PipelineError; an interrupted run is never thrown away unasked.
     """
-    state = job.out / STATE
+    state = job.out / WORK
     if job.resume:
         if not state.is_dir():
-            if job.out.is_dir() and (job.out / "run.json").is_file():
+            if job.out.is_dir() and (job.out / RUN).is_file():
                 raise DataError(f"the run in '{job.out}' is finished; there is nothing to resume")
+            require_free(job.out, overwrite=job.overwrite)
             return
         from_disk = state / "job.json"
         if from_disk.is_file():
@@ -118,7 +150,6 @@ def check_out(job: Job) -> None:
     require_free(job.out, overwrite=job.overwrite)
     if job.dump is not None:
         require_free(job.dump, overwrite=job.overwrite)
-    shutil.rmtree(state, ignore_errors=True)
 
 
 def _same_job(job: Job, path: Path) -> None:
@@ -131,22 +162,8 @@ def _same_job(job: Job, path: Path) -> None:
             )
 
 
-def _forget_earlier(job: Job) -> None:
-    """Remove formats and figures that an overwritten run left: they would mislead."""
-    written = {parse_exporter(text).name for text in job.to}
-    for name in set(exporters()) - written:
-        shutil.rmtree(job.out / name, ignore_errors=True)
-    for file in ("train.json", "eval.json", "bench.json", "report.html"):
-        (job.out / file).unlink(missing_ok=True)
-
-
 def open_data(job: Job, tokenizer: object) -> Data | None:
     """The data of a job; None when none is named."""
     if job.data is None:
         return None
     return load_data(job.data, tokenizer, job.length, job.kind)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

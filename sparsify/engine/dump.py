@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sparsify.files import require_free
+from sparsify.files import refusals, require_free, write_text
 from sparsify.ir.program import Program
 from sparsify.ir.text import diff, header, to_text
 
@@ -16,7 +16,8 @@ class Dump:
         Raises DataError when the folder holds something, unless the run `resumes`.
         """
         require_free(folder, overwrite=resumes)
-        folder.mkdir(parents=True, exist_ok=True)
+        with refusals(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._text = to_text(program)
         if done == 0:
@@ -31,4 +32,4 @@ class Dump:
         self._text = text
 
     def _write(self, name: str, text: str) -> None:
-        (self._folder / name).write_text(text, encoding="utf-8")
+        write_text(self._folder / name, text)

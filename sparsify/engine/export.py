@@ -14,6 +14,7 @@ from sparsify.errors import DataError, ExportError, SparsifyError
 from sparsify.files import new_folder
 from sparsify.ir.names import OF_VALUES, PACKED
 from sparsify.ir.program import Program, default_input
+from sparsify.locks import InUse, locked
 from sparsify.tensors.precision import relative_difference
 
 # As an exporter's `accepts`: the format holds whatever a pass may put into a program.
@@ -27,13 +28,14 @@ def export(
 
     `to` holds words like `onnx` or calls like `onnx{opset=20}`. All formats are checked before the
     first is written. Raises ExportError, PipelineError for an unknown format, OptionError for its
-    options.
+    options, InUse when another process is writing there.
     """
     chosen = check_exports(program, to, program.features)
-    return {
-        exporter.name: write_checked(exporter, program, Path(folder), overwrite)
-        for exporter in chosen
-    }
+    with locked(Path(folder)):
+        return {
+            exporter.name: write_checked(exporter, program, Path(folder), overwrite)
+            for exporter in chosen
+        }
 
 
 def check_exports(program: Program, to: Sequence[str], features: frozenset[str]) -> list[Exporter]:
@@ -61,17 +63,16 @@ def write_checked(
     refuse_features(exporter, program.features)
     exporter.check(program)
     target = folder / exporter.name
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with new_folder(target, overwrite=overwrite) as partial:
+        with locked(folder), new_folder(target, overwrite=overwrite) as partial:
             variant = exporter.variant(program)
             exporter.write(variant, partial)
             _compare(exporter, variant, partial)
             describe(exporter, program, partial)
+    except InUse:
+        raise
     except DataError as error:
         raise ExportError(f"{exporter.name}: {error}") from error
-    finally:
-        _remove_empty(made)
     return target
 
 
@@ -155,10 +156,3 @@ def _refuse_difference(
             f"{format_} was written, but read back it gives another {where}: "
             f"the difference is {difference:.2g} of the largest value, allowed is {allowed:.2g}"
         )
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Take away the empty ones of the folders that were made for an export, the innermost first."""
-    for path in folders:
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()

@@ -1,5 +1,6 @@
 """Pipelines: passes in order, checked against each other first, and against the laws after each step."""
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +14,12 @@ from sparsify.engine.dump import Dump
 from sparsify.engine.registry import parse_passes
 from sparsify.engine.remedies import lacking, remedy
 from sparsify.engine.report import Report, Row, count_parameters, count_zeros
-from sparsify.engine.resume import Checkpoints
+from sparsify.engine.resume import Checkpoints, identity
 from sparsify.errors import LawError, PipelineError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
+from sparsify.locks import locked
 from sparsify.tensors.precision import largest_difference
 
 
@@ -86,18 +88,35 @@ class Pipeline:
 
         `report` receives a row a pass. `dump` gets the text and the difference of every step. `resume`
         names a folder that keeps the state after each pass: a run that finds one there goes on from it,
-        and the program returned is then another object than the one given.
-        Raises PipelineError, VerifyError, LawError, or what a pass raises; the program is then spent.
+        and the program returned is then another object than the one given. The state is bound to its run by
+        content: weights, data, pipeline, seed, device and versions.
+        Raises PipelineError, also for the state of another run, InUse when another process works in
+        the folder, VerifyError, LawError, or what a pass raises; the program is then spent.
         """
         context, report = context or Context(), report or Report()
         self.check(program, context)
+        with contextlib.ExitStack() as held:
+            checkpoints = None
+            if resume is not None:
+                held.enter_context(locked(resume))
+                checkpoints = Checkpoints(resume, identity(str(self), program, context))
+            return self._run(program, context, report, dump, checkpoints, compare)
+
+    def _run(
+        self,
+        program: Program,
+        context: Context,
+        report: Report,
+        dump: Path | None,
+        checkpoints: Checkpoints | None,
+        compare: bool,
+    ) -> Program:
         if context.dense is None and any("dense" in p.effect().wants for p in self.passes):
             context = replace(context, dense=program.clone())
-        checkpoints = Checkpoints(resume, str(self), context.seed) if resume else None
         done = 0
         if checkpoints is not None:
             program, done = checkpoints.restore(program, report, context.figures)
-        dumper = Dump(dump, program, done, resumes=resume is not None) if dump else None
+        dumper = Dump(dump, program, done, resumes=checkpoints is not None) if dump else None
         outputs = program.run()
         for number, item in enumerate(self.passes[done:], done + 1):
             scratch = checkpoints.scratch(number) if checkpoints else None

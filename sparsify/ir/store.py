@@ -25,6 +25,7 @@ from sparsify.ir.serial import graph_from_json, graph_to_json
 from sparsify.ir.stored_graph import shown
 from sparsify.ir.types import propagate
 from sparsify.ir.verify import verify as check_program
+from sparsify.locks import locked
 from sparsify.tensors.bits import pack_bits, unpack_bits
 from sparsify.weights_file import write_tensors
 
@@ -36,10 +37,11 @@ _DOCUMENT, _TENSORS, _SAMPLE = "program.json", "tensors.safetensors", "sample.sa
 def save(program: Program, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a program into a folder, exactly: the same text and bitwise the same tensors come back.
 
-    Raises DataError when the folder is not empty and `overwrite` is not given, or the disk is full.
+    Raises DataError when the folder is not empty and `overwrite` is not given, the disk is full, or another
+    process is writing there.
     """
     folder = Path(folder)
-    with new_folder(folder, overwrite=overwrite) as temporary:
+    with locked(folder), new_folder(folder, overwrite=overwrite) as temporary:
         write(program, temporary)
     return folder
 

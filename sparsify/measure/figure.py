@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sparsify.errors import DataError
+from sparsify.files import new_file
 
 # Colour of the first variant (what the others are compared with), of the others, and of notes.
 BASE, OTHER, NOTE = "#8a93a3", "#2f6fb0", "#5b6472"
@@ -119,10 +120,6 @@ def png(figure: Figure) -> bytes:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure through a temporary name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with new_file(path) as temporary:
         temporary.write_bytes(png(figure))
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"could not write '{path}': {error.strerror or error}") from error
     return path

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsify.engine.facts import FILE, Facts, read_facts
 from sparsify.errors import DataError
-from sparsify.files import read_json
+from sparsify.files import folders, read_json
 
 Row = Mapping[str, Any]
 PAGE = "report.html"
@@ -68,8 +68,7 @@ def find(folder: Path) -> Found:
 
 def model_folders(folder: Path) -> list[Path]:
     """A folder and those in it that hold a model, hidden ones left out."""
-    inner = sorted(folder.iterdir()) if folder.is_dir() else []
-    places = [folder, *(path for path in inner if path.is_dir() and not path.name.startswith("."))]
+    places = (folder, *folders(folder))
     return [place for place in places if any((place / name).is_file() for name in _MODELS)]
 
 
@@ -81,7 +80,7 @@ def _format(place: Path) -> Format:
 
 def _elsewhere(folder: Path) -> str:
     """A hint at the folders in it that a page can be made of."""
-    inner = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    inner = folders(folder)
     names = [path.name for path in inner if (path / "report.json").is_file() or model_folders(path)]
     return f"; name one of those in it: {', '.join(names)}" if names else ""
 

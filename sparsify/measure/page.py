@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsify.engine.facts import Facts, Share
-from sparsify.errors import DataError
 from sparsify.files import write_text
+from sparsify.locks import locked
 from sparsify.measure import sections
 from sparsify.measure.figure import short
 from sparsify.measure.found import PAGE, Format, Found, Row
@@ -17,7 +17,7 @@ def write_page(found: Found, facts: Facts | None = None, missing: str = "") -> P
     """Write `report.html` into the folder that was read and return its path.
 
     `facts` stand in for those that no format of the folder has; `missing` says why there are none. Raises
-    DataError when the file cannot be written.
+    DataError when the file cannot be written, InUse while a run is writing there.
     """
     facts = found.facts or facts
     parts = [
@@ -33,10 +33,8 @@ def write_page(found: Found, facts: Facts | None = None, missing: str = "") -> P
         sections.made(found),
     ]
     path = found.folder / PAGE
-    try:
+    with locked(found.folder):
         write_text(path, document(f"Report of {_name(found)}", parts))
-    except OSError as error:
-        raise DataError(f"could not write '{path}': {error.strerror or error}") from error
     return path
 
 

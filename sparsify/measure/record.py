@@ -6,17 +6,28 @@ from typing import Any
 
 from sparsify.engine.card import CARD, MEASURED
 from sparsify.files import read_json, write_json, write_text
+from sparsify.locks import InUse, locked
 from sparsify.measure.found import model_folders
 from sparsify.measure.latency import shape_words
 
 Row = Mapping[str, Any]
 
 
-def record(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
+def record(folder: Path, name: str, figures: Mapping[str, Any]) -> str:
     """Write `eval.json` or `bench.json` into a folder, and bring the cards of the models in it up to date.
 
-    Only what stands between the marks of a card changes; a card without them stays as it is.
+    Only what stands between the marks of a card changes; a card without them stays as it is. While a
+    run is writing there nothing is written; the sentence returned then says so, and is empty otherwise.
     """
+    try:
+        with locked(folder):
+            _record(folder, name, figures)
+    except InUse as error:
+        return f"not kept beside the model: {error}"
+    return ""
+
+
+def _record(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
     write_json(folder / f"{name}.json", figures)
     for place in model_folders(folder):
         path = place / CARD

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sparsify.files import new_folder
+from sparsify.files import new_file, new_folder
 from sparsify.ir.stages import Values
 
 
@@ -62,11 +62,10 @@ def _name(batch: int) -> str:
 
 
 def _save(values: Values, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     # A view of a larger tensor would be written with all of it.
     owned = {k: v.clone() if _is_part(v) else v for k, v in values.items()}
-    torch.save(owned, temporary)
-    temporary.replace(path)
+    with new_file(path) as temporary:
+        torch.save(owned, temporary)
 
 
 def _is_part(value: object) -> bool:

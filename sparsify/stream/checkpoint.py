@@ -1,5 +1,7 @@
 """The tensors of a Hugging Face folder, read one by one, and a program that borrows them."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sparsify.ir.shell import dug
 from sparsify.stream.places import Places
 
 INDEX = "model.safetensors.index.json"
+_LOOKED_AT = 1 << 14  # bytes at either end of a tensor
 
 
 class Checkpoint:
@@ -44,6 +47,24 @@ class Checkpoint:
         if not bool(torch.isfinite(value).all()):
             raise DataError(f"'{self.files[key]}' holds values that are not finite in '{key}'")
         return value.to(dtype)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the config and, of every tensor, its place, type, shape, first and last bytes.
+
+        Reading all of a model that is larger than memory would take longer than pruning some of them.
+        """
+        seen = hashlib.sha256((self.folder / "config.json").read_bytes())
+        for path in sorted(set(self.files.values())):
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = file.read(size)
+                seen.update(header)
+                for key, about in json.loads(header).items():
+                    start, end = about["data_offsets"] if key != "__metadata__" else (0, 0)
+                    for place in {start, max(start, end - _LOOKED_AT)}:
+                        file.seek(8 + size + place)
+                        seen.update(file.read(min(_LOOKED_AT, end - start)))
+        return seen.hexdigest()
 
     def keys_of(self, program: Program) -> dict[str, str]:
         """The key of each tensor of a program, by path.

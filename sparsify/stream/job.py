@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsify.errors import DataError, OptionError
-from sparsify.files import read_json, require_free, write_json
+from sparsify.files import WORK, read_json, refusals, require_free, write_json
 from sparsify.select.one_shot import OneShot
 from sparsify.stream.places import DeviceMap
-
-WORK = ".resume"
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,8 @@ def begin(job: Job, *, resume: bool) -> Path:
             f"'{job.out}' holds an interrupted run; resume it, or choose another folder"
         )
     require_free(job.out, overwrite=resume)
-    work.mkdir(parents=True, exist_ok=True)
+    with refusals(job.out):
+        work.mkdir(exist_ok=True)
     write_json(work / "job.json", described(job))
     return work
 

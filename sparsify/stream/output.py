@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from sparsify.files import read_json, write_json
+from sparsify.files import new_file, read_json, write_json
 from sparsify.stream.checkpoint import INDEX
 from sparsify.weights_file import write_tensors
 
@@ -25,14 +25,12 @@ class Shards:
 
     def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a shard, whole or not at all; what stood under the number is replaced."""
-        path = self.work / _name(number)
-        temporary = path.with_name(f".{path.name}.tmp")
-        write_tensors(
-            temporary,
-            {key: value.contiguous() for key, value in tensors.items()},
-            {"format": "pt"},
-        )
-        temporary.replace(path)
+        with new_file(self.work / _name(number)) as temporary:
+            write_tensors(
+                temporary,
+                {key: value.contiguous() for key, value in tensors.items()},
+                {"format": "pt"},
+            )
 
     def keys(self) -> dict[str, Path]:
         """Which shard each tensor written so far lies in."""
@@ -42,8 +40,8 @@ class Shards:
                 found.update(dict.fromkeys(opened.keys(), path))
         return found
 
-    def publish(self, source: Path, out: Path, dtype: str) -> None:
-        """Put the shards into `out`, with an index, and the other files of the source beside them."""
+    def gather(self, source: Path, out: Path, dtype: str) -> None:
+        """Link the shards into `out`, write an index, and copy the other files of the source beside them."""
         keys = self.keys()
         paths = sorted(set(keys.values()))
         names = {
@@ -57,7 +55,6 @@ class Shards:
         config.pop("torch_dtype", None)
         write_json(out / "config.json", {**config, "dtype": dtype})
         for path, name in names.items():
-            (out / name).unlink(missing_ok=True)
             # A link: after a kill in between, everything is still where it was looked for.
             os.link(path, out / name)
         weight_map = {key: names[path] for key, path in sorted(keys.items())}

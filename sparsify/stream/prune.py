@@ -20,14 +20,17 @@ from torch import Tensor, fx
 
 from sparsify import native
 from sparsify.engine.contract import Progress, Silent
-from sparsify.errors import SparsifyError
-from sparsify.files import read_json, write_json
+from sparsify.engine.publish import publish
+from sparsify.engine.resume import bind, surroundings
+from sparsify.files import ABOUT, forget, read_json, write_json
 from sparsify.ir.packed import PackedProduct, packed_product
 from sparsify.ir.shell import trace_shell
 from sparsify.ir.stages import Stage, Values, run_stage, stages
 from sparsify.ir.views import Linear, feature_size, out_in, refuse_shared, targeted
+from sparsify.locks import locked
 from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
 from sparsify.select.weights import check_axes
+from sparsify.signals import Interrupted
 from sparsify.stream.activations import Activations
 from sparsify.stream.checkpoint import Borrowed, Checkpoint
 from sparsify.stream.job import Job, begin, described
@@ -35,24 +38,35 @@ from sparsify.stream.output import Shards
 from sparsify.stream.places import Places
 from sparsify.tensors.layout import Layout, packable
 from sparsify.train.data import Data, batches, sample
+from sparsify.train.fingerprint import data_fingerprint
+
+_PROGRESS = "progress.json"
 
 
 def prune(job: Job, data: Data, progress: Progress | None = None, *, resume: bool = False) -> Path:
     """Prune a Hugging Face folder into a new one, one layer in memory at a time; the new folder.
 
     The new folder loads with stock `from_pretrained`; `sparsify.json` there says what each linear has
-    become. With `resume` an interrupted run goes on at the layer it had reached, to the same bytes.
-    Raises DataError, OptionError and TraceError.
+    become. With `resume` an interrupted run goes on at the layer it had reached, to the same bytes, if model
+    and data are the same. Raises DataError, OptionError, TraceError, PipelineError for the state of
+    another run, and InUse when another process is writing there.
     """
-    work = begin(job, resume=resume)
-    try:
-        run = _Run(job, data, work, progress or Silent())
-    except SparsifyError:
-        if not resume:  # nothing was begun
-            shutil.rmtree(work)
-        raise
-    run.go()
-    run.publish()
+    with locked(job.out):
+        work = begin(job, resume=resume)
+        try:
+            run = _Run(job, data, work, progress or Silent())
+            bind(work, run.identity())
+            run.go()
+            run.publish()
+        except BaseException as error:
+            if not (work / _PROGRESS).is_file():  # nothing to go on from
+                forget(work)
+            elif isinstance(error, Interrupted):
+                error.kept = (
+                    f"the layers that are done are kept in '{work}'; the same command with --resume "
+                    "goes on"
+                )
+            raise
     return job.out
 
 
@@ -75,9 +89,18 @@ class _Run:
         self.activations = Activations(work / "activations" if job.on_disk else None)
         chosen = sample(data, job.samples, job.seed)
         self.inputs = [self.program.complete(part) for part in batches(data, chosen, job.batch)]
+        self.data = data
         self.rows: list[dict[str, Any]] = []
         # Pruned weights of the layer at hand, as they are run where the kernels are faster.
         self.packed: dict[fx.Node, PackedProduct] = {}
+
+    def identity(self) -> dict[str, str]:
+        """What decides every bit beside the options: weights and data as fingerprints, the surroundings."""
+        return {
+            "weights": self.borrowed.checkpoint.fingerprint(),
+            "data": data_fingerprint(self.data),
+            **surroundings(str(self.job.device)),
+        }
 
     def go(self) -> None:
         """Every stage, from the first or from where an interrupted run had stored its cut."""
@@ -201,12 +224,12 @@ class _Run:
         """Keep the cut before a stage, so that a killed run can go on from it."""
         before = list(self.work.glob("cut-*"))
         self.activations.store(self.work / f"cut-{number}", len(self.inputs))
-        write_json(self.work / "progress.json", {"stage": number, "rows": self.rows})
+        write_json(self.work / _PROGRESS, {"stage": number, "rows": self.rows})
         for folder in before:
             shutil.rmtree(folder)
 
     def _restore(self) -> int:
-        path = self.work / "progress.json"
+        path = self.work / _PROGRESS
         if not path.is_file():
             return 0
         progress = read_json(path)
@@ -224,9 +247,13 @@ class _Run:
         }
         if rest:
             self.shards.write(0, rest)
-        self.shards.publish(self.source, self.job.out, self.job.dtype)
-        write_json(self.job.out / "sparsify.json", {**described(self.job), "linears": self.rows})
-        shutil.rmtree(self.work, ignore_errors=True)
+
+        def write(folder: Path) -> None:
+            self.shards.gather(self.source, folder, self.job.dtype)
+            write_json(folder / ABOUT, {**described(self.job), "linears": self.rows})
+
+        # Without its config a folder is no model yet.
+        publish(self.work, self.job.out, write, (), last="config.json")
 
 
 def _inside(path: str, layer: str) -> bool:

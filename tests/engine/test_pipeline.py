@@ -11,6 +11,7 @@ from sparsify.errors import DataError, LawError, PipelineError, SparsifyError, V
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.text import to_text
 from sparsify.ir.views import linears
+from sparsify.train.data import TextData
 
 
 @dataclass(frozen=True)
@@ -241,12 +242,41 @@ def test_a_finished_run_is_not_run_again(traced, tokens, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first.run(), second.run(), strict=True))
 
 
-@pytest.mark.parametrize(("text", "seed"), [("insert-masks", 1), ("insert-lora{rank=2}", 0)])
-def test_the_state_of_another_run_is_refused(text, seed, traced, tmp_path):
-    parse("insert-masks").run(traced("block"), resume=tmp_path / "state")
+@pytest.mark.parametrize(
+    ("text", "seed", "action", "cut", "sentence"),
+    [
+        ("insert-masks", 1, None, 480, "seed was '0' and is '1'"),
+        ("insert-probes", 0, None, 480, "pipeline was 'insert-masks' and is 'insert-probes'"),
+        ("insert-masks", 0, scale(1.5), 480, "other weights"),
+        ("insert-masks", 0, None, 300, "other data"),
+        ("insert-masks", 2, scale(1.5), 479, "seed was '0' and is '2', other weights, other data"),
+    ],
+)
+def test_the_state_of_another_run_is_refused(text, seed, action, cut, sentence, traced, tmp_path):
+    ids = torch.arange(480) % 11
+    context = Context(data=TextData(ids, 12))
+    parse("insert-masks").run(traced("block"), context, resume=tmp_path / "state")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    program = traced("block")
+    if action is not None:
+        action(program)
     with pytest.raises(SparsifyError) as caught:
-        parse(text).run(traced("block"), Context(seed=seed), resume=tmp_path / "state")
+        other = Context(data=TextData(ids[:cut], 12), seed=seed)
+        parse(text).run(program, other, resume=tmp_path / "state")
     assert str(caught.value) == (
-        f"'{tmp_path / 'state'}' keeps the state of another run (seed 0, 'insert-masks'); "
-        "remove it or choose another --out"
+        f"'{tmp_path / 'state'}' keeps the state of another run: {sentence}; give the same, or remove "
+        "it, or choose another folder"
     )
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_other_versions_and_states_without_a_name_are_refused(traced, tmp_path, monkeypatch):
+    run = lambda: parse("insert-masks").run(traced("block"), resume=tmp_path)  # noqa: E731
+    run()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "1.0")
+        with pytest.raises(PipelineError, match=f"torch was '{torch.__version__}' and is '1.0'"):
+            run()
+    (tmp_path / "identity.json").unlink()
+    with pytest.raises(PipelineError, match="keeps the state of an older version"):
+        run()
