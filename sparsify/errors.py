@@ -35,3 +35,9 @@ class ExportError(SparsifyError):
 
 class KernelError(SparsifyError):
     """The compiled kernels are missing, foreign, or refuse what they were given."""
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what another library says, or the name of its error when it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

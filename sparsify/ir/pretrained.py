@@ -10,37 +10,104 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from sparsify.errors import DataError, OptionError
+from sparsify.errors import DataError, OptionError, reason_of
+from sparsify.ir.adapters import adapter_in, base_of, merged, without_adapter
+from sparsify.ir.architecture import class_of_config, config_at, foreign_code
+from sparsify.ir.headers import headers_in
+from sparsify.ir.loaded import NOTHING, check_loaded, differences
 from sparsify.words import nearest
 
 EMBEDDED = "embedded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Either says that a folder means to have a tokenizer.
+_OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 
-def load_model(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, Any]:
+def load_model(
+    name: str,
+    dtype: str = "float32",
+    *,
+    allow_partial: bool = False,
+    trust_remote_code: bool = False,
+    merge_adapter: bool = False,
+) -> tuple[PreTrainedModel, Any]:
     """The model and its tokenizer (None when it has none), in evaluation mode.
 
-    `name` is a folder, a hub id, or `embedded` for the small model that comes with the package.
-    Raises DataError when there is no such model or its files are damaged, OptionError for a dtype.
+    Args:
+        name: a folder, a hub id, or `embedded` for the small model that comes with the package.
+        dtype: of the weights: float32, bfloat16 or float16.
+        allow_partial: load although the files lack tensors of the model, which are then random (the same
+            every time), or hold more than the model has; sizes must fit all the same.
+        trust_remote_code: run the Python code that comes with a model or its tokenizer.
+        merge_adapter: add an adapter of the package peft that the folder holds to the weights.
+
+    Raises:
+        DataError: when there is no such model, its files are damaged, its tensors are not those of its
+            class, or it needs one of the options above.
+        OptionError: for a dtype.
     """
     chosen, source = dtype_of(dtype), source_of(name)
     if Path(source).is_file():
         raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
     if Path(source).is_dir():
         source = str(Path(source).resolve())  # the config keeps it, and is read from other places
-    try:
-        with quiet(), warnings.catch_warnings(action="ignore"):
-            config = AutoConfig.from_pretrained(source)
-            model: PreTrainedModel = class_of_config(config).from_pretrained(source, dtype=chosen)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"no model could be loaded from '{name}': {reason}") from error
+    adapter = adapter_in(source)
+    if adapter is None:
+        model = _model(source, name, chosen, allow_partial, trust_remote_code)
+    else:
+        base = base_of(adapter, name, merge=merge_adapter)
+        with without_adapter(base) as place:
+            model = _model(place, base, chosen, allow_partial, trust_remote_code)
+            model = merged(model, adapter, name)
+            model.config._name_or_path = base
     for path, value in model.named_parameters():
         if not bool(torch.isfinite(value).all()):
             raise DataError(f"the model '{name}' holds values that are not finite in '{path}'")
-    return model.eval(), load_tokenizer(source)
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    if tokenizer is None and adapter is not None:
+        tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+    return model.eval(), tokenizer
+
+
+def _model(
+    source: str, name: str, dtype: torch.dtype, partial: bool, trust: bool
+) -> PreTrainedModel:
+    """The model of a folder or hub id, held against what its class wants."""
+    try:
+        with quiet(), warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # what the files lack is drawn alike every time
+            config = config_at(source, name, trust)
+            model, found = class_of_config(config, source, name, trust).from_pretrained(
+                source,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=trust,
+            )
+    except DataError:
+        raise
+    except Exception as error:
+        _check_names(source, name, trust)
+        raise DataError(f"no model could be loaded from '{name}': {reason_of(error)}") from error
+    if getattr(model, "peft_config", None):  # of a hub id: what lies in a folder was seen before
+        raise DataError(f"'{name}' holds an adapter; download it and give merge_adapter=True")
+    check_loaded(type(model).__name__, name, found, partial=partial)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _check_names(source: str, name: str, trust: bool) -> None:
+    """Where a model cannot be put together (the tensors of experts, say), name what is wrong in its files."""
+    kind, found = "", NOTHING
+    with quiet(), contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+        config = config_at(source, name, trust)
+        cls = class_of_config(config, source, name, trust)
+        shapes = {key: header.shape for key, header in headers_in(Path(source)).items()}
+        found = differences(cls, config, shapes)
+        kind = cls.__name__
+    check_loaded(kind, name, found)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -48,11 +115,6 @@ def dtype_of(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise OptionError(f"no dtype is called '{name}'{nearest(name, _DTYPES)}")
     return _DTYPES[name]
-
-
-def class_of_config(config: Any) -> Any:
-    """The model class that a config names, `AutoModel` when it names none."""
-    return getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
 
 
 def class_named(name: str) -> type[PreTrainedModel] | None:
@@ -74,12 +136,21 @@ def source_of(name: str) -> str:
     return str(resources.files("sparsify") / "embedded") if name == EMBEDDED else name
 
 
-def load_tokenizer(source: str) -> Any:
-    """The tokenizer of a folder or hub id; None when there is none."""
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder or hub id; None when there is none.
+
+    Raises DataError for files of a tokenizer that cannot be read, or that need code of their own.
+    """
     try:
         with quiet(), warnings.catch_warnings(action="ignore"):
-            return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, TypeError):
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        if foreign_code(error):
+            raise DataError(foreign_code(error, f"the tokenizer of '{source}'")) from error
+        if any((Path(source) / file).is_file() for file in _OF_TOKENIZERS):
+            raise DataError(
+                f"the tokenizer of '{source}' could not be loaded: {reason_of(error)}"
+            ) from error
         return None
 
 

@@ -11,38 +11,42 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from sparsify.errors import DataError
+from sparsify.errors import DataError, reason_of
+from sparsify.ir.adapters import refuse_adapter
+from sparsify.ir.architecture import class_of_config, config_at
 from sparsify.ir.inputs import example_inputs
-from sparsify.ir.pretrained import class_of_config, dtype_of, load_tokenizer, quiet, source_of
+from sparsify.ir.pretrained import dtype_of, load_tokenizer, quiet, source_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace import trace
 
 
-def trace_shell(name: str, dtype: str) -> Program:
+def trace_shell(name: str, dtype: str, *, trust_remote_code: bool = False) -> Program:
     """The program of a Hugging Face folder whose parameters take no memory and read as zeros.
 
     Shapes, names and buffers that the model computes for itself are real. `name` is a folder or
-    `embedded`. Raises DataError when it is no folder of a model, TraceError as `trace` does.
+    `embedded`; code that comes with it runs only when trusted. Raises DataError when it is no folder of a
+    model, TraceError as `trace` does.
     """
     source = source_of(name)
     if not Path(source).is_dir():
         raise DataError(f"'{name}' is no folder; download the model and name its folder")
+    refuse_adapter(source)
     try:
         with quiet(), warnings.catch_warnings(action="ignore"):
-            config = AutoConfig.from_pretrained(source)
+            config = config_at(source, name, trust_remote_code)
+            make = class_of_config(config, source, name, trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"no model could be loaded from '{name}': {error}") from error
-    kind = class_of_config(config)
-    make = kind.from_config if kind is AutoModel else kind
+        raise DataError(f"no model could be loaded from '{name}': {reason_of(error)}") from error
     model = hollow(make, config, dtype_of(dtype))
     # Whether positions are counted is asked of a twin of one layer: it must compute something.
     small = copy.deepcopy(config)
     if getattr(small, "num_hidden_layers", 1) > 1:
         small.num_hidden_layers = 1
     inputs, dynamic = example_inputs(_made(make, small, dtype_of(dtype), holes=False))
-    return trace(model, inputs, dynamic, tokenizer=load_tokenizer(source))
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    return trace(model, inputs, dynamic, tokenizer=tokenizer)
 
 
 def hollow(

@@ -24,6 +24,7 @@ from sparsify.ir.normalise import normalise, plain
 from sparsify.ir.program import Program, Source
 from sparsify.ir.surroundings import generation_defaults, tool_files
 from sparsify.ir.types import propagate
+from sparsify.ir.wrappers import unwrapped
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
@@ -40,8 +41,10 @@ def trace(
 
     A Hugging Face model needs nothing else: token ids, masks and positions are made up. Any other module
     needs `inputs` by argument name, and `dynamic` to say which of their dimensions vary.
-    Raises TraceError naming the op or line that `torch.export` could not follow.
+    What stands around a model (DataParallel, `torch.compile`) is taken off. Raises TraceError naming the op
+    or line that `torch.export` could not follow, and for adapters and sharded weights.
     """
+    model = unwrapped(model)
     if isinstance(model, PreTrainedModel):
         sample, dims = example_inputs(model) if inputs is None else (dict(inputs), dynamic or {})
         config, fixed = _as_json(model.config.to_dict()), _fixed_arguments(model)

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.files import read_json
+from sparsify.ir.headers import headers_in
+from sparsify.ir.loaded import check_loaded, differences
+from sparsify.ir.pretrained import class_named, config_of
 from sparsify.ir.program import Program
 from sparsify.ir.shell import dug
 from sparsify.stream.places import Places
 
-INDEX = "model.safetensors.index.json"
 _LOOKED_AT = 1 << 14  # bytes at either end of a tensor
 
 
@@ -27,16 +28,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in _files(folder):
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    for key in opened.keys():  # noqa: SIM118  (it is no mapping)
-                        self.files[key] = file
-                        self.shapes[key] = tuple(opened.get_slice(key).get_shape())
-            except (SafetensorError, OSError) as error:
-                raise DataError(f"'{file}' is damaged or missing: {error}") from error
+        found = headers_in(folder)
+        self.files = {key: header.file for key, header in found.items()}
+        self.shapes = {key: header.shape for key, header in found.items()}
 
     def read(self, key: str, dtype: torch.dtype) -> Tensor:
         """A tensor, floating-point ones as `dtype`; DataError when it is not finite."""
@@ -70,8 +64,15 @@ class Checkpoint:
         """The key of each tensor of a program, by path.
 
         A folder may hold a model with or without the name of its body in front.
-        Raises DataError for a parameter that the folder does not hold, or in another shape.
+        Raises DataError for tensors that the folder lacks, holds in another shape, or has too many.
         """
+        cls = class_named(program.source.model_class)
+        if cls is not None:
+            found = differences(cls, config_of(cls, program.source.config), self.shapes)
+            check_loaded(cls.__name__, str(self.folder), found)
+        return self._found(program)
+
+    def _found(self, program: Program) -> dict[str, str]:
         found = {}
         parameters = {path for path, _ in program.module.named_parameters()}
         other_names: dict[str, list[str]] = {}
@@ -102,16 +103,6 @@ class Checkpoint:
         yield from (
             k for k in self.files if k.endswith(f".{name}") and k.count(".") == name.count(".") + 1
         )
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise DataError(f"'{folder}' holds no safetensors; save the model with safetensors first")
-    return found
 
 
 class Borrowed:

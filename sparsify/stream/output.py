@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sparsify.files import new_file, read_json, write_json
-from sparsify.stream.checkpoint import INDEX
+from sparsify.ir.headers import INDEX
 from sparsify.weights_file import write_tensors
 
 # Files of a folder that say what its weights are; the shards bring their own.
