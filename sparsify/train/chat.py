@@ -1,17 +1,17 @@
 """Dialogues as tokens: what was asked is read, only what is answered is learnt."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsify.errors import DataError
+from sparsify.train.sources import json_rows
 
 # A label that no loss counts.
 IGNORED = -100
 
 
-def read_dialogues(spec: str) -> list[dict[str, Any]]:
+def read_dialogues(spec: str) -> list["Row"]:
     """The rows of a .jsonl file, or of every one in a folder, in the order of their paths.
 
     A row has `prompt` and `response`, or `messages`, a list of `{"role": ..., "content": ...}`.
@@ -31,11 +31,12 @@ def encode(row: Mapping[str, Any], tokenizer: Any, length: int) -> tuple[list[in
     """Token ids and labels of a dialogue, both cut to `length`; labels of what was asked are -100.
 
     By the tokenizer's chat template where it has one; else turns follow each other, and each answer
-    ends with the token for the end of text.
+    ends with the token for the end of text. Raises DataError for a dialogue that the template refuses.
     """
     ids: list[int] = []
     labels: list[int] = []
-    for text, answered in _pieces(_messages(row), tokenizer):
+    where = getattr(row, "where", "a dialogue")
+    for text, answered in _pieces(_messages(row), tokenizer, where):
         piece = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if answered and not _template(tokenizer) and tokenizer.eos_token_id is not None:
             piece.append(tokenizer.eos_token_id)
@@ -44,21 +45,22 @@ def encode(row: Mapping[str, Any], tokenizer: Any, length: int) -> tuple[list[in
     return ids[:length], labels[:length]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"'{path}' line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON: {error.msg}") from error
+class Row(dict[str, Any]):
+    """A dialogue that knows in which file and line it stands."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        super().__init__(values)
+        self.where = where
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for where, row in json_rows(path):
         if not isinstance(row, dict) or not _understood(row):
             raise DataError(
                 f"{where} has neither strings 'prompt' and 'response' nor 'messages' with roles, "
                 "contents and an answer of the assistant"
             )
-        yield row
+        yield Row(row, where)
 
 
 def _understood(row: Mapping[str, Any]) -> bool:
@@ -86,7 +88,9 @@ def _template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
-def _pieces(messages: Sequence[dict[str, str]], tokenizer: Any) -> Iterator[tuple[str, bool]]:
+def _pieces(
+    messages: Sequence[dict[str, str]], tokenizer: Any, where: str
+) -> Iterator[tuple[str, bool]]:
     """The text of a dialogue in pieces, and whether each is an answer; tokens never cross pieces."""
     if not _template(tokenizer):
         for message in messages:
@@ -96,15 +100,30 @@ def _pieces(messages: Sequence[dict[str, str]], tokenizer: Any) -> Iterator[tupl
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        asked = tokenizer.apply_chat_template(
-            messages[:number], tokenize=False, add_generation_prompt=True
-        )
-        whole = tokenizer.apply_chat_template(messages[: number + 1], tokenize=False)
+        asked = _rendered(messages[:number], tokenizer, where, add_generation_prompt=True)
+        whole = _rendered(messages[: number + 1], tokenizer, where)
         if not (asked.startswith(shown) and whole.startswith(asked)):
             raise DataError(
-                "the chat template rewrites earlier turns, so that answers cannot be told from prompts; "
-                "give prompt and response, one answer a row"
+                f"{where}: the chat template rewrites earlier turns, so that answers cannot be told from "
+                "prompts; give prompt and response, one answer a row"
             )
         yield asked[len(shown) :], False
         yield whole[len(asked) :], True
         shown = whole
+
+
+def _rendered(
+    messages: Sequence[dict[str, str]], tokenizer: Any, where: str, **options: bool
+) -> str:
+    """The text of some turns by the tokenizer's template; DataError when the template refuses them."""
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    except Exception as error:  # a template is a program of its own: it raises what it likes
+        said = str(error).strip()
+        reason = said.splitlines()[0] if said else type(error).__name__
+        roles = ", ".join(message["role"] for message in messages) or "no turn before the answer"
+        raise DataError(
+            f"{where}: the chat template refuses the dialogue ({roles}): {reason}; "
+            "change its roles or leave it out"
+        ) from error
+    return text

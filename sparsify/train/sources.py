@@ -69,34 +69,46 @@ def _files_in(folder: Path) -> list[Path]:
 def _read_file(path: Path) -> list[str]:
     suffix = path.suffix.lower()
     if suffix in PLAIN:
-        return [_decode(path)]
+        return [read_utf8(path)]
     if suffix == ".jsonl":
-        return list(_json_rows(path))
+        return list(_json_texts(path))
     if suffix == ".parquet":
         return _parquet_rows(path)
     raise DataError(f"'{path}' is not a kind of text we read; there are: {', '.join(SUFFIXES)}")
 
 
-def _decode(path: Path) -> str:
+def read_utf8(path: Path) -> str:
+    """The text of a file, a byte order mark at its start left out; DataError unless it is UTF-8."""
+    content = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"'{path}' is not UTF-8 text (byte {error.start}); convert it first"
+            f"'{path}' is not UTF-8 text (byte {error.start}, line {line}); convert it first"
         ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _json_rows(path: Path) -> Iterator[str]:
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every row of a .jsonl file and where it stands; DataError with file and line."""
     # Not splitlines(): JSON strings may hold U+2028 raw, and only "\n" ends a row.
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"'{path}' line {number}"
         try:
-            row = json.loads(line)
+            yield where, json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"'{path}' line {number} is not JSON: {error.msg}") from error
+            raise DataError(f"{where} is not JSON: {error.msg}") from error
+        except RecursionError as error:
+            raise DataError(f"{where} is nested too deeply") from error
+
+
+def _json_texts(path: Path) -> Iterator[str]:
+    for where, row in json_rows(path):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise DataError(f"'{path}' line {number} has no string field 'text'")
+            raise DataError(f"{where} has no string field 'text'")
         yield row["text"]
 
 
@@ -105,9 +117,10 @@ def _parquet_rows(path: Path) -> list[str]:
     try:
         file = parquet.ParquetFile(path)
         column = _column(file.schema_arrow.names, f"'{path}'")
-        return _strings(file.read(columns=[column]).column(column).to_pylist())
+        values = file.read(columns=[column]).column(column).to_pylist()
     except (OSError, ValueError) as error:
         raise DataError(f"'{path}' is not a readable parquet file: {_first_line(error)}") from error
+    return _strings(values, f"column '{column}' of '{path}'")
 
 
 def _read_dataset(spec: str) -> list[str]:
@@ -120,7 +133,8 @@ def _read_dataset(spec: str) -> list[str]:
             f"the dataset '{spec}' could not be loaded ({type(error).__name__}: "
             f"{_first_line(error)}); check the name and the network, or give a local file"
         ) from error
-    return _strings(table[_column(table.column_names, f"the dataset '{spec}'")])
+    column = _column(table.column_names, f"the dataset '{spec}'")
+    return _strings(table[column], f"column '{column}' of the dataset '{spec}'")
 
 
 def _column(names: Iterable[str], where: str) -> str:
@@ -131,8 +145,18 @@ def _column(names: Iterable[str], where: str) -> str:
     raise DataError(f"{where} has no column 'text'; its columns are: {', '.join(present)}")
 
 
-def _strings(values: Iterable[Any]) -> list[str]:
-    return [str(value) for value in values if value is not None]
+def _strings(values: Iterable[Any], where: str) -> list[str]:
+    """The strings of a column, rows without a value left out; DataError for values of another type."""
+    found = []
+    for number, value in enumerate(values, start=1):
+        if value is not None and not isinstance(value, str):
+            raise DataError(
+                f"{where} holds a {type(value).__name__} in row {number}, where text is wanted; "
+                "make it one string a row"
+            )
+        if value is not None:
+            found.append(value)
+    return found
 
 
 def _extra(module: str, purpose: str) -> Any:

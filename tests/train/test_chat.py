@@ -80,6 +80,51 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, written):
         load_data(written(row), tokenizer, 16, "chat")
 
 
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate\nuser and assistant') }}{% endif %}"
+    "{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+GOOD = turns(("user", "one"), ("assistant", "two"))
+
+
+@pytest.mark.parametrize(
+    ("row", "template", "reason"),
+    [
+        (
+            turns(("system", "one"), ("user", "one"), ("assistant", "two")),
+            NO_SYSTEM,
+            "(system, user): System role not supported",
+        ),
+        (
+            turns(("user", "one"), ("user", "one"), ("assistant", "two")),
+            NO_SYSTEM,
+            "(user, user): Roles must alternate",
+        ),
+        (turns(("assistant", "two")), NO_SYSTEM, "(no turn before the answer): "),
+        (GOOD, "{{ messages[0]['nothing'] + 1 }}", "(user): "),
+        (GOOD, "{{ messages[0]['content'] / 2 }}", "(user): unsupported operand"),
+        (GOOD, "{% for", "(user): "),
+    ],
+)
+def test_a_dialogue_that_the_template_refuses_is_named(row, template, reason, tokenizer, written):
+    tokenizer.chat_template = template
+    data = (
+        written({"prompt": "one", "response": "two"}, row)
+        if template is NO_SYSTEM
+        else written(row)
+    )
+    line = 2 if template is NO_SYSTEM else 1
+    with pytest.raises(DataError) as caught:
+        load_data(data, tokenizer, 20, "chat")
+    said = str(caught.value)
+    assert said.startswith(f"'{data}' line {line}: the chat template refuses the dialogue {reason}")
+    assert said.endswith("; change its roles or leave it out")
+    assert "\n" not in said
+
+
 def test_dialogues_are_cut_and_those_without_an_answer_left_out(tokenizer, written):
     long = {"prompt": "one two three four", "response": "one"}
     short = {"prompt": "one two", "response": "three four one"}

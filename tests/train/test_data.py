@@ -216,7 +216,7 @@ FILES = [
      "use a shorter length or more text"),
     ("a.txt", b" \n ", "the data '{}' holds no text"),
     ("a.jsonl", b"", "the data '{}' holds no text"),
-    ("a.txt", b"one \xff", "'{}' is not UTF-8 text (byte 4); convert it first"),
+    ("a.txt", b"one \xff", "'{}' is not UTF-8 text (byte 4, line 1); convert it first"),
     ("a.jsonl", b"\n{one", "'{}' line 2 is not JSON: "
      "Expecting property name enclosed in double quotes"),
     ("a.jsonl", ROW, "'{}' line 1 has no string field 'text'"),
