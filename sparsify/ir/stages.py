@@ -4,22 +4,30 @@ A cut lies before the first linear that reads an activation: what the linear wil
 none of its weights has been used. The values that cross a cut are all that has to be kept of a batch.
 """
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from sparsify.ir.axes.residual import blocks, flow_of
+from sparsify.ir.axes.walk import analyse
 from sparsify.ir.packed import PackedProduct
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear
 
-# The first member of a list of modules that a node's code lies in: `decoder.block.3`.
-_MEMBER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A residual layer: its nodes, what a human calls it, and the paths of the tensors that it reads."""
+
+    name: str
+    nodes: frozenset[fx.Node]
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Stage:
     """What runs up to a cut, and the linears that read `x` behind it.
 
     `carried` are the values that cross the cut, by name; `reads` the tensors that `nodes` read; `layer`
-    the member of a list of modules that the linears belong to, empty outside any.
+    the residual layer that the linears lie in, None outside any.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -35,13 +43,21 @@ class Stage:
     linears: tuple[Linear, ...]
     carried: frozenset[str]
     reads: tuple[str, ...]
-    layer: str
+    layer: Layer | None
 
 
-def layer_of(node: fx.Node) -> str:
-    """The member of a list of modules whose code made a node (`model.layers.3`), empty for none."""
-    found = _MEMBER.match(node.meta.get("module", ""))
-    return found[1] if found else ""
+def layers(program: Program) -> list[Layer]:
+    """The residual layers of a program whose nodes are typed, in graph order."""
+    analysis = analyse(program)
+    flow, found = flow_of(analysis), []
+    for number, block in enumerate(blocks(analysis, "layers")):
+        nodes = [n for n in program.graph.nodes if flow.between(block.x, block.y, n)]
+        paths: dict[str, None] = {}
+        for node in nodes:
+            paths.update(dict.fromkeys(_read_by(node, analysis.constant)))
+        name = _shared_name(block.weights) or f"layer {number}"
+        found.append(Layer(name, frozenset(nodes), tuple(paths)))
+    return found
 
 
 def stages(program: Program, views: Sequence[Linear]) -> list[Stage]:
@@ -52,15 +68,47 @@ def stages(program: Program, views: Sequence[Linear]) -> list[Stage]:
     readers: dict[fx.Node, list[Linear]] = {}
     for view in sorted(views, key=lambda view: place[view.node]):
         readers.setdefault(view.x, []).append(view)
-    found, start = [], 0
+    found: list[Stage] = []
+    start, known = 0, layers(program)
     for x, read_by in readers.items():
         cut = place[read_by[0].node]
         part = tuple(nodes[start:cut])
         carried = frozenset(n.name for n in nodes[:cut] if last[n] >= cut)
-        layer = layer_of(read_by[0].node)
+        layer = next((layer for layer in known if read_by[0].node in layer.nodes), None)
         found.append(Stage(part, x, tuple(read_by), carried, _reads(part), layer))
         start = cut
-    return found
+    return _filled(found)
+
+
+def _filled(found: list[Stage]) -> list[Stage]:
+    """Stages between two of one layer belong to it: what reads another stream there (an encoder's)."""
+    last = {stage.layer: number for number, stage in enumerate(found)}
+    layer, filled = None, []
+    for number, stage in enumerate(found):
+        if stage.layer is not None:
+            layer = stage.layer
+        inside = stage.layer is None and layer is not None and number < last[layer]
+        filled.append(replace(stage, layer=layer) if inside else stage)
+    return filled
+
+
+def _read_by(node: fx.Node, constant: set[fx.Node]) -> Iterator[str]:
+    """The paths of the tensors that a node reads, itself or through what is computed from them alone."""
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            yield str(source.target)
+        elif source in constant:
+            yield from _read_by(source, constant)
+
+
+def _shared_name(paths: Sequence[str]) -> str:
+    """What all paths begin with, in whole names."""
+    shared: list[str] = []
+    for parts in zip(*(path.split(".")[:-1] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
 
 
 def features_across(stage: Stage) -> int:

@@ -15,11 +15,12 @@ class Places:
 
     `device` is one device (`cpu`, `cuda:1`), a device map as accelerate writes it (module path -> device; the
     longest path that fits decides, '' fits all), or `auto`: the layers in even runs over the GPUs that
-    accelerate finds, the CPU where it finds none. `layers` are the paths of the layers in order.
+    accelerate finds, the CPU where it finds none. `layers` are the layers in order, each as the paths of
+    its tensors.
     Raises OptionError for a device that this machine has not.
     """
 
-    def __init__(self, device: str | DeviceMap, layers: Sequence[str]) -> None:
+    def __init__(self, device: str | DeviceMap, layers: Sequence[Sequence[str]]) -> None:
         if device == "auto":
             device = spread(layers, [key for key in get_max_memory() if isinstance(key, int)])
         named = {"": device} if isinstance(device, str) else device
@@ -33,12 +34,13 @@ class Places:
         return self._devices[found]
 
 
-def spread(layers: Sequence[str], gpus: Sequence[int]) -> dict[str, str | int]:
+def spread(layers: Sequence[Sequence[str]], gpus: Sequence[int]) -> dict[str, str | int]:
     """The device map with layers in even runs over some GPUs, all else on the first; CPU without any."""
     if not gpus:
         return {"": "cpu"}
-    runs = {layer: gpus[i * len(gpus) // len(layers)] for i, layer in enumerate(layers)}
-    return {"": gpus[0], **runs}
+    runs = [gpus[i * len(gpus) // len(layers)] for i in range(len(layers))]
+    tensors = {path: gpu for layer, gpu in zip(layers, runs, strict=True) for path in layer}
+    return {"": gpus[0], **tensors}
 
 
 def _device(name: str | int) -> torch.device:

@@ -12,7 +12,7 @@ import torch
 from sparsify.ir.pretrained import dtype_of
 from sparsify.ir.program import Program
 from sparsify.ir.shell import trace_shell
-from sparsify.ir.stages import Stage, features_across, stages
+from sparsify.ir.stages import Layer, Stage, features_across, stages
 from sparsify.ir.views import Linear, feature_size, out_in, targeted
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Sums
@@ -59,7 +59,7 @@ def plan(job: Job, length: int) -> Plan:
     inputs = [feature_size(stage.x) for stage in found]
     gram = job.how.needs_gram
     return Plan(
-        layers=len({stage.layer for stage in found}),
+        layers=len({stage.layer for stage in found} - {None}),
         linears=len(linears),
         weights=weights,
         tokens=tokens,
@@ -120,7 +120,7 @@ def _held(program: Program, found: list[Stage], job: Job, tokens: int) -> int:
     size = dtype_of(job.dtype).itemsize
     batch = job.batch / max(1, job.samples)
     widest = max(features_across(stage) for stage in found) * tokens * size
-    layers: dict[str, int] = {}
+    layers: dict[Layer | None, int] = {}
     choice = 0
     for stage in found:
         columns = feature_size(stage.x)

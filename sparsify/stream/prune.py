@@ -82,8 +82,8 @@ class _Run:
         self.stages = stages(self.program, views)
         self.source = Path(job.model)
         dtype = next(p.dtype for p in self.program.module.parameters())
-        layers = list(dict.fromkeys(stage.layer for stage in self.stages))
-        self.places = Places(job.device, layers)
+        found = dict.fromkeys(s.layer for s in self.stages if s.layer is not None)
+        self.places = Places(job.device, [layer.tensors for layer in found])
         self.borrowed = Borrowed(self.program, Checkpoint(self.source), dtype, self.places)
         self.shards = Shards(work / "shards")
         self.activations = Activations(work / "activations" if job.on_disk else None)
@@ -115,7 +115,8 @@ class _Run:
         numbers = list(range(first, len(self.stages)))
         if self.job.order == "linear":
             return [[number] for number in numbers]
-        parts = groupby(numbers, key=lambda number: self.stages[number].layer)
+        # What lies in no layer is looked at alone.
+        parts = groupby(numbers, key=lambda number: self.stages[number].layer or number)
         return [list(part) for _, part in parts]
 
     def _collect(self, numbers: Sequence[int], *, stored: bool) -> None:
@@ -147,14 +148,16 @@ class _Run:
     def _title(self, numbers: Sequence[int]) -> str:
         """What the bar says: the linear at hand, or the layer whose linears are looked at together."""
         stage = self.stages[numbers[0]]
-        return stage.layer if len(numbers) > 1 else stage.linears[0].weight
+        if stage.layer is None or len(numbers) == 1:
+            return stage.linears[0].weight
+        return stage.layer.name
 
     def _sums(self, stage: Stage) -> Sums:
-        device = self.places.of(stage.layer)
+        device = self.places.of(stage.linears[0].weight)
         return Sums(feature_size(stage.x), gram=self.job.how.needs_gram, device=device)
 
     def _run(self, stage: Stage, values: Values) -> Values:
-        place = self.places.of(stage.layer)
+        place = self.places.of(stage.linears[0].weight)
         return run_stage(self.program, stage, values, place, self.packed)
 
     def _need(self, numbers: Sequence[int]) -> None:
@@ -202,15 +205,21 @@ class _Run:
             self.packed[view.node] = made
 
     def _begins_layer(self, number: int) -> bool:
-        return number > 0 and self.stages[number].layer != self.stages[number - 1].layer
+        """Whether another layer, or a linear in none, begins with a stage."""
+        layer = self.stages[number].layer
+        return number > 0 and (layer is None or layer is not self.stages[number - 1].layer)
 
-    def _layer(self, number: int) -> str:
-        """The layer that ends where a stage begins."""
-        return self.stages[number - 1].layer
+    def _rest_of_layer(self, number: int) -> list[str]:
+        """What the layer that ends before a stage holds beside the linears that are pruned."""
+        layer = self.stages[number - 1].layer
+        if layer is None or any(stage.layer is layer for stage in self.stages[number:]):
+            return []
+        pruned = {view.weight for stage in self.stages for view in stage.linears}
+        return [p for p in layer.tensors if p in self.borrowed.keys and p not in pruned]
 
     def _write_layer(self, number: int) -> None:
         """Write the weights of the layer before a stage, and forget every weight."""
-        inside = [p for p in self.borrowed.keys if _inside(p, self._layer(number))]
+        inside = self._rest_of_layer(number)
         self.borrowed.need(inside)
         pruned = {view.weight for stage in self.stages[:number] for view in stage.linears}
         paths = {*inside, *(path for path in self.borrowed.held if path in pruned)}
@@ -254,7 +263,3 @@ class _Run:
 
         # Without its config a folder is no model yet.
         publish(self.work, self.job.out, write, (), last="config.json")
-
-
-def _inside(path: str, layer: str) -> bool:
-    return bool(layer) and path.startswith(layer + ".")

@@ -162,7 +162,7 @@ def test_stages_run_what_the_whole_program_runs(family, traced, text):
         watch.run(*inputs.values())
         assert torch.equal(values[stage.x.name], watch.seen)
     assert {v.weight for s in found for v in s.linears} <= {v.weight for v in linears(program)}
-    assert len({stage.layer for stage in found} - {""}) == 2
+    assert len({stage.layer for stage in found} - {None}) == 2
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
@@ -180,8 +180,9 @@ def test_a_stage_runs_whole_on_the_device_it_is_told(family, traced):
 
 
 def test_layers_find_their_devices():
-    layers = [f"model.layers.{i}" for i in range(5)]
-    assert spread(layers, [0, 1]) == dict(zip(["", *layers], [0, 0, 0, 0, 1, 1], strict=True))
+    layers = [[f"model.layers.{i}.up", f"model.layers.{i}.norm"] for i in range(5)]
+    paths = [path for layer in layers for path in layer]
+    assert spread(layers, [0, 1]) == dict(zip(["", *paths], [0] * 7 + [1] * 4, strict=True))
     assert spread(layers, []) == {"": "cpu"}
     places = Places({"model": "cpu", "model.layers.1": "meta"}, layers)
     found = [places.of(p).type for p in ("lm_head", "model.layers.1.mlp", "model.layers.10.mlp")]
