@@ -94,6 +94,9 @@ def products(program: Program) -> list[Linear]:
     return [view for node in program.graph.nodes if (view := product_at(program, node)) is not None]
 
 
+_WILD = frozenset("*?[")
+
+
 def product_at(program: Program, node: fx.Node) -> Linear | None:
     """The linear map that a node computes: as `linear_at`, or one a group of rows.
 
@@ -171,8 +174,9 @@ def targeted(
     """The linears, with `experts` theirs too, whose weight path matches `targets` and not `ignore`.
 
     A weight that also serves as an embedding table, or whose output is the program's output (the
-    language-model head), or that a pass has added is left out unless `targets` names it.
-    Raises OptionError when a glob of `targets` matches no linear at all, with the nearest path.
+    language-model head), is left out unless a glob without wildcards names it; one that a pass has added
+    unless a glob matches no weight of the model's own. Raises OptionError when a glob of `targets` matches
+    no linear at all, with the nearest path, or none but a head, with its name.
     """
     every = products(program) if experts else linears(program)
     for glob in (*targets, *ignore):
@@ -182,19 +186,29 @@ def targeted(
                 paths = {path.removesuffix(".weight") for path in paths}
             raise OptionError(f"the target '{glob}' matches no linear{nearest(glob, paths)}")
     known = {path for path, _ in program.tensors()}
-    left_out = {
-        view.weight
-        for view in every
-        if is_head(program, view) or feature_of(view.weight, known) is not None
-    }
+    added = {view.weight for view in every if feature_of(view.weight, known) is not None}
+    heads = {view.weight for view in every if view.weight not in added and is_head(program, view)}
+    chosen: set[str] = set()
+    for glob in targets:
+        chosen |= _meant(glob, {view.weight for view in every}, heads, added)
     return [
         view
         for view in every
-        if any(
-            matches(view.weight, g) and (g != "*" or view.weight not in left_out) for g in targets
-        )
-        and not any(matches(view.weight, g) for g in ignore)
+        if view.weight in chosen and not any(matches(view.weight, g) for g in ignore)
     ]
+
+
+def _meant(glob: str, paths: set[str], heads: set[str], added: set[str]) -> set[str]:
+    """The weights that one glob takes: all it matches without wildcards, else no head and nothing added."""
+    found = {path for path in paths if matches(path, glob)}
+    if not _WILD.intersection(glob) or found <= added:
+        return found
+    if found <= heads and glob.strip("*"):
+        raise OptionError(
+            f"the target '{glob}' matches nothing but the output head; name it without wildcards: "
+            f"{', '.join(sorted(found))}"
+        )
+    return found - heads - added
 
 
 def refuse_shared(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
 from sparsify.ir.composition import Composition, chain, composition_at, is_composing
@@ -121,6 +122,35 @@ def test_star_never_touches_embedding_or_head(family, traced):
     paths = [v.weight for v in targeted(program, ["*"], [])]
     assert paths
     assert not any("embed" in path or "wte" in path or "head" in path for path in paths)
+
+
+@pytest.mark.parametrize("glob", ["*", "**", "*.weight", "?*", "[a-z]*", "*d*"])
+def test_a_head_is_taken_only_by_its_name_without_wildcards(glob, traced):
+    program = traced("mlp")
+    assert [v.weight for v in targeted(program, [glob, "up"], [])] == (["up.weight", "down.weight"])
+    assert [v.weight for v in targeted(program, [glob, "head"], [])][-1] == "head.weight"
+    with pytest.raises(OptionError) as caught:
+        targeted(program, ["head*"], [])
+    assert str(caught.value) == (
+        "the target 'head*' matches nothing but the output head; name it without wildcards: head.weight"
+    )
+
+
+def test_a_tied_head_is_spared_by_every_glob(traced):
+    program = traced("block")
+    for glob in ("*", "**", "*.weight"):
+        assert "head.weight" not in [v.weight for v in targeted(program, [glob], [])]
+    assert "head.weight" in [v.weight for v in targeted(program, ["head.weight"], [])]
+
+
+def test_what_a_pass_has_added_is_taken_by_globs_for_it_alone(traced):
+    masked = "insert-masks | choose-masks{pattern=2:4} | insert-adapters{ratio=0.3}"
+    program = parse(masked).run(traced("block"), Context())
+    own = {"up.weight", "down.weight"}
+    for glob in ("*", "**", "*.weight*", "up*"):
+        assert {v.weight for v in targeted(program, [glob], [])} & own
+        assert not any("adapter" in v.weight for v in targeted(program, [glob], []))
+    assert all("adapter" in v.weight for v in targeted(program, ["*_adapter_*"], []))
 
 
 def test_tied_head_has_two_readers(traced):
