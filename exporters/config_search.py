@@ -127,8 +127,9 @@ class Search:
 
     def _moves(self, base: dict[str, Any], change: Change, wrong: set[str]) -> set[str]:
         """The misfits that a change moves; none when it moves a tensor that fitted before."""
+        changed = _with(base, [change])
         try:
-            shapes = self._shapes(_with(base, [change]))
+            shapes = self._shapes(changed)
         except Exception as error:
             said = str(error).strip().rpartition("\n")[2].strip()
             self.refused[f"{'.'.join(change[0])}={change[1]}"] = said

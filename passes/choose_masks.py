@@ -15,7 +15,7 @@ together: `magnitude`, the mean of |W| inside, or `influence` 1 - cos(x, y) of w
 The text of the graph stays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, get_args
@@ -60,6 +60,7 @@ from sparsify.train.data import sample
 Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"]
 _OF_WEIGHTS = (*get_args(Method), "taylor")
 _OF_BLOCKS = ("magnitude", "influence", "activation")
+_NO_MASK = "no target has a mask; widen the targets, or those of insert-masks"
 _WITH_STATISTICS = {*get_args(Method), *OF_STATISTICS} - {"magnitude"}
 
 
@@ -128,11 +129,11 @@ class ChooseMasks(Pass):
 
     def check(self, program: Program) -> None:
         """Sparsity, pattern, shape, score and globs must fit each other and the weights."""
-        views = self._targeted(program)
+        self._targeted(program)
         if len(set(self.of)) < len(self.of):
             raise OptionError(f"of={','.join(self.of)} names one kind twice")
         if self.of == ("weights",):
-            self._check_weights(program, views)
+            self._check_weights()
         else:
             self._check_groups(program)
         if self.scales is not None and (self.of, self.score) != (("weights",), "sparsegpt"):
@@ -143,7 +144,19 @@ class ChooseMasks(Pass):
         if self.multiple < 1:
             raise OptionError(f"multiple={self.multiple} must be at least 1")
 
-    def _check_weights(self, program: Program, views: Sequence[Linear]) -> None:
+    def check_places(self, program: Program, places: Mapping[str, frozenset[str]]) -> None:
+        """The pattern must fit the weights that will have masks, and there must be some."""
+        if self.of != ("weights",):
+            return
+        now = frozenset(view.weight for view in linears(program) if view.mask is not None)
+        masked = places.get("mask.weights", now)
+        views = [view for view in self._targeted(program) if view.weight in masked]
+        if not views:
+            raise OptionError(_NO_MASK)
+        if not self._by_plan():
+            check_axes(program, views, Target.of(self.sparsity, self.pattern))
+
+    def _check_weights(self) -> None:
         if self.score not in _OF_WEIGHTS:
             instead = "wanda" if self.score in OF_STATISTICS else "taylor"
             raise OptionError(
@@ -152,7 +165,7 @@ class ChooseMasks(Pass):
         if self.to is not None or self.normalise != "auto":
             raise OptionError("to and normalise are for channels and heads, not for weights")
         if not self._by_plan():
-            check_axes(program, views, Target.of(self.sparsity, self.pattern))
+            Target.of(self.sparsity, self.pattern)
         elif self.scope == "global" or self.score == "taylor":
             raise OptionError(
                 "a ranking over all layers has no place for their shares; give a sparsity"
@@ -234,7 +247,7 @@ class ChooseMasks(Pass):
     def _weights(self, program: Program, context: Context, chosen: set[str]) -> int:
         views = {v.weight: v for v in linears(program) if v.mask is not None and v.weight in chosen}
         if not views:
-            raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
+            raise OptionError(_NO_MASK)
         target = None if self._by_plan() else Target.of(self.sparsity, self.pattern)
         targets = targets_of(program, views, target)
         if target is not None and (self.score == "taylor" or self.scope == "global"):

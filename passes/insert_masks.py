@@ -14,6 +14,7 @@ the norm after the sum if there is one. A block computed beside another, `x + f(
 by its mask.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -68,6 +69,13 @@ class InsertMasks(Pass):
                 widths(analyse(program))
             else:
                 _check_groups(program, kind, grouped)
+
+    def places(self, program: Program) -> Mapping[str, frozenset[str]]:
+        """The weights that get a mask of their own."""
+        if "weights" not in self.of:
+            return {}
+        views = targeted(program, self.targets, self.ignore)
+        return {"mask.weights": frozenset(view.weight for view in views)}
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Insert every mask; returns how many."""

@@ -1,7 +1,7 @@
 """What a pass and an exporter are, and what they may move."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -132,6 +132,14 @@ class Pass(Options, ABC):
 
     def check(self, program: Program) -> None:
         """Refuse, before anything runs, options that cannot fit this program; OptionError."""
+        return None
+
+    def places(self, program: Program) -> Mapping[str, frozenset[str]]:
+        """Features that only some weights get, with the paths of these weights."""
+        return {}
+
+    def check_places(self, program: Program, places: Mapping[str, frozenset[str]]) -> None:
+        """As `check`, where earlier passes will have given features to some weights alone; OptionError."""
         return None
 
     @abstractmethod

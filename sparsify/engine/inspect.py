@@ -17,7 +17,7 @@ from sparsify.ir.packed import PackedLinear, packed_linears, unpacked_weight
 from sparsify.ir.packed_blocks import BlockWeight, block_weights, unblocked_weight
 from sparsify.ir.pretrained import class_named, config_of
 from sparsify.ir.program import Program
-from sparsify.ir.stored import zeros_in
+from sparsify.ir.stored import other_weights, zeros_in
 from sparsify.ir.views import Linear, effective_weight, out_in, products
 from sparsify.ir.work import multiply_adds
 
@@ -29,8 +29,6 @@ _MS = (4, 8)  # of the patterns N:M that are looked for
 def facts_of(program: Program) -> Facts:
     """The figures of a program; reads every weight once and runs it once on fake tensors."""
     weights = _weights(program)
-    known = {weight.path for weight in weights}
-    others = (value for path, value in program.module.named_parameters() if path not in known)
     length = _length(program)
     return Facts(
         model=program.source.model_class,
@@ -38,7 +36,7 @@ def facts_of(program: Program) -> Facts:
         pipeline=tuple(program.log),
         parameters=count_parameters(program),
         were=sum(math.prod(shape) for shape in program.source.shapes.values()),
-        zeros=sum(weight.zeros for weight in weights) + sum(map(zeros_in, others)),
+        zeros=sum(weight.zeros for weight in weights) + sum(map(zeros_in, other_weights(program))),
         multiply_adds=multiply_adds(program, 1, length),
         length=length,
         weights=(*weights, *_gone(program, weights)),

@@ -49,6 +49,7 @@ class Pipeline:
         OptionError when a pass's options cannot fit the program.
         """
         features = program.features
+        places: dict[str, frozenset[str]] = {}
         for number, item in enumerate(self.passes, 1):
             where = f"pass {number} of {len(self.passes)}, '{item}',"
             effect = item.effect()
@@ -70,6 +71,8 @@ class Pipeline:
                 raise PipelineError(f"{where} needs data; give --data, or Context(data=...)")
             try:
                 item.check(program)
+                item.check_places(program, places)
+                places.update(item.places(program))
             except SparsifyError as error:
                 raise type(error)(f"{where} {error}") from error
             features = effect.after(features)

@@ -18,8 +18,8 @@ from sparsify.ir.stored import linear_weights, zeros_in
 class Row:
     """One pass: how many places it changed, what stands afterwards, what it cost and moved.
 
-    `zeros` counts zeros among the effective weights of the linears; `move` is the largest change of an
-    output on the sample inputs, relative to the largest output; `seconds` is the pass itself,
+    `zeros` counts zeros among the effective weights of the linears and experts; `move` is the largest
+    change of an output on the sample inputs, relative to the largest output; `seconds` is the pass itself,
     `checking` what verifying and comparing took; `note` is what the pass itself has to say. A packed
     weight counts as the dense one it stands for.
     """
@@ -83,5 +83,5 @@ def count_parameters(program: Program) -> int:
 
 
 def count_zeros(program: Program) -> int:
-    """Zeros among the effective weights of the linears, packed ones too, each weight once."""
+    """Zeros among the effective weights of linears and experts, packed ones too, each weight once."""
     return sum(zeros_in(weight) for _, weight in linear_weights(program))

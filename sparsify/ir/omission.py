@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.axes.analysis import Analysis
 from sparsify.ir.axes.axis import Axis
 from sparsify.ir.axes.groups import Group, Heads
@@ -93,7 +93,7 @@ def add_omission(
             node, writer = _choice(
                 program, site, makers, metric, select, multiple if site.kind == "channels" else 1
             )
-        except (OptionError, ValueError) as error:
+        except SparsifyError as error:
             reasons.append(f"{site.kind} at {_place(site)}: {error}")
             continue
         places[site.leaf] = (site, node)

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from sparsify.engine.report import count_parameters
 from sparsify.ir.packed import packed_linears
 from sparsify.ir.program import Program
-from sparsify.ir.stored import linear_weights, table_weights, zeros_in
+from sparsify.ir.stored import linear_weights, other_weights, zeros_in
 from sparsify.ir.work import multiply_adds
 
 
@@ -14,9 +15,10 @@ from sparsify.ir.work import multiply_adds
 class Counts:
     """The size of a program.
 
-    `parameters` counts every parameter once, tied ones too; `zeros` of them are zero. A weight is
-    counted as the graph computes it, `Q(mask * (W + c * B A))`, a packed one as the dense one it stands
-    for. `linear_parameters` and `linear_zeros` are the same for the weights of the linears alone, the
+    `parameters` counts every parameter once, tied ones too. `zeros` are those of the weights and of all
+    other parameters of the model's own; a branch is a part of its weight. A weight is counted as the graph
+    computes it, `Q(mask * (W + c * B A))`, a packed one as the dense one it stands for.
+    `linear_parameters` and `linear_zeros` are the same for the weights of linears and experts alone, the
     head of a language model among them. `bytes` is all that is stored, buffers and masks included.
     `multiply_adds` is one forward at `[batch, length]` tokens: zeros of a dense weight counted like
     any number, of a packed one only what it stores; `dense_multiply_adds` counts packed ones whole.
@@ -45,19 +47,14 @@ class Counts:
 @torch.no_grad()
 def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
     """The counts of a program, its multiply-adds at `[batch, length]` tokens."""
-    linear_parameters = linear_zeros = parameters = zeros = 0
-    seen = set()
-    for path, weight in linear_weights(program):
-        seen.add(path)
+    linear_parameters = linear_zeros = 0
+    for _, weight in linear_weights(program):
         linear_parameters += weight.numel()
         linear_zeros += zeros_in(weight)
-    others = (p for path, p in program.module.named_parameters() if path not in seen)
-    for other in (*others, *table_weights(program)):
-        parameters += other.numel()
-        zeros += zeros_in(other)
+    zeros = sum(map(zeros_in, other_weights(program)))
     done = multiply_adds(program, batch, length)
     return Counts(
-        parameters=parameters + linear_parameters,
+        parameters=count_parameters(program),
         zeros=zeros + linear_zeros,
         linear_parameters=linear_parameters,
         linear_zeros=linear_zeros,

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from sparsify.errors import SparsifyError
+
 Layout = Sequence[Sequence[int]]
 # Entries of |W| that are made at once: they stay in the cache.
 _PIECE = 1 << 18
@@ -19,7 +21,7 @@ _PIECE = 1 << 18
 def layout_of(numbers: Tensor, size: int) -> list[list[int]]:
     """The layout of a dimension, given for each index `[n]` its neuron, or -1 for none.
 
-    Raises ValueError when the neurons `0..size-1` do not lie in equal runs, in order.
+    Raises SparsifyError when the neurons `0..size-1` do not lie in equal runs, in order.
     """
     runs: list[list[int]] = []
     start, total = 0, numbers.numel()
@@ -33,7 +35,7 @@ def layout_of(numbers: Tensor, size: int) -> list[list[int]]:
             continue
         span = rest[: size * width]
         if not torch.equal(span, torch.arange(size).repeat_interleave(width)):
-            raise ValueError("neurons do not lie in equal runs")
+            raise SparsifyError("neurons do not lie in equal runs")
         runs.append([size, width])
         start += size * width
     return runs

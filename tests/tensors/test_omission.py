@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sparsify.errors import SparsifyError
 from sparsify.tensors.omission import (
     choose,
     gumbel,
@@ -34,7 +35,7 @@ def test_layout_of_fused_heads_and_what_stays():
 
 @pytest.mark.parametrize("numbers", [[1, 0], [0, 0, 1], [0, 1, 0], [0, 2, 1]])
 def test_a_layout_that_is_not_in_equal_runs_is_refused(numbers):
-    with pytest.raises(ValueError, match="equal runs"):
+    with pytest.raises(SparsifyError, match="equal runs"):
         layout_of(torch.tensor(numbers), 3)
 
 
