@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from sparsify.ir.globs import matches
 from sparsify.ir.names import SUFFIXES
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, linears, matches, targeted
+from sparsify.ir.views import Linear, linears, targeted
 
 
 def expected(program: Program, targets: Sequence[str], ignore: Sequence[str]) -> list[Linear]:

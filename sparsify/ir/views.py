@@ -1,6 +1,5 @@
 """Typed readings of nodes: passes look at programs through these and never at `node.args`."""
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from sparsify.ir.composition import (
     composition_at,
     is_composing,
 )
+from sparsify.ir.globs import matches, meant
 from sparsify.ir.names import feature_of
 from sparsify.ir.ops import probe as probe_op
 from sparsify.ir.ops import quantize_activations, quantize_weight, scale_weight
@@ -92,9 +92,6 @@ def linear_at(program: Program, node: fx.Node) -> Linear | None:
 def products(program: Program) -> list[Linear]:
     """Every linear map, those of experts too, in graph order."""
     return [view for node in program.graph.nodes if (view := product_at(program, node)) is not None]
-
-
-_WILD = frozenset("*?[")
 
 
 def product_at(program: Program, node: fx.Node) -> Linear | None:
@@ -190,25 +187,12 @@ def targeted(
     heads = {view.weight for view in every if view.weight not in added and is_head(program, view)}
     chosen: set[str] = set()
     for glob in targets:
-        chosen |= _meant(glob, {view.weight for view in every}, heads, added)
+        chosen |= meant(glob, {view.weight for view in every}, heads, added)
     return [
         view
         for view in every
         if view.weight in chosen and not any(matches(view.weight, g) for g in ignore)
     ]
-
-
-def _meant(glob: str, paths: set[str], heads: set[str], added: set[str]) -> set[str]:
-    """The weights that one glob takes: all it matches without wildcards, else no head and nothing added."""
-    found = {path for path in paths if matches(path, glob)}
-    if not _WILD.intersection(glob) or found <= added:
-        return found
-    if found <= heads and glob.strip("*"):
-        raise OptionError(
-            f"the target '{glob}' matches nothing but the output head; name it without wildcards: "
-            f"{', '.join(sorted(found))}"
-        )
-    return found - heads - added
 
 
 def refuse_shared(
@@ -293,13 +277,6 @@ def _input_quantizer(x: fx.Node) -> InputQuantizer | None:
     assert isinstance(switch, fx.Node)
     assert isinstance(group, int)
     return InputQuantizer(node, str(switch.target), group)
-
-
-def matches(path: str, glob: str) -> bool:
-    """Whether a glob means a weight by its path, with `.weight` at its end or without."""
-    return fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(
-        path.removesuffix(".weight"), glob
-    )
 
 
 def is_head(program: Program, view: Linear) -> bool:
