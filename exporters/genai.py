@@ -15,6 +15,8 @@ from sparsify.ir.cached import CACHES, past_inputs
 from sparsify.ir.decode import check_decoder
 from sparsify.ir.pretrained import config_of
 from sparsify.ir.program import Program
+from sparsify.ir.rope import switch_length
+from sparsify.ir.surroundings import ids_of
 
 FILE = "genai_config.json"
 # Of generation_config.json; onnxruntime-genai refuses a key it does not know.
@@ -68,7 +70,7 @@ def genai_config(
     """
     found = caches(program)
     heads, size, _ = found[0]
-    length = context_length(config)
+    length = _usable_length(config)
     inputs = {name: name for name in program.sample if name not in past_inputs(program)}
     past = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in CACHES}
     present = {f"present_{kind}_names": f"present.%d.{kind}" for kind in CACHES}
@@ -77,7 +79,7 @@ def genai_config(
         "model": {
             # A decoder like any other: the inputs say which.
             "type": "decoder",
-            **_ids(config, generation),
+            **_ids(program, config, generation),
             "context_length": length,
             "vocab_size": program.run()[0].shape[-1],
             "decoder": {
@@ -96,13 +98,34 @@ def genai_config(
     }
 
 
-def _ids(config: PreTrainedConfig, generation: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids that begin, end and fill a sequence; padding by the end where nothing else is named."""
+def _usable_length(config: PreTrainedConfig) -> int | None:
+    """The most tokens for which kept keys stay right: where rotary angles switch, no more than before."""
+    whole, switch = context_length(config), switch_length(config.to_dict())
+    return whole if switch is None or whole is None else min(whole, switch)
+
+
+def _switch_notes(config: PreTrainedConfig) -> list[str]:
+    whole, switch = context_length(config), switch_length(config.to_dict())
+    if switch is None or (whole is not None and whole <= switch):
+        return []
+    return [
+        f"beyond {switch} tokens the model turns all positions by other angles, the earlier ones too; "
+        "'sparsify-fx generate' then reads the text anew, tools that keep their caches go wrong, so that "
+        f"{FILE} allows {switch} tokens"
+    ]
+
+
+def _ids(
+    program: Program, config: PreTrainedConfig, generation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The ids that begin, end (every one) and fill a sequence; padding by the end if nothing is named."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     said = {name: generation.get(name, getattr(config, name, None)) for name in names}
-    end = said["eos_token_id"]
-    if said["pad_token_id"] is None:
-        said["pad_token_id"] = end[0] if isinstance(end, list) else end
+    named = (said["eos_token_id"], getattr(config, "eos_token_id", None))
+    ends = list(ids_of(*named, getattr(program.tokenizer, "eos_token_id", None)))
+    said["eos_token_id"] = (ends[0] if len(ends) == 1 else ends) if ends else None
+    if said["pad_token_id"] is None and ends:
+        said["pad_token_id"] = ends[0]
     return {name: value for name, value in said.items() if value is not None}
 
 
@@ -110,7 +133,7 @@ def write_cached(program: Program, folder: Path, file: str) -> tuple[PreTrainedC
     """Write `genai_config.json` where it holds; the config that says the caches, and what neither can say."""
     config = config_of(check_decoder(program), program.source.config)
     inner, found = config.get_text_config(decoder=True), caches(program)
-    notes = slow_notes(program)
+    notes = [*slow_notes(program), *_switch_notes(inner)]
     why = refusal(found, inner)
     if why is None:
         said = genai_config(program, inner, generation_of(program, config), file)

@@ -24,6 +24,8 @@ def generate(
     model = load_onnx(folder, threads=threads)
     if model.tokenizer is None:
         raise OptionError(f"'{folder}' has no tokenizer, so that a text means nothing to it")
+    for note in model.notes:
+        console.print(note, style="dim", markup=False, soft_wrap=True)
     console.print(prompt, end="", markup=False, highlight=False, soft_wrap=True)
     seen: list[int] = []
     shown = ""

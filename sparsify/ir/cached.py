@@ -24,6 +24,8 @@ from sparsify.ir.trace import built, flat_forward
 
 BATCH, LENGTH, PAST = 2, 5, 7
 CACHES = ("key", "value")
+# Said of tables that a model makes on its first run; once they are there it can be followed.
+_LATE = "was assigned during export"
 _PAST = re.compile(r"past_key_values_(\d+)_(key|value)")
 
 
@@ -55,17 +57,10 @@ def trace_cached(
     `positions`: whether position ids are an input. Raises TraceError where the model cannot be followed.
     """
     sample = _sample(model, shapes, positions)
-    dynamic = torch.export.Dim.DYNAMIC
     dims = {name: _dims(name) for name in sample}
     try:
         with torch.no_grad(), flat_forward(model, list(sample), _call(len(shapes))):
-            exported = torch.export.export(
-                model,
-                (),
-                sample,
-                dynamic_shapes={n: dict.fromkeys(d, dynamic) for n, d in dims.items()},
-                strict=False,
-            )
+            exported = _exported(model, sample, dims)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TraceError(
@@ -73,6 +68,23 @@ def trace_cached(
         ) from error
     made = replace(source, outputs=output_names(len(shapes)))
     return built(model, exported.module(check_guards=False), sample, dims, made, None)
+
+
+def _exported(
+    model: PreTrainedModel, sample: dict[str, Tensor], dims: Mapping[str, dict[int, str]]
+) -> torch.export.ExportedProgram:
+    shapes = {n: dict.fromkeys(d, torch.export.Dim.DYNAMIC) for n, d in dims.items()}
+    before = {module: set(vars(module)) for module in model.modules()}
+    try:
+        return torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        if _LATE not in str(error):
+            raise
+    for module, names in before.items():
+        for name in set(vars(module)) - names:
+            delattr(module, name)
+    model(**sample)
+    return torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
 
 
 def _sample(

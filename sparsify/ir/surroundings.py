@@ -22,6 +22,16 @@ def generation_defaults(model: PreTrainedModel) -> dict[str, Any]:
     return said
 
 
+def ids_of(*values: Any) -> tuple[int, ...]:
+    """Ids that are given as numbers, lists of them, or not at all, each once, in order."""
+    found: dict[int, None] = {}
+    for value in values:
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is not None:
+                found[int(item)] = None
+    return tuple(found)
+
+
 def tool_files(model: PreTrainedModel) -> dict[str, str]:
     """The text of the files by which sentence-transformers puts modules around a model, by path.
 
