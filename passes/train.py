@@ -24,6 +24,8 @@ from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import Target, check_axes
 from sparsify.tensors.pattern import Pattern
 from sparsify.train.adaptive import Refresh
+from sparsify.train.data import Data
+from sparsify.train.fitting import extent
 from sparsify.train.loop import Figures, Settings, Sparse, train
 from sparsify.train.schedules import Shape, factor
 from sparsify.train.trainable import select_trainable
@@ -80,6 +82,23 @@ class Train(Pass):
         if isinstance(self.schedule, Lors):
             self.schedule.check()
         self._check_sparse(program)
+
+    def check_data(self, program: Program, data: Data) -> None:
+        """A step must not take a sequence twice, and labels of tokens need logits for them."""
+        if self.batch > len(data):
+            raise OptionError(
+                f"batch={self.batch} is more than the {len(data)} sequences of the data; "
+                "take a smaller batch or bring more text"
+            )
+        label = extent(data).label if self.task else -1
+        if label < 0:
+            return
+        shape = program.run()[0].shape
+        if len(shape) != 3 or shape[-1] <= label:
+            raise OptionError(
+                f"'{program.source.outputs[0]}' {list(shape)} has no logits for the label {label} of a "
+                "token; train a model with a head for them, or by distillation only (task=0)"
+            )
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Train in place; returns the number of tensors that learnt."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,13 @@ from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.files import WORK, folders
-from sparsify.ir.pretrained import load_model, load_tokenizer
+from sparsify.ir.admission import (
+    Admission,
+    admission_in,
+    admission_of_model,
+    admission_of_program,
+)
+from sparsify.ir.pretrained import STRICT, Loading, load_model, load_tokenizer
 from sparsify.ir.program import Program, default_input
 from sparsify.ir.store import is_program, load
 from sparsify.ir.trace import trace
@@ -22,26 +28,30 @@ Run = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Artifact:
-    """One model on disk: its `kind` (`program`, `onnx`, `huggingface`), how to run it, its tokenizer."""
+    """One model on disk: its `kind` (`program`, `onnx`, `huggingface`), how to run it, its tokenizer.
+
+    `admission` says what sequences it takes.
+    """
 
     name: str
     kind: str
     path: Path
     run: Run
     tokenizer: Any
+    admission: Admission
 
 
-def open_program(name: str) -> Program:
+def open_program(name: str, loading: Loading = STRICT) -> Program:
     """The program of a run's folder, a saved program, or a Hugging Face folder or id (traced)."""
     folder = Path(name)
     for place in (folder, folder / "safetensors"):
         if is_program(place):
-            return load(place)
-    model, tokenizer = load_model(name)
+            return load(place, trust_remote_code=loading.trust_remote_code)
+    model, tokenizer = load_model(name, **asdict(loading))
     return trace(model, tokenizer=tokenizer)
 
 
-def artifacts(name: str) -> list[Artifact]:
+def artifacts(name: str, loading: Loading = STRICT) -> list[Artifact]:
     """Every model found in a folder and its format folders, or the hub model of that name.
 
     Raises DataError when there is none.
@@ -50,24 +60,31 @@ def artifacts(name: str) -> list[Artifact]:
     found = []
     for place in (folder, *folders(folder)):
         if is_program(place):
-            found.append(_program(place))
+            found.append(_program(place, loading))
         elif (place / "model.onnx").is_file():
-            found.append(_onnx(place))
+            found.append(_onnx(place, loading))
         elif (place / "config.json").is_file():
-            found.append(_huggingface(str(place)))
+            found.append(_huggingface(str(place), loading))
     if folder.is_dir() and not found:
         begun = (folder / WORK).is_dir()
         hint = "; a run is going on there or was interrupted" if begun else ""
         raise DataError(f"'{folder}' holds no program, model.onnx or Hugging Face model{hint}")
-    return found or [_huggingface(name)]
+    return found or [_huggingface(name, loading)]
 
 
-def _program(folder: Path) -> Artifact:
-    program = load(folder)
-    return Artifact(folder.name, "program", folder, program.run, program.tokenizer)
+def _program(folder: Path, loading: Loading) -> Artifact:
+    program = load(folder, trust_remote_code=loading.trust_remote_code)
+    return Artifact(
+        folder.name,
+        "program",
+        folder,
+        program.run,
+        program.tokenizer,
+        admission_of_program(program),
+    )
 
 
-def _onnx(folder: Path) -> Artifact:
+def _onnx(folder: Path, loading: Loading) -> Artifact:
     session = open_session(folder / "model.onnx", threads=torch.get_num_threads())
 
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -81,11 +98,12 @@ def _onnx(folder: Path) -> Artifact:
             feeds[entry.name] = value.numpy()
         return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
 
-    return Artifact(folder.name, "onnx", folder, run, load_tokenizer(str(folder)))
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=loading.trust_remote_code)
+    return Artifact(folder.name, "onnx", folder, run, tokenizer, admission_in(folder))
 
 
-def _huggingface(name: str) -> Artifact:
-    model, tokenizer = load_model(name)
+def _huggingface(name: str, loading: Loading) -> Artifact:
+    model, tokenizer = load_model(name, **asdict(loading))
     accepted = set(inspect.signature(model.forward).parameters)
 
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -93,4 +111,6 @@ def _huggingface(name: str) -> Artifact:
             result = model(**{k: v for k, v in batch.items() if k in accepted})
         return tuple(value for value in result.to_tuple() if isinstance(value, Tensor))
 
-    return Artifact(Path(name).name, "huggingface", Path(name), run, tokenizer)
+    return Artifact(
+        Path(name).name, "huggingface", Path(name), run, tokenizer, admission_of_model(model)
+    )

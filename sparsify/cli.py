@@ -15,12 +15,33 @@ from sparsify.commands import report as report_command
 from sparsify.commands import run as run_command
 from sparsify.commands import show as show_command
 from sparsify.commands import stream as stream_command
+from sparsify.commands.options import (
+    Batch,
+    Device,
+    Dump,
+    Json,
+    Length,
+    Limit,
+    Out,
+    Rounds,
+    Samples,
+    Seed,
+    Temperature,
+    Threads,
+    Tokens,
+    Trust,
+    loads_models,
+    spread_device,
+    writable_folder,
+)
 from sparsify.commands.run import show_notes
 from sparsify.demo import demo as run_demo
+from sparsify.engine.export import chosen_exporters
 from sparsify.engine.export import export as export_program
 from sparsify.engine.pipeline import parse
-from sparsify.errors import OptionError, SparsifyError
+from sparsify.errors import OptionError, SparsifyError, sentence_of
 from sparsify.files import write_json
+from sparsify.ir.pretrained import Loading
 from sparsify.kernels import add_kernels, remove_kernels
 from sparsify.recipes import recipe as find_recipe
 from sparsify.signals import Interrupted, listening
@@ -36,16 +57,12 @@ console = Console()
 Model = Annotated[
     str, typer.Argument(help="A Hugging Face folder or hub id, one of our folders, or 'embedded'.")
 ]
-Json = Annotated[Path | None, typer.Option(help="Also write the figures to this file.")]
-Length = Annotated[int, typer.Option(help="Tokens in a sequence: the context length.")]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where models, table and picture go.")] = Path(
-        "demo-out"
-    ),
-    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    out: Out = Path("demo-out"),
+    threads: Threads = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands in --out.")] = False,
 ) -> None:
     """The embedded model through two recipes: table and picture of quality, size and speed."""
@@ -53,9 +70,10 @@ def demo(
 
 
 @app.command()
+@loads_models
 def run(
     model: Annotated[str, typer.Option(help="A Hugging Face folder or hub id, or 'embedded'.")],
-    out: Annotated[Path, typer.Option(help="The folder for everything that comes out.")],
+    out: Out,
     data: Annotated[
         str | None,
         typer.Option(help="A text, jsonl or parquet file, a folder, or name[:config][:split]."),
@@ -69,15 +87,15 @@ def run(
     kind: Annotated[
         str, typer.Option(help="'text' in blocks, 'sentences' by line, or 'chat' for dialogues.")
     ] = "text",
-    seed: int = 0,
-    device: str = "cpu",
+    seed: Seed = 0,
+    device: Device = "cpu",
     dtype: str = "float32",
-    dump: Annotated[
-        Path | None, typer.Option(help="Write the program after every pass here.")
-    ] = None,
+    dump: Dump = None,
     json: Json = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands in --out.")] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Run a model through a recipe or a pipeline and export the result."""
     if (recipe is None) == (pipeline is None):
@@ -86,6 +104,7 @@ def run(
     job = run_command.Job(
         model=model, pipeline=parse(text), out=out, data=data, length=length, kind=kind, seed=seed,
         device=device, dtype=dtype, dump=dump, resume=resume, overwrite=overwrite, to=words(to),
+        loading=loading,
     )  # fmt: skip
     _, report = run_command.run(job, console)
     console.print(report.table())
@@ -97,28 +116,34 @@ def run(
 def stream(
     model: Annotated[str, typer.Option(help="A Hugging Face folder, or 'embedded'.")],
     masks: Annotated[str, typer.Option(help="As in choose-masks{score=sparsegpt pattern=2:4}.")],
-    out: Annotated[Path, typer.Option(help="The new Hugging Face folder.")],
+    out: Annotated[
+        Path, typer.Option(help="The new Hugging Face folder.", callback=writable_folder)
+    ],
     data: Annotated[str | None, typer.Option(help="Text to calibrate on, as for 'run'.")] = None,
-    samples: Annotated[int, typer.Option(help="Sequences to calibrate on.")] = 128,
+    samples: Samples = 128,
     length: Length = 512,
-    batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 8,
-    seed: int = 0,
+    batch: Batch = 8,
+    seed: Seed = 0,
     order: Annotated[
         str, typer.Option(help="What is pruned before a linear sees it: 'linear' all, or 'layer'.")
     ] = "linear",
     dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "bfloat16",
     device: Annotated[
-        str, typer.Option(help="As in cuda:0; 'auto' spreads the layers over all GPUs.")
+        str,
+        typer.Option(
+            help="As in cuda:0; 'auto' spreads the layers over all GPUs.", callback=spread_device
+        ),
     ] = "cpu",
     on_disk: Annotated[bool, typer.Option(help="Keep activations on disk.")] = False,
     plan: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
+    trust_remote_code: Trust = False,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
 ) -> None:
     """Prune a model that need not fit in memory, layer by layer, into a Hugging Face folder."""
     source = stream_command.Source(data, length)
     job = stream_command.job_of(
         model, masks, source, out=out, samples=samples, batch=batch, seed=seed, order=order,
-        dtype=dtype, device=device, on_disk=on_disk,
+        dtype=dtype, device=device, on_disk=on_disk, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if plan:
         stream_command.show_plan(job, source, console)
@@ -127,13 +152,16 @@ def stream(
 
 
 @app.command()
+@loads_models
 def show(
     model: Model,
     pipeline: Annotated[str | None, typer.Option(help="Passes without data to run first.")] = None,
     axes: Annotated[bool, typer.Option(help="Print the coupled axes instead.")] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Print a model as a program, or its coupled axes with their pins."""
-    show_command.show(model, pipeline, axes, console)
+    show_command.show(model, pipeline, axes, console, loading)
 
 
 @app.command()
@@ -149,35 +177,43 @@ def recipes(name: Annotated[str | None, typer.Argument()] = None) -> None:
 
 
 @app.command("eval")
+@loads_models
 def evaluate(
     folder: Model,
     data: Annotated[str, typer.Option(help="Text to measure on, as for 'run'.")],
     length: Length = 128,
-    limit: Annotated[int | None, typer.Option(help="At most so many sequences.")] = None,
+    limit: Limit = None,
     against: Annotated[
         str | None, typer.Option(help="For encoders: compare embeddings with this model's.")
     ] = None,
     json: Json = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Measure every model in a folder: perplexity, or similarity to another encoder."""
-    evaluate_command.evaluate(folder, data, length, limit, against, json, console)
+    evaluate_command.evaluate(folder, data, length, limit, against, json, console, loading)
 
 
 @app.command()
 def generate(
     folder: Annotated[Path, typer.Argument(help="A folder with a model of format onnx-decode.")],
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 for all.")] = 0,
+    tokens: Tokens = 64,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    threads: Threads = 0,
     json: Json = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Continue a prompt on ONNX Runtime, with a cache, and say how fast."""
-    generate_command.generate(folder, prompt, tokens, temperature, seed, threads, json, console)
+    loading = Loading(trust_remote_code=trust_remote_code)
+    generate_command.generate(
+        folder, prompt, tokens, temperature, seed, threads, json, console, loading
+    )
 
 
 @app.command()
+@loads_models
 def export(
     folder: Model,
     to: Annotated[
@@ -187,12 +223,16 @@ def export(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Where to; beside the program by default.")
+        Path | None,
+        typer.Option(help="Where to; beside the program by default.", callback=writable_folder),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands there.")] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Export a program or model to other formats, each read back and compared."""
-    program = open_program(folder)
+    chosen_exporters(words(to))
+    program = open_program(folder, loading)
     place = out or (Path(folder) if Path(folder).is_dir() else Path(Path(folder).name))
     for name, path in export_program(program, place, words(to), overwrite=overwrite).items():
         console.print(f"{name}: {path}")
@@ -213,20 +253,23 @@ def kernels(
 
 
 @app.command()
+@loads_models
 def bench(
     folder: Model,
     against: Annotated[str, typer.Option(help="The dense model.")],
     tokens: Annotated[str, typer.Option(help="Lengths to time, separated by commas.")] = "1,128",
-    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Timed rounds; variants take turns in each.")] = 30,
+    threads: Threads = 1,
+    rounds: Rounds = 30,
     json: Json = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Time a model on ONNX Runtime against its dense twin, in one process."""
     try:
         lengths = [int(word) for word in words(tokens)]
     except ValueError as error:
         raise OptionError(f"--tokens takes whole numbers, not '{tokens}'") from error
-    bench_command.bench(folder, against, lengths, threads, rounds, json, console)
+    bench_command.bench(folder, against, lengths, threads, rounds, json, console, loading)
 
 
 @app.command()
@@ -252,10 +295,10 @@ def main() -> NoReturn:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.code)
-    except SparsifyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+    except (SparsifyError, OSError, RuntimeError, MemoryError) as error:
+        said = sentence_of(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)

@@ -1,5 +1,12 @@
 """Errors that a user can act on: each is one sentence that says where, what was found, and what to do."""
 
+import re
+
+# How libraries say that they were given no memory.
+_MEMORY = re.compile(
+    r"allocate memory|failed to allocate|out of memory|bad_?\s?alloc|unable to mmap", re.I
+)
+
 
 class SparsifyError(Exception):
     """Something the user can mend; the command line prints it as one sentence and exits with 1."""
@@ -41,3 +48,24 @@ def reason_of(error: BaseException) -> str:
     """The first line of what another library says, or the name of its error when it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it came of, is a lack of memory."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MemoryError) or _MEMORY.search(str(found)):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What the command line tells of an error; None for one that is our own fault."""
+    if lacks_memory(error):
+        return "there is not enough memory; use a smaller model, batch or length, or 'stream'"
+    if isinstance(error, SparsifyError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or ''}"
+    return None

@@ -1,5 +1,6 @@
 """Text from an ONNX file with a key/value cache, on ONNX Runtime."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sparsify.caches import PAST, Caches, empty_caches
 from sparsify.errors import DataError, OptionError
+from sparsify.ir.admission import Admission, admission_in
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.rope import switch_length
 from sparsify.ir.surroundings import ids_of
@@ -20,6 +22,7 @@ from sparsify.session import onnxruntime_session
 FILE = "model.onnx"
 FORMAT = "onnx-decode"
 _NO_PROMPT = "a prompt is text or ids [batch, length] with at least one token"
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,10 @@ class Generator:
     `notes` are sentences about what the folder asks of generation and is not done.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, trust_remote_code: bool = False) -> None:
         self.path = path
         self.session = onnxruntime_session(path, threads=threads)
-        self.tokenizer: Any = load_tokenizer(str(path.parent))
+        self.tokenizer: Any = load_tokenizer(str(path.parent), trust_remote_code=trust_remote_code)
         names = [entry.name for entry in self.session.get_inputs()]
         self._fed = {name for name in names if not name.startswith(PAST)}
         if len(self._fed) == len(names) or "input_ids" not in self._fed:
@@ -54,6 +57,11 @@ class Generator:
         self._defaults = Defaults(path.parent, self.tokenizer)
         self.notes: Sequence[str] = self._defaults.notes
         self._switch = switch_length(self._defaults.config)
+
+    @functools.cached_property
+    def admission(self) -> Admission:
+        """What sequences the model takes."""
+        return admission_in(self.path.parent)
 
     def generate(
         self,
@@ -84,11 +92,15 @@ class Generator:
 
         Raises:
             OptionError: for numbers out of range, or text without a tokenizer.
-            DataError: for a generation config that cannot be meant.
+            DataError: for a generation config that cannot be meant, more tokens than the model has
+                positions, or ids beyond its vocabulary.
         """
         if tokens < 1 or temperature < 0:
             raise OptionError("tokens must be at least 1, and temperature at least 0")
         given, known = self._prompt(prompt, mask)
+        self.admission.check_ids(int(given.max()), "the prompt's tokens")
+        # The last new token is never given.
+        self.admission.check_length(given.shape[1] + tokens - 1, "a prompt and its continuation")
         ends = self._defaults.ends if stop is None else ids_of(stop)
         # Written once at full length: a step of a small model takes no longer than a few tensor calls.
         start, length = given.shape[1], given.shape[1] + tokens
@@ -209,13 +221,19 @@ class _State:
         return torch.cat(rows)
 
 
-def load_onnx(folder: str | Path, *, threads: int = 0) -> Generator:
+def load_onnx(
+    folder: str | Path, *, threads: int = 0, trust_remote_code: bool = False
+) -> Generator:
     """The model of a folder that `onnx-decode` has written, or of a run's folder that holds one.
 
-    `threads` is for each op; 0 takes as many as the machine has cores. Raises DataError when there is none.
+    `threads` is for each op; 0 takes as many as the machine has cores. Code that comes with the
+    tokenizer runs only when trusted. Raises DataError when there is no model,
+    OptionError for a number of threads.
     """
+    if not 0 <= threads <= _MOST_THREADS:
+        raise OptionError(f"threads={threads} must be from 0 to {_MOST_THREADS}")
     folder = Path(folder)
     for place in (folder, folder / FORMAT):
         if (place / FILE).is_file():
-            return Generator(place / FILE, threads=threads)
+            return Generator(place / FILE, threads=threads, trust_remote_code=trust_remote_code)
     raise DataError(f"'{folder}' holds no {FILE}; export the model to {FORMAT}")

@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.artifacts import open_program
+from sparsify.commands.options import LONGEST
 from sparsify.engine.export import export
 from sparsify.errors import OptionError
 from sparsify.files import write_json
+from sparsify.ir.admission import admission_in
+from sparsify.ir.pretrained import STRICT, Loading, source_of
 from sparsify.ir.program import Program
 from sparsify.ir.store import is_program
 from sparsify.measure.count import Counts, count
@@ -30,17 +33,21 @@ def bench(
     rounds: int,
     json: Path | None,
     console: Console,
+    loading: Loading = STRICT,
 ) -> list[Timing]:
     """Time two models in one process, in turns, and print medians, ratios and sizes.
 
     What has no `model.onnx` yet is exported to a temporary folder. Raises OptionError for lengths below 1.
     """
-    if not tokens or min(tokens) < 1:
-        raise OptionError(f"--tokens must be lengths of at least 1, not {list(tokens)}")
+    if not tokens or min(tokens) < 1 or max(tokens) > LONGEST:
+        raise OptionError(
+            f"--tokens must be lengths of at least 1 and at most {LONGEST}, not {list(tokens)}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         paths, counts, vocabulary = {}, {}, 2**31
         for name, place in (("dense", against), ("sparse", folder)):
-            paths[name], program = _onnx(place, Path(scratch) / name)
+            admission_in(source_of(place)).check_length(max(tokens), "sequences")
+            paths[name], program = _onnx(place, Path(scratch) / name, loading)
             if program is not None:
                 counts[name] = count(program, 1, max(tokens))
                 vocabulary = min(vocabulary, _vocabulary(program))
@@ -91,14 +98,14 @@ def timing_table(
     return table
 
 
-def _onnx(place: str, scratch: Path) -> tuple[Path, Program | None]:
+def _onnx(place: str, scratch: Path, loading: Loading) -> tuple[Path, Program | None]:
     """The ONNX file of a model and, when there is one beside it, its program."""
     path = Path(place)
     if path.suffix == ".onnx":
         return path, None
     holder = path if is_program(path) else path / "safetensors"
-    program = open_program(place) if is_program(holder) or not _find(path) else None
-    return _find(path) or export(program or open_program(place), scratch, ["onnx"])[
+    program = open_program(place, loading) if is_program(holder) or not _find(path) else None
+    return _find(path) or export(program or open_program(place, loading), scratch, ["onnx"])[
         "onnx"
     ] / "model.onnx", program
 

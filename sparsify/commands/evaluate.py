@@ -6,13 +6,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from sparsify.artifacts import Artifact, artifacts
-from sparsify.errors import DataError
+from sparsify.errors import DataError, SparsifyError, reason_of
 from sparsify.files import write_json
+from sparsify.ir.pretrained import STRICT, Loading
 from sparsify.measure.quality import cosine, embed, perplexity
 from sparsify.measure.record import record
-from sparsify.train.data import load_data
+from sparsify.train.data import Data, load_data
+from sparsify.train.fitting import check_data
 
 
 def evaluate(
@@ -23,18 +26,19 @@ def evaluate(
     against: str | None,
     json: Path | None,
     console: Console,
+    loading: Loading = STRICT,
 ) -> list[dict[str, Any]]:
     """Measure every model in a folder on the same text and print a table; returns the rows.
 
     Perplexity; with `against`, how near mean-pooled embeddings are to another encoder's.
     """
     if against is not None:
-        dense = artifacts(against)[0]
-        rows = [similarity(item, dense, data, length, limit) for item in artifacts(name)]
+        dense = artifacts(against, loading)[0]
+        rows = [similarity(item, dense, data, length, limit) for item in artifacts(name, loading)]
         _write(name, rows, json, console)
         console.print(_similarity_table(rows, against))
         return rows
-    rows = [measure(item, data, length, limit) for item in artifacts(name)]
+    rows = [measure(item, data, length, limit) for item in artifacts(name, loading)]
     table = Table("model", "kind", "perplexity", "tokens", "context", title=f"perplexity on {data}")
     for row in rows:
         table.add_row(
@@ -52,11 +56,12 @@ def evaluate(
 def measure(item: Artifact, data: str, length: int, limit: int | None) -> dict[str, Any]:
     """The perplexity of one model on a text, with what it was measured on.
 
-    Raises DataError for a model that gives no logits over its vocabulary.
+    Raises DataError for a model that gives no logits over its vocabulary, or does not take the text.
     """
     sequences = load_data(data, item.tokenizer, length)
-    probe = item.run({k: v for k, v in sequences.batch([0]).items() if k != "labels"})[0]
-    if probe.dim() != 3 or probe.shape[-1] < len(item.tokenizer):
+    held = check_data(sequences, item.admission, f"the sequences of '{data}'")
+    probe = _first(item, sequences)
+    if probe.dim() != 3 or probe.shape[-1] <= held.largest:
         raise DataError(
             f"'{item.path}' gives {list(probe.shape)}, not logits over its vocabulary; "
             "perplexity is for language models; compare an encoder with --against"
@@ -67,11 +72,26 @@ def measure(item: Artifact, data: str, length: int, limit: int | None) -> dict[s
     return {"name": item.name, "kind": item.kind, "data": data, **figures}
 
 
+def _first(item: Artifact, sequences: Data) -> Tensor:
+    """The first output on one sequence; DataError when the model does not run on it."""
+    try:
+        return item.run({k: v for k, v in sequences.batch([0]).items() if k != "labels"})[0]
+    except SparsifyError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a class of its own for every status
+        raise DataError(
+            f"'{item.path}' does not run on a sequence of {sequences.length} tokens: {reason_of(error)}"
+        ) from error
+
+
 def similarity(
     item: Artifact, dense: Artifact, data: str, length: int, limit: int | None
 ) -> dict[str, Any]:
     """Cosine similarity of the embeddings of two encoders, over the lines of a text."""
     sentences = load_data(data, item.tokenizer, length, "sentences")
+    for one in (item, dense):
+        check_data(sentences, one.admission, f"the sentences of '{data}'")
+        _first(one, sentences)
     found = cosine(
         embed(lambda batch: item.run(batch)[0], sentences, limit=limit),
         embed(lambda batch: dense.run(batch)[0], sentences, limit=limit),

@@ -8,6 +8,7 @@ from torch import Tensor
 from sparsify.errors import OptionError
 from sparsify.files import write_json
 from sparsify.generate import Generated, load_onnx
+from sparsify.ir.pretrained import STRICT, Loading
 
 
 def generate(
@@ -19,9 +20,10 @@ def generate(
     threads: int,
     json: Path | None,
     console: Console,
+    loading: Loading = STRICT,
 ) -> Generated:
     """Print the prompt, each piece of text as soon as it is known, then the speed."""
-    model = load_onnx(folder, threads=threads)
+    model = load_onnx(folder, threads=threads, trust_remote_code=loading.trust_remote_code)
     if model.tokenizer is None:
         raise OptionError(f"'{folder}' has no tokenizer, so that a text means nothing to it")
     for note in model.notes:

@@ -1,13 +1,13 @@
 """`sparsify-fx run`: a model through a pipeline into a folder."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from sparsify.engine.contract import Context
-from sparsify.engine.export import check_exports, export
+from sparsify.engine.export import check_exports, chosen_exporters, export
 from sparsify.engine.pipeline import Pipeline
 from sparsify.engine.publish import abandon, publish
 from sparsify.engine.registry import exporters, parse_exporter
@@ -15,8 +15,9 @@ from sparsify.engine.report import Report
 from sparsify.engine.resume import kept
 from sparsify.errors import DataError, ExportError, PipelineError
 from sparsify.files import WORK, notes, read_json, refusals, require_free, write_json
+from sparsify.ir.admission import admission_of_model
 from sparsify.ir.devices import move
-from sparsify.ir.pretrained import load_model
+from sparsify.ir.pretrained import STRICT, Loading, load_model
 from sparsify.ir.program import Program
 from sparsify.ir.trace import trace
 from sparsify.locks import locked
@@ -24,6 +25,7 @@ from sparsify.measure.machine import machine
 from sparsify.progress import Bar
 from sparsify.signals import Interrupted
 from sparsify.train.data import Data, load_data
+from sparsify.train.fitting import check_data
 
 RUN = "run.json"
 # Beside the formats: what a run writes, and what was measured on its result.
@@ -47,6 +49,7 @@ class Job:
     resume: bool = False
     overwrite: bool = False
     to: tuple[str, ...] = ("safetensors",)
+    loading: Loading = STRICT
 
 
 def run(job: Job, console: Console) -> tuple[Program, Report]:
@@ -60,6 +63,7 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
             if folder is not None:
                 held.enter_context(locked(folder))
         check_out(job)
+        chosen_exporters(job.to)
         state = job.out / WORK
         try:
             return _run(job, state, console)
@@ -74,8 +78,10 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
 
 
 def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
-    model, tokenizer = load_model(job.model, job.dtype)
+    model, tokenizer = load_model(job.model, job.dtype, **asdict(job.loading))
     data = open_data(job, tokenizer)
+    if data is not None:
+        check_data(data, admission_of_model(model), f"the sequences of '{job.data}'")
     program = trace(model, tokenizer=tokenizer)
     move(program, job.device)
     report = Report()

@@ -16,16 +16,24 @@ from sparsify.engine.registry import passes
 from sparsify.errors import PipelineError
 from sparsify.ir.axes.table import Row, rows
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.pretrained import STRICT, Loading
 from sparsify.ir.text import header, to_text
 from sparsify.recipes import RECIPES, recipe
 from sparsify.words import nearest
 
 
-def show(model: str, pipeline: str | None, axes: bool, console: Console) -> None:
+def show(
+    model: str,
+    pipeline: str | None,
+    axes: bool,
+    console: Console,
+    loading: Loading = STRICT,
+) -> None:
     """Print a program as text, after a pipeline of passes that need no data, or its coupled axes."""
-    program = open_program(model)
-    if pipeline:
-        program = parse(pipeline).run(program, Context())
+    passes = parse(pipeline) if pipeline else None
+    program = open_program(model, loading)
+    if passes is not None:
+        program = passes.run(program, Context())
     if axes:
         console.print(axes_table(program))
         return

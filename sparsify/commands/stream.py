@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError
+from sparsify.ir.admission import admission_in
 from sparsify.ir.pretrained import load_tokenizer, source_of
 from sparsify.progress import Bar
 from sparsify.select.one_shot import OneShot
@@ -18,6 +19,7 @@ from sparsify.stream.job import Job
 from sparsify.stream.plan import Plan, plan
 from sparsify.stream.prune import prune
 from sparsify.train.data import load_data
+from sparsify.train.fitting import check_data
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,12 @@ def stream(job: Job, source: Source, console: Console, *, resume: bool) -> None:
     """Prune into the folder of the job and say what was done."""
     if source.data is None:
         raise DataError("pruning needs text to see what the linears are given; name it with --data")
-    data = load_data(source.data, load_tokenizer(job.model), source.length)
+    data = load_data(
+        source.data,
+        load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
+        source.length,
+    )
+    check_data(data, admission_in(job.model), f"the sequences of '{source.data}'")
     with Bar(console) as bar:
         prune(job, data, bar, resume=resume)
     console.print(f"written: {job.out}", soft_wrap=True, markup=False)
@@ -74,6 +81,7 @@ def stream(job: Job, source: Source, console: Console, *, resume: bool) -> None:
 
 def show_plan(job: Job, source: Source, console: Console) -> Plan:
     """Print what a run would take."""
+    admission_in(job.model).check_length(source.length, "sequences")
     found = plan(job, source.length)
     table = Table(box=SIMPLE_HEAD, show_header=False)
     table.add_row("layers, linears", f"{found.layers}, {found.linears}")

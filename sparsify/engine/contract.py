@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from sparsify.engine.options import Options
+from sparsify.ir.devices import device_of
 from sparsify.ir.program import Program
 from sparsify.train.data import Data
 
@@ -99,7 +100,8 @@ class Context:
 
     `scratch` is a folder where a long pass may keep its own resume state; None means it keeps none.
     `figures` collects rows of numbers that passes report (loss by step), by the name of the pass;
-    `notes` sentences of the pass at work for its row of the report.
+    `notes` sentences of the pass at work for its row of the report. Raises OptionError for a device that
+    this machine has not.
     """
 
     data: Data | None = None
@@ -110,6 +112,9 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     figures: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        device_of(self.device)
 
     def generator(self) -> torch.Generator:
         """A fresh CPU generator from the seed: each pass draws from its own."""
@@ -140,6 +145,10 @@ class Pass(Options, ABC):
 
     def check_places(self, program: Program, places: Mapping[str, frozenset[str]]) -> None:
         """As `check`, where earlier passes will have given features to some weights alone; OptionError."""
+        return None
+
+    def check_data(self, program: Program, data: Data) -> None:
+        """Refuse, before anything runs, data that cannot serve these options and the program; OptionError."""
         return None
 
     @abstractmethod

@@ -10,7 +10,7 @@ from sparsify.engine.card import describe
 from sparsify.engine.contract import Exporter, Moves
 from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
-from sparsify.errors import DataError, ExportError, SparsifyError
+from sparsify.errors import DataError, ExportError, OptionError, SparsifyError
 from sparsify.files import new_folder
 from sparsify.ir.names import OF_VALUES, PACKED
 from sparsify.ir.program import Program, default_input
@@ -43,10 +43,22 @@ def check_exports(program: Program, to: Sequence[str], features: frozenset[str])
 
     Asked before a long run as well as before writing; errors as in `export`.
     """
-    chosen = [parse_exporter(text) for text in to]
+    chosen = chosen_exporters(to)
     for exporter in chosen:
         refuse_features(exporter, features)
         exporter.check(program)
+    return chosen
+
+
+def chosen_exporters(to: Sequence[str]) -> list[Exporter]:
+    """The exporters of some formats; OptionError for none, or one twice, other errors as in `export`."""
+    chosen = [parse_exporter(text) for text in to]
+    names = [exporter.name for exporter in chosen]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not chosen:
+        raise OptionError(
+            f"the format {twice[0]} is named twice" if twice else "no format to export to is named"
+        )
     return chosen
 
 

@@ -1,12 +1,17 @@
 """Options: frozen dataclasses that print themselves as text and are bound from it by their field types."""
 
 import dataclasses
+import math
 import types
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from sparsify.engine.syntax import Call
 from sparsify.errors import OptionError
-from sparsify.words import nearest
+from sparsify.words import nearest, shortened
+
+# No size, count or number of steps that is meant is larger.
+MOST = 10_000_000
 
 
 class Options:
@@ -42,7 +47,37 @@ class Options:
             key: _convert(f"{cls.name}{{{key}}}", raw, hints[key])
             for key, raw in call.options.items()
         }
-        return cls(**values)
+        made = cls(**values)
+        refuse_unbounded(made)
+        return made
+
+
+def refuse_unbounded(options: Options) -> None:
+    """Refuse NaN, infinities and whole numbers beyond `MOST`, in the parts of options too; OptionError."""
+    for where, value, _ in _numbers(options):
+        if not math.isfinite(value):
+            raise OptionError(f"{where}={value}}} is no finite number")
+        if abs(value) > MOST and isinstance(value, int):
+            raise OptionError(f"{where}={value}}} is more than {MOST:,}")
+
+
+def refuse_negative(options: Options) -> None:
+    """Refuse numbers below 0 and whole ones below 1, in the parts of options too; OptionError."""
+    for where, value, whole in _numbers(options):
+        if value < 0 or (whole and value < 1):
+            raise OptionError(f"{where}={value}}} must be at least {int(whole)}")
+
+
+def _numbers(options: Options) -> Iterator[tuple[str, float, bool]]:
+    """Every number among options: how it is written up to its value, the value, whether it is whole."""
+    hints = get_type_hints(type(options))
+    for item in dataclasses.fields(options):  # type: ignore[arg-type]
+        value, kind = getattr(options, item.name), hints[item.name]
+        if isinstance(value, Options):
+            yield from _numbers(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            whole = int in (kind, *get_args(kind))
+            yield f"{options.name}{{{item.name}", value, whole
 
 
 def describe(kind: Any) -> str:
@@ -99,7 +134,7 @@ def _single(where: str, call: Call, kind: Any) -> Any:
             found, value = _scalar(call.name, choice)
             if found:
                 return value
-    shown = call.name + ("{...}" if call.braced else "")
+    shown = shortened(call.name) + ("{...}" if call.braced else "")
     raise OptionError(f"{where} cannot be '{shown}'; it takes {describe(kind)}")
 
 

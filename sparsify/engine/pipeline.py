@@ -11,16 +11,19 @@ from torch import Tensor
 
 from sparsify.engine.contract import Context, Pass
 from sparsify.engine.dump import Dump
+from sparsify.engine.options import refuse_negative, refuse_unbounded
 from sparsify.engine.registry import parse_passes
 from sparsify.engine.remedies import lacking, remedy
 from sparsify.engine.report import Report, Row, count_parameters, count_zeros
 from sparsify.engine.resume import Checkpoints, identity
 from sparsify.errors import LawError, PipelineError, SparsifyError
+from sparsify.ir.admission import admission_of_program
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
 from sparsify.locks import locked
 from sparsify.tensors.precision import largest_difference
+from sparsify.train.fitting import check_data
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,12 @@ class Pipeline:
         """Follow features through the whole pipeline before anything runs (law 3).
 
         Raises PipelineError when a pass lacks a feature, data, or would insert a second time, and
-        OptionError when a pass's options cannot fit the program.
+        OptionError when a pass's options cannot fit the program, DataError for data that does not fit it.
         """
         features = program.features
         places: dict[str, frozenset[str]] = {}
+        if context.data is not None and any("data" in p.effect().wants for p in self.passes):
+            check_data(context.data, admission_of_program(program))
         for number, item in enumerate(self.passes, 1):
             where = f"pass {number} of {len(self.passes)}, '{item}',"
             effect = item.effect()
@@ -70,9 +75,13 @@ class Pipeline:
             if "data" in effect.wants and context.data is None:
                 raise PipelineError(f"{where} needs data; give --data, or Context(data=...)")
             try:
+                refuse_unbounded(item)
                 item.check(program)
                 item.check_places(program, places)
                 places.update(item.places(program))
+                refuse_negative(item)
+                if "data" in effect.wants and context.data is not None:
+                    item.check_data(program, context.data)
             except SparsifyError as error:
                 raise type(error)(f"{where} {error}") from error
             features = effect.after(features)

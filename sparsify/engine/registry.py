@@ -32,8 +32,10 @@ def parse_passes(text: str) -> list[Pass]:
 
 def parse_exporter(text: str) -> Exporter:
     """The exporter a word or a call like `onnx{opset=23}` names; errors as in `parse_passes`."""
-    (call,) = parse_calls(text)
-    exporter: Exporter = _bind(call, exporters(), "exporter")
+    calls = parse_calls(text)
+    if len(calls) > 1:
+        raise PipelineError(f"'{text}' is not one format; separate formats by commas")
+    exporter: Exporter = _bind(calls[0], exporters(), "exporter")
     return exporter
 
 

@@ -4,7 +4,10 @@ import re
 from dataclasses import dataclass, field
 
 from sparsify.errors import PipelineError
+from sparsify.words import shortened
 
+# More than any pipeline that is meant.
+_PASSES, _DEPTH, _CHARACTERS, _WORD = 1000, 20, 1_000_000, 1000
 _TOKEN = re.compile(r"\s+|[{}|=,]|[^\s{}|=,]+")
 
 
@@ -22,11 +25,17 @@ def parse_calls(text: str) -> list[Call]:
 
     Raises PipelineError with the position at which the text could not be read.
     """
+    if len(text) > _CHARACTERS:
+        raise PipelineError(
+            f"a pipeline text of {len(text):,} characters is too long; at most {_CHARACTERS:,}"
+        )
     reader = _Reader(text)
     calls = [reader.call()]
     while reader.peek() == "|":
         reader.take()
         calls.append(reader.call())
+        if len(calls) > _PASSES:
+            raise reader.error(f"more than {_PASSES} passes")
     if reader.peek():
         raise reader.error(f"unexpected '{reader.peek()}'")
     return calls
@@ -38,6 +47,7 @@ class _Reader:
         found = [(m.group(), m.start()) for m in _TOKEN.finditer(text)]
         self._tokens = [(token, at) for token, at in found if not token.isspace()]
         self._next = 0
+        self._depth = 0
 
     def peek(self) -> str:
         return self._tokens[self._next][0] if self._next < len(self._tokens) else ""
@@ -49,13 +59,16 @@ class _Reader:
 
     def error(self, what: str) -> PipelineError:
         at = self._tokens[self._next][1] if self._next < len(self._tokens) else len(self._text)
-        return PipelineError(f"pipeline text, column {at + 1}: {what} in '{self._text}'")
+        return PipelineError(f"pipeline text, column {at + 1}: {what} in '{shortened(self._text)}'")
 
     def call(self) -> Call:
         name = self._word("a name")
         if self.peek() != "{":
             return Call(name)
         self.take()
+        self._depth += 1
+        if self._depth > _DEPTH:
+            raise self.error(f"nested deeper than {_DEPTH}")
         options: dict[str, tuple[Call, ...]] = {}
         while self.peek() != "}":
             key = self._word("an option or '}'")
@@ -66,6 +79,7 @@ class _Reader:
                 raise self.error(f"expected '=' after '{key}'")
             options[key] = self._values()
         self.take()
+        self._depth -= 1
         return Call(name, options, braced=True)
 
     def _values(self) -> tuple[Call, ...]:
@@ -78,4 +92,6 @@ class _Reader:
     def _word(self, wanted: str) -> str:
         if self.peek() in ("", "{", "}", "|", "=", ","):
             raise self.error(f"expected {wanted}")
+        if len(self.peek()) > _WORD:
+            raise self.error(f"a word of more than {_WORD} characters")
         return self.take()

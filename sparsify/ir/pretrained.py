@@ -4,6 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ EMBEDDED = "embedded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Either says that a folder means to have a tokenizer.
 _OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What may be loaded that is refused otherwise: the options of `load_model` that say so."""
+
+    allow_partial: bool = False
+    trust_remote_code: bool = False
+    merge_adapter: bool = False
+
+
+STRICT = Loading()
 
 
 def load_model(

@@ -66,8 +66,8 @@ def write(program: Program, folder: Path) -> None:
         program.tokenizer.save_pretrained(folder)
 
 
-def load(folder: str | Path, *, verify: bool = True) -> Program:
-    """The program that `save` wrote; nothing in its files is run.
+def load(folder: str | Path, *, verify: bool = True, trust_remote_code: bool = False) -> Program:
+    """The program that `save` wrote; code that comes with its tokenizer runs only when trusted.
 
     Every name, type, size and op is checked before anything is built. `verify=False` leaves out the hashes
     of the tensors, for one who has changed them. Raises DataError naming the file and the tensor when
@@ -92,7 +92,9 @@ def load(folder: str | Path, *, verify: bool = True) -> Program:
     _match(stored, reads, about["bits"], folder / _TENSORS)
     if verify and "hashes" in about:
         _check_hashes(about, sample, stored, folder)
-    return _build(about, sample, stored, folder)
+    program = _build(about, sample, stored, folder)
+    program.tokenizer = _tokenizer(folder, trust_remote_code)
+    return program
 
 
 def is_program(folder: str | Path) -> bool:
@@ -143,7 +145,6 @@ def _build(
         plan=about["plan"],
         log=list(about["pipeline"]),
         aliases=about["aliases"],
-        tokenizer=_tokenizer(folder),
     )
     try:
         _put_tensors(program, about, stored)
@@ -222,13 +223,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise DataError(f"'{path}' is damaged: {reason[0]}") from error
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, trust: bool) -> Any:
     """The tokenizer of a folder, None when it has none; DataError when its files are damaged."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
     require_files(folder)
     try:
-        return load_tokenizer(str(folder))
+        return load_tokenizer(str(folder), trust_remote_code=trust)
     except SparsifyError:
         raise
     except Exception as error:  # the library raises a class of its own for every kind of damage

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sparsify.errors import DataError, OptionError
 from sparsify.files import WORK, read_json, refusals, require_free, write_json
+from sparsify.ir.devices import device_of
 from sparsify.select.one_shot import OneShot
 from sparsify.stream.places import DeviceMap
 
@@ -20,7 +21,7 @@ class Job:
     linears of a layer at once). `on_disk` keeps what crosses a cut on disk
     rather than in memory. `dtype` is that of weights and activations; sums are float32. `device` is one
     device, `auto` or a device map (`Places`); what crosses a cut lies in the memory of the CPU.
-    Raises OptionError for numbers and words that cannot be meant.
+    Raises OptionError for numbers and words that cannot be meant, and a device that this machine has not.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Job:
     on_disk: bool = False
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
+    trust_remote_code: bool = False
     # What else decides the result, for `resume` to compare.
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -43,6 +45,8 @@ class Job:
             raise OptionError("samples and batch must be at least 1")
         if self.order not in ("linear", "layer"):
             raise OptionError(f"order={self.order} is neither linear nor layer")
+        if isinstance(self.device, str) and self.device != "auto":
+            device_of(self.device)
 
 
 def begin(job: Job, *, resume: bool) -> Path:

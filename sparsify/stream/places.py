@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from accelerate.utils import get_max_memory
 
-from sparsify.errors import OptionError
+from sparsify.ir.devices import device_of
 
 DeviceMap = Mapping[str, str | int]
 
@@ -24,7 +24,7 @@ class Places:
         if device == "auto":
             device = spread(layers, [key for key in get_max_memory() if isinstance(key, int)])
         named = {"": device} if isinstance(device, str) else device
-        self._devices = {path: _device(name) for path, name in {"": "cpu", **named}.items()}
+        self._devices = {path: device_of(name) for path, name in {"": "cpu", **named}.items()}
 
     def of(self, path: str) -> torch.device:
         """The device of a module, or of one of its tensors."""
@@ -41,13 +41,3 @@ def spread(layers: Sequence[Sequence[str]], gpus: Sequence[int]) -> dict[str, st
     runs = [gpus[i * len(gpus) // len(layers)] for i in range(len(layers))]
     tensors = {path: gpu for layer, gpu in zip(layers, runs, strict=True) for path in layer}
     return {"": gpus[0], **tensors}
-
-
-def _device(name: str | int) -> torch.device:
-    try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"device {name} cannot be used here: {reason}") from error
-    return found

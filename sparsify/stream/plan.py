@@ -50,7 +50,7 @@ def plan(job: Job, length: int) -> Plan:
     the sums of x x^T, and the choices; memory is that of the process now, what crosses the widest cut,
     one layer, and the work of the largest choice.
     """
-    program = trace_shell(job.model, job.dtype)
+    program = trace_shell(job.model, job.dtype, trust_remote_code=job.trust_remote_code)
     found = stages(program, targeted(program, job.targets, job.ignore))
     tokens = job.samples * length
     rates = _Rates.measured(job)

@@ -23,6 +23,7 @@ from sparsify.engine.contract import Progress, Silent
 from sparsify.engine.publish import publish
 from sparsify.engine.resume import bind, surroundings
 from sparsify.files import ABOUT, forget, read_json, write_json
+from sparsify.ir.admission import admission_of_program
 from sparsify.ir.packed import PackedProduct, packed_product
 from sparsify.ir.shell import trace_shell
 from sparsify.ir.stages import Stage, Values, run_stage, stages
@@ -39,6 +40,7 @@ from sparsify.stream.places import Places
 from sparsify.tensors.layout import Layout, packable
 from sparsify.train.data import Data, batches, sample
 from sparsify.train.fingerprint import data_fingerprint
+from sparsify.train.fitting import check_data
 
 _PROGRESS = "progress.json"
 
@@ -75,7 +77,8 @@ class _Run:
 
     def __init__(self, job: Job, data: Data, work: Path, progress: Progress) -> None:
         self.job, self.work, self.progress = job, work, progress
-        self.program = trace_shell(job.model, job.dtype)
+        self.program = trace_shell(job.model, job.dtype, trust_remote_code=job.trust_remote_code)
+        check_data(data, admission_of_program(self.program))
         views = targeted(self.program, job.targets, job.ignore)
         refuse_shared(self.program, views, "pruning it would change more than a linear")
         check_axes(self.program, views, job.how.wanted)

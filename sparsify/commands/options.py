@@ -1,0 +1,147 @@
+"""Options that verbs of the command line share, each held against what can be meant before anything runs."""
+
+import functools
+import inspect
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparsify.errors import DataError, OptionError
+from sparsify.ir.devices import device_of
+from sparsify.ir.pretrained import Loading
+
+LONGEST = 1 << 20  # tokens: what a model is traced for
+_LOADING = {
+    "allow_partial": "Load although tensors are missing (then random) or too many.",
+    "trust_remote_code": "Run the Python code that comes with a model or tokenizer.",
+    "merge_adapter": "Add an adapter in the model's folder to the weights (needs peft).",
+}
+
+
+def between(least: float, most: float) -> Callable[[typer.CallbackParam, Any], Any]:
+    """A check that a number, when given, is finite and within limits; OptionError."""
+
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        if value is not None and not (math.isfinite(value) and least <= value <= most):
+            raise OptionError(f"{_spelt(param)} {value} must be from {least} to {most}")
+        return value
+
+    return check
+
+
+def usable_device(name: str) -> str:
+    """A device that this machine has; OptionError."""
+    device_of(name)
+    return name
+
+
+def spread_device(name: str) -> str:
+    """A device that this machine has, or `auto`, where layers are spread; OptionError."""
+    return name if name == "auto" else usable_device(name)
+
+
+def writable_file(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """A file that can be written into a folder that is there; DataError."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise DataError(f"{_spelt(param)} '{path}' is a folder; name a file")
+    if not path.parent.is_dir():
+        raise DataError(
+            f"{_spelt(param)} '{path}': there is no folder '{path.parent}'; make it first"
+        )
+    _require_access(param, path.parent)
+    return path
+
+
+def writable_folder(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """A folder that is there or can be made, and written into; DataError."""
+    if path is None:
+        return None
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise DataError(
+            f"{_spelt(param)} '{path}': '{there}' is a file; name a folder to write into"
+        )
+    _require_access(param, there)
+    return path
+
+
+def _require_access(param: typer.CallbackParam, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(
+            f"{_spelt(param)}: nothing may be written into '{folder}'; choose another folder"
+        )
+
+
+def _spelt(param: typer.CallbackParam) -> str:
+    return max(param.opts, key=len)
+
+
+# A file or folder that a verb writes.
+Json = Annotated[
+    Path | None,
+    typer.Option(help="Also write the figures to this file.", callback=writable_file),
+]
+Out = Annotated[
+    Path, typer.Option(help="The folder for everything that comes out.", callback=writable_folder)
+]
+Dump = Annotated[
+    Path | None,
+    typer.Option(help="Write the program after every pass here.", callback=writable_folder),
+]
+# What bounds a number from above is what no machine has.
+Length = Annotated[
+    int,
+    typer.Option(help="Tokens in a sequence: the context length.", callback=between(2, LONGEST)),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="At most so many sequences.", callback=between(1, 1_000_000_000)),
+]
+Samples = Annotated[
+    int, typer.Option(help="Sequences to calibrate on.", callback=between(1, 10_000_000))
+]
+Batch = Annotated[int, typer.Option(help="Sequences at a time.", callback=between(1, 1_000_000))]
+Tokens = Annotated[int, typer.Option(help="New tokens at most.", callback=between(1, LONGEST))]
+Temperature = Annotated[
+    float, typer.Option(help="0: always the likeliest token.", callback=between(0, 1000))
+]
+Threads = Annotated[
+    int, typer.Option(help="Threads of ONNX Runtime; 0 for all.", callback=between(0, 1024))
+]
+Rounds = Annotated[
+    int,
+    typer.Option(help="Timed rounds; variants take turns in each.", callback=between(1, 100_000)),
+]
+Seed = Annotated[int, typer.Option(callback=between(-(2**63), 2**63 - 1))]
+Device = Annotated[str, typer.Option(callback=usable_device)]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help=_LOADING["trust_remote_code"])]
+
+
+def loads_models(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options on what may be loaded, in place of its one argument `loading`."""
+
+    @functools.wraps(command)
+    def verb(**values: Any) -> None:
+        how = Loading(**{name: values.pop(name) for name in _LOADING})
+        command(**values, loading=how)
+
+    signature = inspect.signature(command, eval_str=True)
+    kept = [p for p in signature.parameters.values() if p.name != "loading"]
+    added = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option(f"--{name.replace('_', '-')}", help=text)],
+        )
+        for name, text in _LOADING.items()
+    ]
+    verb.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+    verb.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
+    return verb
