@@ -52,6 +52,12 @@ def empty_model(cls: type[PreTrainedModel], config: Mapping[str, Any]) -> PreTra
         return cls(made)
 
 
+def last_reason(error: Exception) -> str:
+    """The sentence that a config's own check ends with, the kind of error before it left out."""
+    last = str(error).strip().rpartition("\n")[2].strip().rstrip(".")
+    return last.removeprefix("ValueError: ") or type(error).__name__
+
+
 def holder(program: Program, name: str) -> str | None:
     """The path under which the program holds a tensor of the model, followed through ties."""
     names = [name, program.aliases.get(name)]
@@ -131,8 +137,7 @@ class Search:
         try:
             shapes = self._shapes(changed)
         except Exception as error:
-            said = str(error).strip().rpartition("\n")[2].strip()
-            self.refused[f"{'.'.join(change[0])}={change[1]}"] = said
+            self.refused[f"{'.'.join(change[0])}={change[1]}"] = last_reason(error)
             return set()
         self._remember(shapes)
         moved = {name for name in self._old if shapes.get(name) != self._old[name]}

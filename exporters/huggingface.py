@@ -12,8 +12,11 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from exporters.config_search import Misfit, Search, class_of, empty_model, holder
 from exporters.folder import dtype_of, write_beside, write_config
+from exporters.head_counts import check_head_counts
 from sparsify.engine.contract import Exporter, Moves, Reader
-from sparsify.errors import ExportError
+from sparsify.engine.shape import Heads
+from sparsify.errors import DataError, ExportError
+from sparsify.ir.loaded import check_loaded
 from sparsify.ir.pretrained import config_of, quiet
 from sparsify.ir.program import Program
 from sparsify.tensors.precision import largest_difference
@@ -55,6 +58,10 @@ class Huggingface(Exporter):
                 "export to onnx or safetensors"
             )
 
+    def check_heads(self, program: Program, heads: Heads) -> None:
+        """Refuse numbers of heads that no config of the class can say."""
+        check_head_counts(program, class_of(program), heads)
+
     def usage(self, program: Program) -> str:
         """The model, and its tokenizer where there is one."""
         cls, tokenizer = program.source.model_class, program.tokenizer is not None
@@ -87,9 +94,15 @@ class Huggingface(Exporter):
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model as stock `from_pretrained` of its class loads it."""
         with quiet():
-            model: Any = class_of(program).from_pretrained(
-                str(folder), dtype="auto", local_files_only=True, use_safetensors=True
+            cls: Any = class_of(program)
+            model, found = cls.from_pretrained(
+                str(folder),
+                dtype="auto",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
             )
+        check_loaded(cls.__name__, str(folder), found)
         model.eval()
         model.config.use_cache = False
         names = program.source.outputs
@@ -105,7 +118,7 @@ class Huggingface(Exporter):
         """How far the outputs on the sample inputs stand off; infinite when there are none."""
         try:
             found = self.read_back(program, folder)(program.sample)
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, DataError):
             return float("inf")
         return largest_difference(program.run(), found)
 
@@ -137,8 +150,9 @@ def _compact(tensor: Tensor) -> Tensor:
 
 def _refusal(program: Program, search: Search, differences: list[float]) -> str:
     name, misfits = program.source.model_class, search.nearest
+    said = list(search.refused.items())[:_SHOWN]
+    refused = "".join(f"; it refuses {it}: {why}" for it, why in said)
     if differences:
-        refused = "".join(f"; it refuses {it}: {why}" for it, why in search.refused.items())
         return (
             f"a config of {name} has the program's shapes, but its model gives outputs that "
             f"differ by {min(differences):.2g} of the largest value{refused}; "
@@ -148,7 +162,7 @@ def _refusal(program: Program, search: Search, differences: list[float]) -> str:
     more = f" and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
     even = "" if _even(program, misfits) else "prune every layer to the same sizes, or "
     return (
-        f"no config of {name} has the program's shapes: {shown}{more}; "
+        f"no config of {name} has the program's shapes: {shown}{more}{refused}; "
         f"{even}export to onnx or safetensors"
     )
 

@@ -23,13 +23,15 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
-from sparsify.engine.shape import Shape
+from sparsify.engine.shape import Heads, Shape
 from sparsify.errors import OptionError
+from sparsify.ir.axes.groups import heads
+from sparsify.ir.axes.walk import analyse
 from sparsify.ir.blockmask import KINDS
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
 from sparsify.select.gradients import weight_gradients
-from sparsify.select.groups import Amount, Rule
+from sparsify.select.groups import Amount, Rule, heads_left
 from sparsify.select.importance import (
     OF_DATA,
     OF_GRADIENTS,
@@ -155,6 +157,19 @@ class ChooseMasks(Pass):
             raise OptionError(_NO_MASK)
         if not self._by_plan():
             check_axes(program, views, Target.of(self.sparsity, self.pattern))
+
+    def heads_left(self, program: Program) -> Heads | None:
+        """Known when every layer keeps the same number, whatever the scores."""
+        everywhere = self.targets == ("*",) and not self.ignore
+        if "heads" not in self.of or not everywhere or self.scope == "global":
+            return None
+        amount = self._amount("none")
+        found = {
+            Heads(of.size, of.kv_size, *heads_left(of, amount))
+            for of in heads(analyse(program))
+            if of.prunable and of.consumers
+        }
+        return next(iter(found)) if len(found) == 1 else None
 
     def _check_weights(self) -> None:
         if self.score not in _OF_WEIGHTS:

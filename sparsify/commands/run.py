@@ -88,7 +88,8 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     with Bar(console) as bar:
         context = Context(data=data, seed=job.seed, device=job.device, progress=bar)
         job.pipeline.check(program, context)
-        check_exports(program, job.to, job.pipeline.features_after(program.features))
+        features = job.pipeline.features_after(program.features)
+        check_exports(program, job.to, features, job.pipeline.heads_left(program))
         if not job.resume:
             abandon(state, job.out)  # never taken up unasked
         with refusals(job.out):

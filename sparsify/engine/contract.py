@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from sparsify.engine.options import Options
+from sparsify.engine.shape import Heads
 from sparsify.ir.devices import device_of
 from sparsify.ir.program import Program
 from sparsify.train.data import Data
@@ -147,6 +148,10 @@ class Pass(Options, ABC):
         """As `check`, where earlier passes will have given features to some weights alone; OptionError."""
         return None
 
+    def heads_left(self, program: Program) -> Heads | None:
+        """The heads that every attention is left with once they are removed, where options alone say it."""
+        return None
+
     def check_data(self, program: Program, data: Data) -> None:
         """Refuse, before anything runs, data that cannot serve these options and the program; OptionError."""
         return None
@@ -166,6 +171,10 @@ class Exporter(Options, ABC):
 
     def check(self, program: Program) -> None:
         """Refuse a program that the format cannot hold; ExportError says what to do instead."""
+        return None
+
+    def check_heads(self, program: Program, heads: Heads) -> None:
+        """Refuse, before a long run, numbers of heads that the format cannot hold; ExportError."""
         return None
 
     def variant(self, program: Program) -> Program:

@@ -10,6 +10,7 @@ from sparsify.engine.card import describe
 from sparsify.engine.contract import Exporter, Moves
 from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
+from sparsify.engine.shape import Heads
 from sparsify.errors import DataError, ExportError, OptionError, SparsifyError
 from sparsify.files import new_folder
 from sparsify.ir.names import OF_VALUES, PACKED
@@ -38,8 +39,10 @@ def export(
         }
 
 
-def check_exports(program: Program, to: Sequence[str], features: frozenset[str]) -> list[Exporter]:
-    """The exporters of some formats, if they can hold the program once it has `features`.
+def check_exports(
+    program: Program, to: Sequence[str], features: frozenset[str], heads: Heads | None = None
+) -> list[Exporter]:
+    """The exporters of some formats, if they can hold the program once it has `features` and `heads`.
 
     Asked before a long run as well as before writing; errors as in `export`.
     """
@@ -47,6 +50,8 @@ def check_exports(program: Program, to: Sequence[str], features: frozenset[str])
     for exporter in chosen:
         refuse_features(exporter, features)
         exporter.check(program)
+        if heads is not None:
+            exporter.check_heads(program, heads)
     return chosen
 
 

@@ -13,9 +13,10 @@ from sparsify.engine.contract import Context, Pass
 from sparsify.engine.dump import Dump
 from sparsify.engine.options import refuse_negative, refuse_unbounded
 from sparsify.engine.registry import parse_passes
-from sparsify.engine.remedies import lacking, remedy
+from sparsify.engine.remedies import REMEDIES, lacking, remedy
 from sparsify.engine.report import Report, Row, count_parameters, count_zeros
 from sparsify.engine.resume import Checkpoints, identity
+from sparsify.engine.shape import Heads
 from sparsify.errors import LawError, PipelineError, SparsifyError
 from sparsify.ir.admission import admission_of_program
 from sparsify.ir.program import Program
@@ -44,6 +45,18 @@ class Pipeline:
         for item in self.passes:
             features = item.effect().after(features)
         return features
+
+    def heads_left(self, program: Program) -> Heads | None:
+        """The heads of every attention after all passes, when some are removed and options alone say how many.
+
+        Of several choices the last before the removal counts.
+        """
+        chosen, left = None, None
+        for item in self.passes:
+            chosen = item.heads_left(program) or chosen
+            if item.name == REMEDIES["mask.heads"]:
+                chosen, left = None, chosen
+        return left
 
     def check(self, program: Program, context: Context) -> None:
         """Follow features through the whole pipeline before anything runs (law 3).

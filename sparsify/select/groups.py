@@ -118,6 +118,21 @@ def keep(
     return masks
 
 
+def heads_left(of: Heads, amount: Amount) -> tuple[int, int]:
+    """Query heads and KV groups that `keep` leaves of an attention, known before any score; `scope` apart."""
+    groups, inside = of.kv_size, of.rep_size
+    if amount.rule == "inside" and inside == 1:
+        groups, inside = 1, of.size
+    units = groups if amount.rule == "groups" else inside
+    if amount.sizes:
+        count = amount.sizes["heads"] * units // of.size
+    else:
+        multiple = amount.multiple if "heads" in amount.rounded else 1
+        count = min(units, -(-(units - zeros_of(units, amount.sparsity)) // multiple) * multiple)
+    left = count * of.size // units
+    return left, left // of.rep_size if amount.rule == "groups" or of.rep_size == 1 else of.kv_size
+
+
 def unit_cost(program: Program, site: Site, rule: Rule) -> float:
     """The parameters that go with one channel, one query head (`inside`) or one KV group (`groups`)."""
     of: Group | Heads = site.of
