@@ -75,6 +75,7 @@ class Search:
         # Changes that the class itself will not have, and its words.
         self.refused: dict[str, str] = {}
         self._program = program
+        self._unset = {path for path, value in _entries(self.source) if value is None}
         self._old = self._shapes(self.source)
 
     def configs(self) -> Iterator[dict[str, Any]]:
@@ -137,7 +138,8 @@ class Search:
         try:
             shapes = self._shapes(changed)
         except Exception as error:
-            self.refused[f"{'.'.join(change[0])}={change[1]}"] = last_reason(error)
+            if change[0] not in self._unset:  # a guess at those says nothing
+                self.refused[f"{'.'.join(change[0])}={change[1]}"] = last_reason(error)
             return set()
         self._remember(shapes)
         moved = {name for name in self._old if shapes.get(name) != self._old[name]}

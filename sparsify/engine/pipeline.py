@@ -47,7 +47,7 @@ class Pipeline:
         return features
 
     def heads_left(self, program: Program) -> Heads | None:
-        """The heads of every attention after all passes, when some are removed and options alone say how many.
+        """The heads of every attention after all passes, where some go and options alone say how many.
 
         Of several choices the last before the removal counts.
         """

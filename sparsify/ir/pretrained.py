@@ -156,7 +156,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
     """
     try:
         with quiet(), warnings.catch_warnings(action="ignore"):
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
         if foreign_code(error):
             raise DataError(foreign_code(error, f"the tokenizer of '{source}'")) from error
@@ -165,6 +165,10 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
                 f"the tokenizer of '{source}' could not be loaded: {reason_of(error)}"
             ) from error
         return None
+    # Of a folder without its files the library makes one that knows no words.
+    files = set(found.vocab_files_names.values())
+    empty = Path(source).is_dir() and not any((Path(source) / file).is_file() for file in files)
+    return None if files and empty else found
 
 
 @contextlib.contextmanager
