@@ -260,8 +260,8 @@ def test_the_state_of_another_run_is_refused(text, seed, action, cut, sentence, 
     program = traced("block")
     if action is not None:
         action(program)
+    other = Context(data=TextData(ids[:cut], 12), seed=seed)
     with pytest.raises(SparsifyError) as caught:
-        other = Context(data=TextData(ids[:cut], 12), seed=seed)
         parse(text).run(program, other, resume=tmp_path / "state")
     assert str(caught.value) == (
         f"'{tmp_path / 'state'}' keeps the state of another run: {sentence}; give the same, or remove "

@@ -91,7 +91,7 @@ def finish(number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def count_changes(out: Path, act: Callable[[int], None]) -> None:
+def count_changes(out: Path, act: Callable[[int], object]) -> None:
     """Call `act` with the number of every operation on a file of the folder that is being written."""
     seen = 0
 
@@ -178,7 +178,7 @@ class Harness:
             tokenizer.save_pretrained(self.model)
         self.text.write_text((embedded / "heldout.txt").read_text(encoding="utf-8")[:3000])
         # Warm: what is imported and traced for the first time is so in every child.
-        program = sparsify.trace(*[sparsify.load_model(str(self.model))[0]], tokenizer=tokenizer)
+        program = sparsify.trace(sparsify.load_model(str(self.model))[0], tokenizer=tokenizer)
         sparsify.save(program, self.place / "program")
         assert exporters.ALL
 
@@ -221,7 +221,7 @@ class Harness:
         started = time.perf_counter()
 
         def ready() -> None:
-            count_changes(out, lambda seen: tally.write_text(str(seen)) if seen % 1 == 0 else None)
+            count_changes(out, lambda seen: tally.write_text(str(seen)))
 
         code = finish(child(self.command(case, out, []), self.log, ready))
         assert code == 0, self.log.read_text()
@@ -235,34 +235,23 @@ class Harness:
         wanted = min(budget, 1 if self.draw.random() < 0.6 else self.draw.randint(2, 4))
         for _ in range(60):
             words = self.command(case, out, more)
-            if kills < wanted:
-                code = self._killed(case, out, words)
-            else:
-                code = finish(child(words, self.log))
+            going = kills >= wanted
+            code = finish(child(words, self.log)) if going else self._killed(case, out, words)
             said = self.log.read_text().strip().splitlines()
-            if code in (0, 1) and kills < wanted and not self._went_on(code, said):
-                self.problems.append(f"{case.name}: exit {code}: {said[-1:]}")
-            if code not in (0, 1):
+            if code < 0 or code in (130, 143):
                 kills += 1
                 self._after(case, out, code, said)
                 more = case.again
                 continue
-            if code == 0 or "is finished" in said[-1]:
-                if not self._replaced(case, out) and "is finished" in said[-1]:
-                    more = []  # killed before anything of it was on disk: the earlier one stands
-                    continue
-                break
-            self.problems.append(f"{case.name}: exit {code}: {said[-1:]}")
+            finished = code == 1 and "is finished" in said[-1]
+            if finished and case.earlier and tree(out.parent) != case.wanted:
+                more = []  # killed before anything of it was on disk: the earlier one stands
+                continue
+            if code != 0 and not finished:
+                self.problems.append(f"{case.name}: exit {code}: {said[-1:]}")
             break
         self._compare(case, out)
         return kills
-
-    def _replaced(self, case: Case, out: Path) -> bool:
-        return not case.earlier or tree(out.parent) == case.wanted
-
-    def _went_on(self, code: int, said: list[str]) -> bool:
-        """Not killed after all: done, or it says that it was done."""
-        return code == 0 or "is finished" in said[-1]
 
     def _killed(self, case: Case, out: Path, words: list[str]) -> int:
         """Start and kill; the exit code, that of the command when it was faster."""
@@ -284,9 +273,8 @@ class Harness:
         self.counts["verb"][case.name] += 1
         self.counts["phase"][phase(out)] += 1
         self.counts["signal"][signal.Signals(-code if code < 0 else code - 128).name] += 1
-        if code > 0 and not (
-            len(said) == 1 or said[-1].split(":")[0] in ("interrupted", "terminated")
-        ):
+        word = {130: "interrupted: ", 143: "terminated: "}.get(code, "")
+        if (code > 0 and not (said and said[-1].startswith(word))) or "Traceback" in " ".join(said):
             self.problems.append(f"{case.name}: after a signal it says {said}")
         if not out.exists():
             self.counts["eval"]["no folder"] += 1

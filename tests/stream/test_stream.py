@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.fx import Interpreter
 
 import sparsify.stream.prune as module
-from sparsify.errors import DataError, OptionError
+from sparsify.errors import DataError, OptionError, PipelineError
 from sparsify.ir.headers import INDEX
 from sparsify.ir.pretrained import load_model, quiet
 from sparsify.ir.shell import trace_shell
@@ -214,6 +214,8 @@ def test_a_broken_run_ends_with_the_same_bytes(on_disk, order, folder, tmp_path,
         prune(task, words())
     with pytest.raises(DataError, match="with other options"):
         prune(job(source, out, how, seed=1), words(), resume=True)
+    with pytest.raises(PipelineError, match="keeps the state of another run: other data; give the"):
+        prune(task, words(padded=True), resume=True)
 
     stages_run = []
     with monkeypatch.context() as patch:
