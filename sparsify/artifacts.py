@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.errors import DataError
+from sparsify.errors import DataError, SparsifyError
 from sparsify.files import WORK, folders
 from sparsify.ir.admission import (
     Admission,
@@ -72,13 +72,28 @@ def artifacts(name: str, loading: Loading = STRICT) -> list[Artifact]:
     return found or [_huggingface(name, loading)]
 
 
+def program_runner(folder: Path, program: Program) -> Run:
+    """How a stored program is run; DataError where its graph does not work on a batch."""
+
+    def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        try:
+            return program.run(batch)
+        except SparsifyError:
+            raise
+        except Exception as error:  # of torch, a class of its own for every op
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise DataError(f"'{folder}' does not run on this batch: {reason[0]}") from error
+
+    return run
+
+
 def _program(folder: Path, loading: Loading) -> Artifact:
     program = load(folder, trust_remote_code=loading.trust_remote_code)
     return Artifact(
         folder.name,
         "program",
         folder,
-        program.run,
+        program_runner(folder, program),
         program.tokenizer,
         admission_of_program(program),
     )

@@ -26,7 +26,7 @@ def of_tensor(value: Tensor) -> str:
     found = hashlib.sha256(f"{value.dtype} {list(value.shape)} ".encode())
     flat = value.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
-        found.update(memoryview(flat.view(torch.uint8).numpy()))
+        found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

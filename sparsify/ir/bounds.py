@@ -11,7 +11,6 @@ from sparsify.ir.program import Program
 
 aten = torch.ops.aten
 
-_NUMBERS: tuple[type, ...] = (int, float, torch.SymInt, torch.SymFloat)
 _NUMBER = 1 << 63  # far above any size
 _TERMS = 256  # operations in the formula of a size
 _PIECES = 1 << 12
@@ -28,14 +27,13 @@ def within_bounds(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     if target in _CUTTING:
         _refuse_pieces(target, args, kwargs)
     value: Any = target(*args, **kwargs)
-    if isinstance(value, _NUMBERS):
-        _refuse_number(value)
-    elif isinstance(value, Tensor):
+    if isinstance(value, Tensor):
         if value.dim() > _DIMENSIONS:
             raise SparsifyError(f"{target} gives a tensor of {value.dim()} dimensions")
         for size in value.shape:
-            if isinstance(size, torch.SymInt):
-                _refuse_number(size)
+            _refuse_number(size)
+    else:
+        _refuse_number(value)
     return value
 
 
@@ -75,7 +73,7 @@ def _refuse_number(value: Any) -> None:
         if terms >= _TERMS:
             raise SparsifyError("a size is a formula without end")
         value = value.node.hint if value.node.has_hint() else 0
-    if not abs(value) <= _NUMBER:
+    if isinstance(value, int | float) and not abs(value) <= _NUMBER:
         raise SparsifyError("a size is a number without end")
 
 

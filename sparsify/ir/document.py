@@ -14,6 +14,7 @@ _LINE, _ITEMS = 1 << 16, 1 << 16  # the longest text of a pass, the most entries
 _DIMENSIONS, _AXES = 32, 8  # of a tensor; the most names of dimensions that vary
 _FEATURE = re.compile(r"[a-z]+([.-][a-z]+)*", re.ASCII)
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_ ]{0,63}(\+[A-Za-z_][A-Za-z0-9_ ]{0,63})*", re.ASCII)
+_OUTPUT = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,255}", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _Check = Callable[[Any], bool]
 
@@ -156,7 +157,10 @@ _OF_SOURCE: Mapping[str, tuple[_Check, str]] = {
     "config": (_data, "a mapping"),
     "model_class": (_class, "the name of a class"),
     "output_class": (_class, "the name of a class"),
-    "outputs": (lambda v: _names(v, is_identifier), "a list of names"),
+    "outputs": (
+        lambda v: _names(v, lambda w: isinstance(w, str) and _OUTPUT.fullmatch(w) is not None),
+        "a list of names",
+    ),
     "shapes": (lambda v: _mapping(v, _path, _shape), "shapes by path"),
     "generation": (_data, "a mapping"),
 }

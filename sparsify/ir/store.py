@@ -52,7 +52,10 @@ def write(program: Program, folder: Path) -> None:
     stored = {_key(path, value): _stored(value) for path, value in tensors.items()}
     sample = {name: value.contiguous() for name, value in program.sample.items()}
     about = _describe(program, tensors)
-    check_document(about)
+    try:
+        check_document(about)
+    except DataError as error:
+        raise DataError(f"the program cannot be stored: {error}") from None
     about["hashes"] = {
         _DOCUMENT: of_json(about),
         **{f"{_SAMPLE}: {name}": of_tensor(value) for name, value in sample.items()},
@@ -178,7 +181,7 @@ def _match(stored: Collection[str], reads: set[str], bits: Collection[str], file
     for key in sorted(known - set(stored)):
         raise DataError(f"'{file}' lacks the tensor '{key.removeprefix(_BITS)}'")
     for key in sorted(set(stored) - known):
-        raise DataError(f"'{file}' holds the tensor '{key}', which the graph does not read")
+        raise DataError(f"'{file}' holds the tensor {shown(key)}, which the graph does not read")
 
 
 def _sample(file: Path, inputs: list[str], about: dict[str, Any]) -> dict[str, Tensor]:
@@ -186,7 +189,7 @@ def _sample(file: Path, inputs: list[str], about: dict[str, Any]) -> dict[str, T
     found = _read(file)
     if set(found) != set(inputs):
         raise DataError(
-            f"'{file}' holds the inputs {sorted(found)}, the graph takes {sorted(inputs)}"
+            f"'{file}' holds the inputs {shown(sorted(found))}, the graph takes {shown(inputs)}"
         )
     for name, dims in about["dynamic"].items():
         if any(int(dim) >= found[name].dim() for dim in dims):
