@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from exporters.config_search import Misfit, Search, class_of, empty_model, holder
-from exporters.folder import dtype_of, write_beside, write_config
+from exporters.folder import dtype_of, write_about, write_beside, write_config
 from exporters.head_counts import check_head_counts
 from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.engine.shape import Heads
@@ -90,6 +90,7 @@ class Huggingface(Exporter):
             else:
                 raise ExportError(_refusal(program, search, differences))
         write_beside(program, folder)
+        write_about(program, folder, self.name)
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model as stock `from_pretrained` of its class loads it."""

@@ -46,7 +46,7 @@ def open_program(name: str, loading: Loading = STRICT) -> Program:
     folder = Path(name)
     for place in (folder, folder / "safetensors"):
         if is_program(place):
-            return load(place, trust_remote_code=loading.trust_remote_code)
+            return load(place, verify=loading.verify, trust_remote_code=loading.trust_remote_code)
     model, tokenizer = load_model(name, **asdict(loading))
     return trace(model, tokenizer=tokenizer)
 
@@ -72,35 +72,37 @@ def artifacts(name: str, loading: Loading = STRICT) -> list[Artifact]:
     return found or [_huggingface(name, loading)]
 
 
-def program_runner(folder: Path, program: Program) -> Run:
-    """How a stored program is run; DataError where its graph does not work on a batch."""
+def guarded(folder: Path, run: Run) -> Run:
+    """How a stored model is run; DataError where its graph does not work on a batch."""
 
-    def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def guard(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         try:
-            return program.run(batch)
+            return run(batch)
         except SparsifyError:
             raise
-        except Exception as error:  # of torch, a class of its own for every op
+        except Exception as error:  # of torch and ONNX Runtime, a class of its own for every op
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise DataError(f"'{folder}' does not run on this batch: {reason[0]}") from error
 
-    return run
+    return guard
 
 
 def _program(folder: Path, loading: Loading) -> Artifact:
-    program = load(folder, trust_remote_code=loading.trust_remote_code)
+    program = load(folder, verify=loading.verify, trust_remote_code=loading.trust_remote_code)
     return Artifact(
         folder.name,
         "program",
         folder,
-        program_runner(folder, program),
+        guarded(folder, program.run),
         program.tokenizer,
         admission_of_program(program),
     )
 
 
 def _onnx(folder: Path, loading: Loading) -> Artifact:
-    session = open_session(folder / "model.onnx", threads=torch.get_num_threads())
+    session = open_session(
+        folder / "model.onnx", threads=torch.get_num_threads(), verify=loading.verify
+    )
 
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         reference = next(iter(batch.values()))
@@ -114,7 +116,9 @@ def _onnx(folder: Path, loading: Loading) -> Artifact:
         return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
 
     tokenizer = load_tokenizer(str(folder), trust_remote_code=loading.trust_remote_code)
-    return Artifact(folder.name, "onnx", folder, run, tokenizer, admission_in(folder))
+    return Artifact(
+        folder.name, "onnx", folder, guarded(folder, run), tokenizer, admission_in(folder)
+    )
 
 
 def _huggingface(name: str, loading: Loading) -> Artifact:

@@ -30,6 +30,7 @@ from sparsify.commands.options import (
     Threads,
     Tokens,
     Trust,
+    Verify,
     loads_models,
     spread_device,
     writable_folder,
@@ -204,9 +205,10 @@ def generate(
     threads: Threads = 0,
     json: Json = None,
     trust_remote_code: Trust = False,
+    verify: Verify = True,
 ) -> None:
     """Continue a prompt on ONNX Runtime, with a cache, and say how fast."""
-    loading = Loading(trust_remote_code=trust_remote_code)
+    loading = Loading(trust_remote_code=trust_remote_code, verify=verify)
     generate_command.generate(
         folder, prompt, tokens, temperature, seed, threads, json, console, loading
     )

@@ -46,9 +46,16 @@ class Generator:
     `notes` are sentences about what the folder asks of generation and is not done.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 0,
+        trust_remote_code: bool = False,
+        verify: bool = True,
+    ) -> None:
         self.path = path
-        self.session = onnxruntime_session(path, threads=threads)
+        self.session = onnxruntime_session(path, threads=threads, verify=verify)
         self.tokenizer: Any = load_tokenizer(str(path.parent), trust_remote_code=trust_remote_code)
         names = [entry.name for entry in self.session.get_inputs()]
         self._fed = {name for name in names if not name.startswith(PAST)}
@@ -222,18 +229,24 @@ class _State:
 
 
 def load_onnx(
-    folder: str | Path, *, threads: int = 0, trust_remote_code: bool = False
+    folder: str | Path,
+    *,
+    threads: int = 0,
+    trust_remote_code: bool = False,
+    verify: bool = True,
 ) -> Generator:
     """The model of a folder that `onnx-decode` has written, or of a run's folder that holds one.
 
     `threads` is for each op; 0 takes as many as the machine has cores. Code that comes with the
-    tokenizer runs only when trusted. Raises DataError when there is no model,
-    OptionError for a number of threads.
+    tokenizer runs only when trusted; `verify=False` leaves out the hashes of the files. Raises DataError
+    when there is no model or it is not what was written, OptionError for a number of threads.
     """
     if not 0 <= threads <= _MOST_THREADS:
         raise OptionError(f"threads={threads} must be from 0 to {_MOST_THREADS}")
     folder = Path(folder)
     for place in (folder, folder / FORMAT):
         if (place / FILE).is_file():
-            return Generator(place / FILE, threads=threads, trust_remote_code=trust_remote_code)
+            return Generator(
+                place / FILE, threads=threads, trust_remote_code=trust_remote_code, verify=verify
+            )
     raise DataError(f"'{folder}' holds no {FILE}; export the model to {FORMAT}")

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from sparsify import native
 from sparsify.errors import DataError, KernelError
+from sparsify.hashes import check_hashes
 
 DOMAIN = "sparsify"  # of our nodes in an ONNX file
 # Metadata of a file whose caches may each be one buffer, as past and as present, longer than what it holds.
@@ -26,6 +27,7 @@ def onnxruntime_session(
     require_kernels: bool = False,
     libraries: Sequence[str | Path] = (),
     settings: Mapping[str, str] | None = None,
+    verify: bool = True,
 ) -> Any:
     """Open an ONNX file on ONNX Runtime's CPU provider, all graph optimisations on.
 
@@ -38,17 +40,20 @@ def onnxruntime_session(
         require_kernels: refuse a file with packed weights rather than run it slowly.
         libraries: more custom-op libraries to load.
         settings: session configuration entries, as ONNX Runtime names them.
+        verify: hold the files against the hashes that were written with them, where there are any.
 
     Returns:
         An `onnxruntime.InferenceSession`.
 
     Raises:
-        DataError: when the file is missing or ONNX Runtime cannot open it.
+        DataError: when the file is missing, is not what was written, or ONNX Runtime cannot open it.
         KernelError: when the kernels are required and missing.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"the ONNX file '{path}' does not exist; export the model first")
+    if verify:
+        check_hashes(path.parent)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

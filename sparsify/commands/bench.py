@@ -58,6 +58,7 @@ def bench(
             vocabulary=vocabulary if vocabulary < 2**31 else 1000,
             threads=threads,
             rounds=rounds,
+            verify=loading.verify,
         )
         bytes_on_disk = {name: _bytes(path) for name, path in paths.items()}
         timed = "" if paths["sparse"].is_relative_to(scratch) else paths["sparse"].parent.name
@@ -105,9 +106,11 @@ def _onnx(place: str, scratch: Path, loading: Loading) -> tuple[Path, Program | 
         return path, None
     holder = path if is_program(path) else path / "safetensors"
     program = open_program(place, loading) if is_program(holder) or not _find(path) else None
-    return _find(path) or export(program or open_program(place, loading), scratch, ["onnx"])[
-        "onnx"
-    ] / "model.onnx", program
+    found = _find(path)
+    if found is None:
+        whole = program or open_program(place, loading)
+        found = export(whole, scratch, ["onnx"])["onnx"] / "model.onnx"
+    return found, program
 
 
 def _find(folder: Path) -> Path | None:

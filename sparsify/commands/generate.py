@@ -23,7 +23,12 @@ def generate(
     loading: Loading = STRICT,
 ) -> Generated:
     """Print the prompt, each piece of text as soon as it is known, then the speed."""
-    model = load_onnx(folder, threads=threads, trust_remote_code=loading.trust_remote_code)
+    model = load_onnx(
+        folder,
+        threads=threads,
+        trust_remote_code=loading.trust_remote_code,
+        verify=loading.verify,
+    )
     if model.tokenizer is None:
         raise OptionError(f"'{folder}' has no tokenizer, so that a text means nothing to it")
     for note in model.notes:

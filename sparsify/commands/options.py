@@ -12,14 +12,9 @@ import typer
 
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.devices import device_of
-from sparsify.ir.pretrained import Loading
+from sparsify.ir.pretrained import STRICT, Loading
 
 LONGEST = 1 << 20  # tokens: what a model is traced for
-_LOADING = {
-    "allow_partial": "Load although tensors are missing (then random) or too many.",
-    "trust_remote_code": "Run the Python code that comes with a model or tokenizer.",
-    "merge_adapter": "Add an adapter in the model's folder to the weights (needs peft).",
-}
 
 
 def between(least: float, most: float) -> Callable[[typer.CallbackParam, Any], Any]:
@@ -120,7 +115,37 @@ Rounds = Annotated[
 ]
 Seed = Annotated[int, typer.Option(callback=between(-(2**63), 2**63 - 1))]
 Device = Annotated[str, typer.Option(callback=usable_device)]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help=_LOADING["trust_remote_code"])]
+# What may be loaded: the fields of `Loading`.
+Partial = Annotated[
+    bool,
+    typer.Option(
+        "--allow-partial", help="Load although tensors are missing (then random) or too many."
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the Python code that comes with a model or tokenizer."
+    ),
+]
+Merge = Annotated[
+    bool,
+    typer.Option(
+        "--merge-adapter", help="Add an adapter in the model's folder to the weights (needs peft)."
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Hold files that we have written against their hashes."
+    ),
+]
+_LOADING = {
+    "allow_partial": Partial,
+    "trust_remote_code": Trust,
+    "merge_adapter": Merge,
+    "verify": Verify,
+}
 
 
 def loads_models(command: Callable[..., None]) -> Callable[..., None]:
@@ -137,10 +162,10 @@ def loads_models(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=False,
-            annotation=Annotated[bool, typer.Option(f"--{name.replace('_', '-')}", help=text)],
+            default=getattr(STRICT, name),
+            annotation=annotation,
         )
-        for name, text in _LOADING.items()
+        for name, annotation in _LOADING.items()
     ]
     verb.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
     verb.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}

@@ -13,6 +13,7 @@ from sparsify.engine.remedies import remedies
 from sparsify.engine.shape import Heads
 from sparsify.errors import DataError, ExportError, OptionError, SparsifyError
 from sparsify.files import new_folder
+from sparsify.hashes import write_hashes
 from sparsify.ir.names import OF_VALUES, PACKED
 from sparsify.ir.program import Program, default_input
 from sparsify.locks import InUse, locked
@@ -78,6 +79,7 @@ def write_checked(
     differ by more than `limit * max |output|` (scaled by the precision of the outputs).
     """
     refuse_features(exporter, program.features)
+    refuse_not_finite(program)
     exporter.check(program)
     target = folder / exporter.name
     try:
@@ -86,11 +88,26 @@ def write_checked(
             exporter.write(variant, partial)
             _compare(exporter, variant, partial)
             describe(exporter, program, partial)
+            write_hashes(partial)
     except InUse:
         raise
     except DataError as error:
         raise ExportError(f"{exporter.name}: {error}") from error
     return target
+
+
+def refuse_not_finite(program: Program) -> None:
+    """Raise ExportError for a tensor with NaN, or a parameter with infinity; a mask may hold that."""
+    for path, value in program.tensors():
+        wide = value.detach().float() if value.is_floating_point() else None
+        if wide is None:
+            continue
+        bad = ~wide.isfinite() if isinstance(value, torch.nn.Parameter) else wide.isnan()
+        if bool(bad.any()):
+            raise ExportError(
+                f"the tensor '{path}' holds {int(bad.sum())} values that are NaN or infinite; "
+                "nothing was written: go back to the program before it broke"
+            )
 
 
 def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:

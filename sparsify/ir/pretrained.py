@@ -14,6 +14,8 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from sparsify.errors import DataError, OptionError, reason_of
+from sparsify.files import require_files
+from sparsify.hashes import check_hashes
 from sparsify.ir.adapters import adapter_in, base_of, merged, without_adapter
 from sparsify.ir.architecture import class_of_config, config_at, foreign_code
 from sparsify.ir.headers import headers_in
@@ -33,6 +35,7 @@ class Loading:
     allow_partial: bool = False
     trust_remote_code: bool = False
     merge_adapter: bool = False
+    verify: bool = True
 
 
 STRICT = Loading()
@@ -45,6 +48,7 @@ def load_model(
     allow_partial: bool = False,
     trust_remote_code: bool = False,
     merge_adapter: bool = False,
+    verify: bool = True,
 ) -> tuple[PreTrainedModel, Any]:
     """The model and its tokenizer (None when it has none), in evaluation mode.
 
@@ -55,6 +59,7 @@ def load_model(
             every time), or hold more than the model has; sizes must fit all the same.
         trust_remote_code: run the Python code that comes with a model or its tokenizer.
         merge_adapter: add an adapter of the package peft that the folder holds to the weights.
+        verify: hold a folder that we have written against its hashes.
 
     Raises:
         DataError: when there is no such model, its files are damaged, its tensors are not those of its
@@ -65,6 +70,9 @@ def load_model(
     if Path(source).is_file():
         raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
     if Path(source).is_dir():
+        require_files(Path(source))
+        if verify:
+            check_hashes(Path(source))
         source = str(Path(source).resolve())  # the config keeps it, and is read from other places
     adapter = adapter_in(source)
     if adapter is None:

@@ -4,8 +4,10 @@ A folder holds `program.json`, `tensors.safetensors`, `sample.safetensors` and t
 graph itself is stored, so that loading neither traces again nor depends on the model's library version.
 """
 
+import contextlib
 import json
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -150,11 +152,12 @@ def _build(
         aliases=about["aliases"],
     )
     try:
-        _put_tensors(program, about, stored)
-        program.module = fx.GraphModule(program.module, graph_from_json(about["graph"]))
-        propagate(program)
-        refuse_huge(program)
-        check_program(program)
+        with _without_traces():
+            _put_tensors(program, about, stored)
+            program.module = fx.GraphModule(program.module, graph_from_json(about["graph"]))
+            propagate(program)
+            refuse_huge(program)
+            check_program(program)
     except VerifyError:
         raise
     except Exception as error:  # of torch, for any of the ways in which a graph is no program
@@ -163,6 +166,18 @@ def _build(
             f"'{folder}' is damaged: its graph does not fit its tensors: {reason[0]}"
         ) from error
     return program
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """Keep torch from printing where an op failed that a damaged graph calls."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _put_tensors(program: Program, about: dict[str, Any], stored: dict[str, Tensor]) -> None:

@@ -56,16 +56,18 @@ def compare(
     warmup: int = 5,
     seed: int = 0,
     libraries: Sequence[Path] = (),
+    verify: bool = True,
 ) -> list[Timing]:
     """Timings of every file at every shape, in the order of `shapes`, then of `paths`.
 
     All files get the same inputs at a shape: token ids below `vocabulary` drawn from `seed`.
-    `libraries` are custom-op libraries to load. Raises OptionError for a baseline that is not among
+    `libraries` are custom-op libraries to load; `verify` as of
+    `onnxruntime_session`. Raises OptionError for a baseline that is not among
     the names or a count below 1, DataError for a file ONNX Runtime cannot open or feed.
     """
     _check(paths, baseline, threads=threads, rounds=rounds, shapes=len(shapes))
     sessions = {
-        name: open_session(path, threads=threads, libraries=libraries)
+        name: open_session(path, threads=threads, libraries=libraries, verify=verify)
         for name, path in paths.items()
     }
     timings = []
@@ -90,14 +92,18 @@ def shape_words(row: Mapping[str, Any]) -> str:
     return f"{row.get('batch', 1)} \u00d7 {row['tokens']} tokens{past}"
 
 
-def open_session(path: Path, *, threads: int = 1, libraries: Sequence[Path] = ()) -> Session:
+def open_session(
+    path: Path, *, threads: int = 1, libraries: Sequence[Path] = (), verify: bool = True
+) -> Session:
     """An ONNX Runtime session on the processor, with `threads` within an op, made for comparisons.
 
     Threads of a session stop spinning when its run ends, so that they cannot slow down another's.
     Raises DataError when the file is missing or no model.
     """
     settings = {"session.force_spinning_stop": "1"}
-    return onnxruntime_session(path, threads=threads, libraries=libraries, settings=settings)
+    return onnxruntime_session(
+        path, threads=threads, libraries=libraries, settings=settings, verify=verify
+    )
 
 
 def ratios(times: NDArray[np.float64], baseline: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -23,6 +23,7 @@ from sparsify.engine.contract import Progress, Silent
 from sparsify.engine.publish import publish
 from sparsify.engine.resume import bind, surroundings
 from sparsify.files import ABOUT, forget, read_json, write_json
+from sparsify.hashes import write_hashes
 from sparsify.ir.admission import admission_of_program
 from sparsify.ir.packed import PackedProduct, packed_product
 from sparsify.ir.shell import trace_shell
@@ -263,6 +264,7 @@ class _Run:
         def write(folder: Path) -> None:
             self.shards.gather(self.source, folder, self.job.dtype)
             write_json(folder / ABOUT, {**described(self.job), "linears": self.rows})
+            write_hashes(folder)
 
         # Without its config a folder is no model yet.
         publish(self.work, self.job.out, write, (), last="config.json")

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 
 from sparsify import native
-from sparsify.artifacts import program_runner
+from sparsify.artifacts import guarded
 from sparsify.errors import SparsifyError
 from sparsify.ir.store import load
 
@@ -86,7 +86,7 @@ def examine(folder, sentinel):
         with _watched():
             program = load(folder)
             outcome = "loaded"
-            program_runner(folder, program)(program.sample)
+            guarded(folder, program.run)(program.sample)
     except SparsifyError as error:
         outcome, word = "unrunnable" if outcome == "loaded" else "refused", str(error)
         first = word.splitlines()[0] if word else ""
