@@ -161,11 +161,11 @@ def op_named(name: str) -> Any:
     if name in _NAMED:
         return _NAMED[name]
     if name not in OVERLOADS:
-        raise DataError(f"it calls '{name}', which is not an op of a program")
+        raise DataError(f"it calls {name!r:.60}, which is not an op of a program")
     if name == _MOE:
         importlib.import_module("transformers.integrations.moe")
     namespace, packet, overload = name.split(".")
     try:
         return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     except (AttributeError, RuntimeError) as error:
-        raise DataError(f"it calls '{name}', which this torch lacks") from error
+        raise DataError(f"it calls {name!r:.60}, which this torch lacks") from error

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 
-from sparsify.errors import DataError, SparsifyError, VerifyError
+from sparsify.errors import DataError, VerifyError
 from sparsify.files import new_folder, read_json, require_file, require_files, write_json
 from sparsify.hashes import check_equal, of_json, of_tensor
 from sparsify.ir.bounds import refuse_huge
@@ -246,13 +246,7 @@ def _tokenizer(folder: Path, trust: bool) -> Any:
     if not (folder / "tokenizer_config.json").is_file():
         return None
     require_files(folder)
-    try:
-        return load_tokenizer(str(folder), trust_remote_code=trust)
-    except SparsifyError:
-        raise
-    except Exception as error:  # the library raises a class of its own for every kind of damage
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"the tokenizer in '{folder}' is damaged: {reason[0]}") from error
+    return load_tokenizer(str(folder), trust_remote_code=trust)
 
 
 def _key(path: str, value: Tensor) -> str:

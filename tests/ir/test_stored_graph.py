@@ -1,4 +1,4 @@
-"""A stored program is data: whatever its names say, nothing of it is run, and one sentence says what is wrong."""
+"""A stored program is data: whatever it says, nothing of it is run, and one sentence says what is wrong."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def refused(folder, change=None):
     path = folder / "program.json"
     if change is not None:
         about = json.loads(path.read_text())
-        del about["hashes"]
+        about.pop("hashes", None)
         change(about)
         path.write_text(json.dumps(about))
     with pytest.raises(DataError) as caught:
@@ -83,7 +83,7 @@ def test_code_in_the_name_of_an_input(vector, saved, sentinel):
     sample = saved / "sample.safetensors"
     save_file({name: load_file(sample)["x"]}, sample)
     assert " has no name that an input may have" in refused(
-        saved, lambda about: about.update(dynamic={}, hashes={})
+        saved, lambda about: about.update(dynamic={})
     )
 
 
@@ -96,11 +96,8 @@ def test_code_in_the_name_of_a_tensor(vector, saved, sentinel):
         "'parameters' is "
     )
 
-    def change(about):
-        about["parameters"].pop(name)
-
     assert " has no name that a tensor may have" in refused(
-        saved, lambda a: a.update(hashes={}) or change(a)
+        saved, lambda about: about["parameters"].pop(name)
     )
 
 
@@ -117,7 +114,7 @@ def test_code_elsewhere_in_a_node(key, vector, saved, sentinel):
 
 
 @pytest.mark.parametrize("name", [
-    "self", "torch", "getattr", "class", "None", "x-y", "ｘ", "", "0x", "x" * 600, None, 7, ["x"],
+    "self", "torch", "getattr", "class", "None", "x-y", "\uff58", "", "0x", "x" * 600, None, 7, ["x"],
 ])  # fmt: skip
 def test_what_no_input_may_be_called(name, saved):
     def change(about):
@@ -194,47 +191,45 @@ def test_tensors_without_end_are_never_made(target, args, saved):
     def change(about):
         call = {"op": "call_function", "kwargs": {}, "module": ""}
         about["graph"].insert(1, {**call, "name": "huge", "target": target, "args": args})
-        _shift(about["graph"][2:])
+        for entry in about["graph"][2:]:
+            entry["args"] = moved(entry["args"], 0)
 
     text = refused(saved, change)
     assert text.startswith(f"'{saved}' is damaged: its graph does not fit its tensors: ")
 
 
-def _shift(value):
-    """Count every node from the second on one further."""
-    for entry in value:
-        entry["args"] = _moved(entry["args"])
-
-
-def _moved(value):
+def moved(value, after, by=1):
+    """Every node after the one at `after`, `by` further on."""
     if isinstance(value, list):
-        return [_moved(item) for item in value]
+        return [moved(item, after, by) for item in value]
     if isinstance(value, dict):
-        return {k: v + (v > 0) if k == "node" else _moved(v) for k, v in value.items()}
+        return {
+            k: v + by * (v > after) if k == "node" else moved(v, after, by)
+            for k, v in value.items()
+        }
     return value
 
 
 def test_sizes_multiplied_without_end(saved):
     def change(about):
-        made = [("aten.sym_size.int", [{"node": 0}, 0])]
-        made += [("operator:mul", [{"node": i}, {"node": i}]) for i in range(1, 60)]
+        first = about["graph"].index(node(about, "placeholder"))
+        made = [("aten.sym_size.int", [{"node": first}, 0])]
+        made += [("operator:mul", [{"node": first + i}] * 2) for i in range(1, 60)]
         call = {"op": "call_function", "kwargs": {}}
-        about["graph"][1:1] = [
+        about["graph"][first + 1 : first + 1] = [
             {**call, "name": f"n_{i}", "target": target, "args": args}
             for i, (target, args) in enumerate(made)
         ]
-        for entry in about["graph"][61:]:
-            entry["args"] = json.loads(
-                json.dumps(entry["args"]),
-                object_hook=lambda d: {k: v + 60 * (v > 0) for k, v in d.items()},
-            )
+        for entry in about["graph"][first + 61 :]:
+            entry["args"] = moved(entry["args"], first, 60)
 
     assert refused(saved, change).endswith("a size is a number without end")
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("dynamic", []), ("dynamic", {"x": []}), ("dynamic", {"x": {"9" * 40: "a"}}), ("dynamic", {"x": {"0": "a b`"}}),
-    ("plan", []), ("plan", {"axes": 3}), ("plan", {"shares": []}), ("aliases", []), ("bits", {"up.weight": [1]}),
+    ("dynamic", []), ("dynamic", {"x": []}), ("dynamic", {"x": {"9" * 40: "a"}}), 
+    ("dynamic", {"x": {"0": "a b`"}}),
+    ("plan", []), ("plan", {"axes": 3}), ("plan", {"shares": []}), ("aliases", []), ("bits", {"other": [1]}),
     ("bits", {"up.weight_mask": [-1, 8]}), ("bits", {"up.weight_mask": [2**40, 2**40]}),
     ("parameters", {"up.weight": 1}), ("parameters", {"else": True}), ("features", "x"), ("features", [1]),
     ("pipeline", ["a\nb"]), ("pipeline", [None]), ("source", []), ("graph", []), ("graph", {}),
@@ -278,8 +273,9 @@ def test_the_files_of_sentence_transformers_are_carried(saved):
 
 def test_duplicates(saved):
     def twice(about):
-        about["graph"].insert(1, {**about["graph"][0], "name": "again"})
-        _shift(about["graph"][2:])
+        about["graph"].insert(0, {**node(about, "placeholder"), "name": "again"})
+        for entry in about["graph"]:
+            entry["args"] = moved(entry["args"], -1)
 
     assert refused(saved, twice) == "two inputs of its graph have the same name"
 
@@ -321,4 +317,4 @@ def test_another_sample(sample, saved):
 def test_a_broken_tokenizer(text, saved):
     (saved / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (saved / "tokenizer.json").write_text(text)
-    assert refused(saved).startswith(f"the tokenizer in '{saved}' is damaged: ")
+    assert refused(saved).startswith(f"the tokenizer of '{saved}' could not be loaded: ")
