@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 THREADS ?= 1
 # Processes that share out the tests.
 WORKERS ?= auto
-# Seconds, or the options of libFuzzer.
+# Seconds of fuzzing the kernels, or the options of libFuzzer.
 FUZZ ?= 60
+# Mutants of saved programs, and the first one's number: ranges of them can be shared out.
+MUTANTS ?= 10000
+SEED_FROM ?= 0
 
-.PHONY: demo test lint real browser versions ecosystem docs bench kernels fuzz cross clean
+.PHONY: demo test lint real browser versions ecosystem docs bench kernels fuzz fuzz-kernels cross clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
@@ -46,8 +49,12 @@ kernels:
 	cmake --build build/kernels --parallel
 	cmake --install build/kernels --prefix sparsify/_native
 
+# Breaks saved programs at random and loads each: none may run code, crash, hang or end in a trace.
+fuzz: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(MUTANTS) --seed-from $(SEED_FROM)
+
 # Feeds random sizes and bytes to every kernel under AddressSanitizer; with CXX=clang++ through libFuzzer.
-fuzz:
+fuzz-kernels:
 	cmake -S kernels -B build/fuzz -DSPARSIFY_SANITIZE=ON -DSPARSIFY_FUZZ=ON
 	cmake --build build/fuzz --parallel --target fuzz_linear
 	build/fuzz/fuzz/fuzz_linear $(FUZZ)

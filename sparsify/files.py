@@ -239,6 +239,6 @@ def require_file(path: Path) -> None:
 
 def require_files(folder: Path) -> None:
     """Refuse a folder that holds pipes or devices, before other libraries read it; DataError."""
-    for entry in os.scandir(folder):
-        if not entry.is_file() and not entry.is_dir() and os.path.exists(entry.path):
-            raise DataError(f"'{entry.path}' is no plain file")
+    for path in folder.iterdir():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise DataError(f"'{path}' is no plain file")

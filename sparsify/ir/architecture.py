@@ -3,7 +3,7 @@
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -20,11 +20,25 @@ _ASKED = "trust_remote_code"
 def config_at(source: str, name: str, trust: bool = False) -> Any:
     """The config of a folder or hub id; DataError for one that needs code of its own."""
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
     except ValueError as error:
         if foreign_code(error):
             raise DataError(foreign_code(error, f"'{name}'")) from error
         raise
+    refuse_kernels(config, f"'{name}'")
+    return config
+
+
+def refuse_kernels(config: PreTrainedConfig, what: str) -> None:
+    """Refuse a config that names a repository of kernels for its attention: that is code; DataError."""
+    parts = (config, *(getattr(config, key, None) for key in config.sub_configs))
+    for part in parts:
+        named = str(getattr(part, "_attn_implementation", None) or "")
+        if "/" in named:
+            raise DataError(
+                f"{what} takes its attention from the repository '{named}', which is code of others; "
+                "take attn_implementation out of its config"
+            )
 
 
 def foreign_code(error: Exception, what: str = "it") -> str:

@@ -17,7 +17,7 @@ from sparsify.errors import DataError, OptionError, reason_of
 from sparsify.files import require_files
 from sparsify.hashes import check_hashes
 from sparsify.ir.adapters import adapter_in, base_of, merged, without_adapter
-from sparsify.ir.architecture import class_of_config, config_at, foreign_code
+from sparsify.ir.architecture import class_of_config, config_at, foreign_code, refuse_kernels
 from sparsify.ir.headers import headers_in
 from sparsify.ir.loaded import NOTHING, check_loaded, differences
 from sparsify.words import nearest
@@ -149,6 +149,7 @@ def config_of(cls: type[PreTrainedModel], values: Mapping[str, Any]) -> PreTrain
     assert cls.config_class is not None
     config = cls.config_class.from_dict(copy.deepcopy(dict(values)))
     assert isinstance(config, PreTrainedConfig)
+    refuse_kernels(config, f"the {cls.__name__}")
     return config
 
 

@@ -80,7 +80,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @LINUX
 def test_random_sizes_and_bytes_under_sanitizers(sanitized: Path) -> None:
-    """A few inputs for every instruction set; `make fuzz` runs as many as there is time for."""
+    """A few inputs for every instruction set; `make fuzz-kernels` runs as many as there is time for."""
     run = call(sanitized / "fuzz" / "fuzz_linear", "10", "150")
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith(" inputs, no error\n")
