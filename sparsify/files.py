@@ -208,8 +208,8 @@ def write_text(path: Path, text: str) -> None:
 def notes(folder: Path) -> list[str]:
     """What an export wrote for whoever opens its folder."""
     path = folder / ABOUT
-    found: list[str] = read_json(path).get("notes", []) if path.is_file() else []
-    return found
+    found = read_mapping(path).get("notes", []) if path.is_file() else []
+    return [str(note) for note in found] if isinstance(found, list) else []
 
 
 def read_json(path: Path) -> Any:
@@ -226,6 +226,23 @@ def read_json(path: Path) -> Any:
         raise DataError(f"'{path}' is damaged or not ours: it nests too deeply") from error
     except (ValueError, OSError) as error:
         raise DataError(f"'{path}' is damaged or not ours: {error}") from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The value of a JSON file that holds a mapping; DataError for any other value, and as `read_json`."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"'{path}' is damaged or not ours: it holds a {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while the entries of a JSON file are taken into a DataError that names it."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"'{path}' is damaged or not ours: {error!r}") from error
 
 
 def require_file(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsify import native
 from sparsify.errors import DataError
-from sparsify.files import folders, new_file, read_json, write_json
+from sparsify.files import folders, new_file, read_mapping, write_json
 from sparsify.locks import locked
 from sparsify.session import has_packed_weights
 
@@ -64,7 +64,7 @@ def _name(place: Path, library: str | None) -> None:
     path = place / _GENAI
     if not path.is_file():
         return
-    said = read_json(path)
+    said = read_mapping(path)
     try:
         options: dict[str, Any] = said["model"]["decoder"].setdefault("session_options", {})
     except (KeyError, TypeError, AttributeError) as error:

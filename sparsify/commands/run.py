@@ -14,7 +14,7 @@ from sparsify.engine.registry import exporters, parse_exporter
 from sparsify.engine.report import Report
 from sparsify.engine.resume import kept
 from sparsify.errors import DataError, ExportError, PipelineError
-from sparsify.files import WORK, notes, read_json, refusals, require_free, write_json
+from sparsify.files import WORK, notes, read_mapping, refusals, require_free, write_json
 from sparsify.ir.admission import admission_of_model
 from sparsify.ir.devices import move
 from sparsify.ir.pretrained import STRICT, Loading, load_model
@@ -160,7 +160,7 @@ def check_out(job: Job) -> None:
 
 
 def _same_job(job: Job, path: Path) -> None:
-    earlier, now = read_json(path), describe(job)
+    earlier, now = read_mapping(path), describe(job)
     for key, value in now.items():
         if earlier.get(key) != value:
             raise PipelineError(

@@ -11,7 +11,7 @@ import torch
 from sparsify.engine.contract import Context
 from sparsify.engine.report import Report, Row
 from sparsify.errors import PipelineError
-from sparsify.files import read_json, write_json
+from sparsify.files import read_mapping, reading, write_json
 from sparsify.ir.program import Program
 from sparsify.ir.store import load, save
 from sparsify.train.fingerprint import data_fingerprint, fingerprint
@@ -37,14 +37,16 @@ class Checkpoints:
         if not (self._folder / _STATE).exists():
             self._tidy("", 0)
             return program, 0
-        state = read_json(self._folder / _STATE)
-        names = {field.name for field in fields(Row)}
-        report.rows[:] = [
-            Row(**{k: v for k, v in row.items() if k in names}) for row in state["rows"]
-        ]
-        figures.update(state["figures"])
-        self._tidy(state["program"], int(state["done"]))
-        return load(self._folder / state["program"]), int(state["done"])
+        path = self._folder / _STATE
+        state, names = read_mapping(path), {field.name for field in fields(Row)}
+        with reading(path):
+            rows = [Row(**{k: v for k, v in row.items() if k in names}) for row in state["rows"]]
+            kept_figures, done, name = dict(state["figures"]), int(state["done"]), state["program"]
+            place = self._folder / Path(name).name
+        report.rows[:] = rows
+        figures.update(kept_figures)
+        self._tidy(place.name, done)
+        return load(place), done
 
     def scratch(self, number: int) -> Path:
         """The folder in which pass `number` may keep its own state."""
@@ -96,7 +98,7 @@ def bind(folder: Path, run: Mapping[str, str]) -> None:
     """Say in a folder whose state it keeps; PipelineError when it already says that it is another run's."""
     path = folder / _IDENTITY
     if path.is_file():
-        differences = _differences(read_json(path), run)
+        differences = _differences(read_mapping(path), run)
         if differences:
             raise PipelineError(
                 f"'{folder}' keeps the state of another run: {', '.join(differences)}; give the same, "

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sparsify.errors import DataError, reason_of
-from sparsify.files import read_json
+from sparsify.files import read_mapping
 from sparsify.ir.loaded import check_loaded
 
 CONFIG = "adapter_config.json"
@@ -43,7 +43,7 @@ def base_of(adapter: Path, name: str, *, merge: bool) -> str:
         )
     if (adapter / "config.json").is_file():
         return str(adapter)
-    base = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    base = read_mapping(adapter / CONFIG).get("base_model_name_or_path")
     if not base:
         raise DataError(f"'{adapter / CONFIG}' names no base model; put the adapter beside one")
     return str(Path(base).resolve()) if Path(base).is_dir() else str(base)

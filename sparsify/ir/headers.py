@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sparsify.errors import DataError
-from sparsify.files import read_json
+from sparsify.files import read_mapping, reading
 
 INDEX = "model.safetensors.index.json"
 
@@ -38,7 +38,12 @@ def headers_in(folder: Path) -> dict[str, Header]:
 def _files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+        with reading(index):
+            names = {str(name) for name in read_mapping(index)["weight_map"].values()}
+        strange = sorted(name for name in names if Path(name).name != name)
+        if strange:
+            raise DataError(f"'{index}' names '{strange[0]}', which is no file of its folder")
+        return sorted(folder / name for name in names)
     found = sorted(folder.glob("*.safetensors"))
     if not found:
         raise DataError(f"'{folder}' holds no safetensors; save the model with safetensors first")

@@ -42,7 +42,7 @@ def tool_files(model: PreTrainedModel) -> dict[str, str]:
     if not model.name_or_path or not (folder / _MODULES).is_file():
         return {}
     modules = read_json(folder / _MODULES)
-    if not isinstance(modules, list):
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         return {}
     said = [PurePosixPath(str(module.get("path", ""))) for module in modules]
     within = [path for path in said if path.parts]  # the model itself has no folder of its own
@@ -51,11 +51,13 @@ def tool_files(model: PreTrainedModel) -> dict[str, str]:
     if any(any((folder / path).glob(kind)) for path in within for kind in _WEIGHTS):
         return {}
     wanted = (_MODULES, *_SETTINGS, *(str(path / "config.json") for path in within))
-    return {
-        path: (folder / path).read_text(encoding="utf-8")
-        for path in wanted
-        if (folder / path).is_file()
-    }
+    return {path: _text(folder / path) for path in wanted if (folder / path).is_file()}
+
+
+def _text(path: Path) -> str:
+    """A JSON file as it stands; DataError when it is none."""
+    read_json(path)
+    return path.read_text(encoding="utf-8")
 
 
 def check_files(files: Any) -> None:
@@ -69,11 +71,11 @@ def check_files(files: Any) -> None:
     known = {_MODULES, *_SETTINGS, *(str(path / "config.json") for path in _listed(files))}
     for path, text in files.items():
         if path not in known:
-            raise DataError(f"'source.files' names '{path}', which is no file of another tool")
+            raise DataError(f"'source.files' names {path!r:.60}, which is no file of another tool")
         try:
             json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"'{path}' of 'source.files' is not JSON: {error}") from error
+            raise DataError(f"{path!r:.60} of 'source.files' is not JSON: {error}") from error
 
 
 def _listed(files: Mapping[str, str]) -> list[PurePosixPath]:

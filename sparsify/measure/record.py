@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.engine.card import CARD, MEASURED
-from sparsify.files import read_json, write_json, write_text
+from sparsify.files import read_mapping, write_json, write_text
 from sparsify.locks import InUse, locked
 from sparsify.measure.found import model_folders
 from sparsify.measure.latency import shape_words
@@ -66,4 +66,4 @@ def _lines(folder: Path, place: Path) -> Iterator[str]:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    return read_mapping(path) if path.is_file() else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from sparsify.files import new_file, read_json, write_json
+from sparsify.files import new_file, read_mapping, write_json
 from sparsify.ir.headers import INDEX
 from sparsify.weights_file import write_tensors
 
@@ -51,7 +51,7 @@ class Shards:
         for file in sorted(source.iterdir()):
             if file.is_file() and not file.name.endswith(_WEIGHTS):
                 shutil.copyfile(file, out / file.name)
-        config = read_json(out / "config.json")
+        config = read_mapping(out / "config.json")
         config.pop("torch_dtype", None)
         write_json(out / "config.json", {**config, "dtype": dtype})
         for path, name in names.items():

@@ -22,7 +22,7 @@ from sparsify import native
 from sparsify.engine.contract import Progress, Silent
 from sparsify.engine.publish import publish
 from sparsify.engine.resume import bind, surroundings
-from sparsify.files import ABOUT, forget, read_json, write_json
+from sparsify.files import ABOUT, forget, read_mapping, reading, write_json
 from sparsify.hashes import write_hashes
 from sparsify.ir.admission import admission_of_program
 from sparsify.ir.packed import PackedProduct, packed_product
@@ -245,9 +245,9 @@ class _Run:
         path = self.work / _PROGRESS
         if not path.is_file():
             return 0
-        progress = read_json(path)
-        self.rows = progress["rows"]
-        number = int(progress["stage"])
+        progress = read_mapping(path)
+        with reading(path):
+            self.rows, number = list(progress["rows"]), int(progress["stage"])
         self.activations.restore(self.work / f"cut-{number}", len(self.inputs))
         return number
 

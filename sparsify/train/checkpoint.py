@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from sparsify.files import new_folder, read_json, write_json
+from sparsify.files import new_folder, read_mapping, reading, write_json
 
 _Figures = dict[str, float]
 
@@ -33,8 +33,10 @@ def store(accelerator: Accelerator, scratch: Path, step: int, history: list[_Fig
 def restore(accelerator: Accelerator, folder: Path) -> tuple[int, list[_Figures]]:
     """Load a checkpoint into the prepared model and optimiser; the finished steps and their figures."""
     _quietly(accelerator.load_state, str(folder))
-    progress = read_json(folder / "progress.json")
-    return int(progress["step"]), list(progress["history"])
+    path = folder / "progress.json"
+    progress = read_mapping(path)
+    with reading(path):
+        return int(progress["step"]), list(progress["history"])
 
 
 def _quietly(call: object, folder: str) -> None:
