@@ -133,6 +133,13 @@ class Program:
             tokenizer=self.tokenizer,
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
+        memo[id(self.tokenizer)] = self.tokenizer  # shared, as `clone` does
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
     def _owner(self, path: str, *, create: bool = False) -> tuple[torch.nn.Module, str]:
         *parents, name = path.split(".")
         owner: torch.nn.Module = self.module

@@ -7,52 +7,110 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import DataError
+from sparsify.ir.pretrained import class_named
 from sparsify.ir.program import Program
 
 IGNORED = -100
 
 
 class TaskLoss:
-    """The loss of a program's first output against the labels of a batch.
+    """The loss of a program's outputs against the labels of a batch.
 
-    Logits `[batch, length, vocabulary]` with labels `[batch, length]`: mean cross-entropy in nats a token,
-    shifted by one when the program is causal; logits `[batch, classes]` with labels `[batch]`:
-    cross-entropy, or squared error for a single float class. Labels of -100 and padding are left out.
+    Logits `[batch, length, vocabulary]` with labels `[batch, length]`: cross-entropy in nats a token,
+    shifted by one when the program is causal and writes text; logits `[batch, classes]` with labels
+    `[batch]`: cross-entropy. Float labels `[batch]` of a single class, or shaped like the logits:
+    squared error, or binary cross-entropy where the config says `multi_label_classification` (as
+    several classes do when it says nothing). Start and end logits `[batch, length]` with positions
+    `[batch]`: the mean of two cross-entropies. Labels of -100 and, given the mask, padding are left out.
     """
 
     def __init__(self, program: Program) -> None:
-        self._causal = is_causal(program)
+        self.shifted = _writes(program) and is_causal(program)
+        self._names = program.source.outputs
+        self._problem = program.source.config.get("problem_type")
 
-    def __call__(self, outputs: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss, a scalar.
+    def __call__(
+        self,
+        outputs: Sequence[Tensor],
+        batch: Mapping[str, Tensor],
+        items: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss, a scalar: the mean over the labels, or their sum over `items` where that is given.
 
-        Raises DataError when the batch has no labels or labels of another shape.
+        `items` is the number of labels of a whole step, of which the batch is a part. Raises DataError
+        when the batch has no labels or labels of another shape.
         """
+        if "start_positions" in batch and "start_logits" in self._names:
+            return self._span(outputs, batch, items)
         labels = batch.get("labels")
         if labels is None:
             raise DataError(
                 "the data has no labels; train by distillation only (task=0), or add them"
             )
-        logits = outputs[0]
-        if logits.shape[:-1] != labels.shape:
+        logits = outputs[0].float()
+        floats = labels.is_floating_point()
+        if labels.numel() != logits.numel() if floats else labels.shape != logits.shape[:-1]:
             raise DataError(
                 f"labels {list(labels.shape)} do not fit the program's output {list(logits.shape)}"
             )
-        if labels.is_floating_point():
-            return functional.mse_loss(logits.squeeze(-1), labels)
+        if floats:
+            return self._of_floats(logits, labels, items)
         if labels.dim() == 2:
             labels = self._next_tokens(labels, batch)
-        return functional.cross_entropy(
-            logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED
-        )
+        return _cross_entropy(logits.flatten(0, -2), labels.flatten(), items)
+
+    def _of_floats(self, logits: Tensor, labels: Tensor, items: Tensor | float | None) -> Tensor:
+        several = labels.dim() == logits.dim() and logits.shape[-1] > 1
+        if several and self._problem in (None, "multi_label_classification"):
+            each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        else:
+            each = (logits.reshape(labels.shape) - labels).square()
+        return each.mean() if items is None else each.sum() / _beside(items, each)
+
+    def _span(
+        self, outputs: Sequence[Tensor], batch: Mapping[str, Tensor], items: Tensor | float | None
+    ) -> Tensor:
+        named, losses = dict(zip(self._names, outputs, strict=True)), []
+        for side in ("start", "end"):
+            logits, at = named[f"{side}_logits"].float(), batch[f"{side}_positions"].flatten()
+            outside = (at < 0) | (at >= logits.shape[-1])
+            losses.append(_cross_entropy(logits, at.masked_fill(outside, IGNORED), items))
+        return (losses[0] + losses[1]) / 2
 
     def _next_tokens(self, labels: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch.get("attention_mask")
         if mask is not None:
             labels = labels.masked_fill(mask == 0, IGNORED)
-        if not self._causal:
+        if not self.shifted:
             return labels
         return functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+    def items(self, batch: Mapping[str, Tensor]) -> int:
+        """How many labels of a batch count."""
+        labels = batch["labels"]
+        if labels.is_floating_point():
+            return labels.numel()
+        counted = self._next_tokens(labels, batch) if labels.dim() == 2 else labels
+        return int((counted != IGNORED).sum())
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, items: Tensor | float | None) -> Tensor:
+    how = "mean" if items is None else "sum"
+    loss = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction=how)
+    return loss if items is None else loss / _beside(items, loss)
+
+
+def _beside(items: Tensor | float, value: Tensor) -> Tensor | float:
+    return items.to(value.device) if isinstance(items, Tensor) else items
+
+
+def _writes(program: Program) -> bool:
+    """Whether the model is one that continues text, as far as its class is known.
+
+    A causal model may label each token instead, and then nothing is shifted.
+    """
+    cls = class_named(program.source.model_class)
+    return cls is None or bool(cls.can_generate())
 
 
 def is_causal(program: Program) -> bool:

@@ -1,0 +1,129 @@
+"""A program run piece by piece in training: what lies inside a piece is computed again in the backward pass.
+
+A cut lies where a single activation crosses it: the residual stream between two blocks. What depends on no
+parameter, as masks and tables of positions do, is small and crosses as it is.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
+
+# Weight matrices that a piece reads at least: fewer are not worth a value kept at its border.
+_MATRICES = 2
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One node, with the arguments it had when the pass began: the mode may change before the backward."""
+
+    name: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Calls in order, the names of the values they read from before and those that are read after."""
+
+    calls: tuple[_Call, ...]
+    reads: tuple[str, ...]
+    gives: tuple[str, ...]
+
+
+def segments(module: fx.GraphModule) -> list[Segment]:
+    """The pieces of a graph, the last of which holds what lies behind the last cut."""
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    place = {node: i for i, node in enumerate(nodes)}
+    last = {n: max((place.get(u, len(nodes)) for u in n.users), default=-1) for n in nodes}
+    borders = [0, *_borders(module, nodes, last), len(nodes)]
+    return [
+        _segment(nodes[start:end], {n for n in nodes[:end] if last[n] >= end})
+        for start, end in itertools.pairwise(borders)
+    ]
+
+
+def run_segments(
+    module: fx.GraphModule,
+    inputs: Mapping[str, Tensor],
+    *,
+    every: int = 1,
+    **options: Any,
+) -> tuple[Tensor, ...]:
+    """The outputs of a module, every `every`-th piece of it but the last kept by its borders alone.
+
+    `options` go to `torch.utils.checkpoint.checkpoint`.
+    """
+    known: dict[str, Any] = {
+        n.name: inputs[str(n.target)] for n in module.graph.nodes if n.op == "placeholder"
+    }
+    pieces = segments(module)
+    for i, piece in enumerate(pieces):
+
+        def run(*values: Any, piece: Segment = piece) -> tuple[Any, ...]:
+            return _run(module, piece, dict(zip(piece.reads, values, strict=True)))
+
+        values = [known[name] for name in piece.reads]
+        if i + 1 < len(pieces) and i % every == 0:
+            given = checkpoint(run, *values, use_reentrant=False, **options)
+        else:
+            given = run(*values)
+        known.update(zip(piece.gives, given, strict=True))
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    found: tuple[Tensor, ...] = fx.node.map_arg(
+        output.args[0], lambda node: _value(module, node, known)
+    )
+    return found
+
+
+def _borders(module: nn.Module, nodes: Sequence[fx.Node], last: Mapping[fx.Node, int]) -> list[int]:
+    """Where a cut pays: a single activation crosses, and enough weights were read since the last one."""
+    active: set[fx.Node] = set()
+    crossing: set[fx.Node] = set()
+    found, matrices = [], 0
+    for i, node in enumerate(nodes):
+        read = [_tensor(module, s) for s in node.all_input_nodes if s.op == "get_attr"]
+        learned = [value for value in read if isinstance(value, nn.Parameter)]
+        matrices += sum(value.dim() > 1 for value in learned)
+        if learned or any(source in active for source in node.all_input_nodes):
+            active.add(node)
+            crossing.add(node)
+        crossing = {n for n in crossing if last[n] > i}
+        if len(crossing) == 1 and matrices >= _MATRICES and i + 1 < len(nodes):
+            found.append(i + 1)
+            matrices = 0
+    return found
+
+
+def _segment(nodes: Sequence[fx.Node], crossing: set[fx.Node]) -> Segment:
+    inside = set(nodes)
+    reads = {
+        source.name: None
+        for node in nodes
+        for source in node.all_input_nodes
+        if source not in inside and source.op != "get_attr"
+    }
+    gives = tuple(node.name for node in nodes if node in crossing)
+    calls = tuple(_Call(n.name, n.target, n.args, dict(n.kwargs)) for n in nodes)
+    return Segment(calls, tuple(reads), gives)
+
+
+def _run(module: nn.Module, piece: Segment, known: dict[str, Any]) -> tuple[Any, ...]:
+    for call in piece.calls:
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: _value(module, n, known))
+        known[call.name] = call.target(*args, **kwargs)
+    return tuple(known[name] for name in piece.gives)
+
+
+def _value(module: nn.Module, node: fx.Node, known: Mapping[str, Any]) -> Any:
+    # Read when it is used: sharded parameters are whole for the time of a pass only.
+    return _tensor(module, node) if node.op == "get_attr" else known[node.name]
+
+
+def _tensor(module: nn.Module, node: fx.Node) -> Any:
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name)

@@ -1,0 +1,33 @@
+"""Save a program where other files stay: each of its files replaces the one of its name."""
+
+import secrets
+import shutil
+from pathlib import Path
+
+from sparsify.files import refusals, require_free
+from sparsify.ir.program import Program
+from sparsify.ir.store import save, write
+from sparsify.locks import locked
+
+
+def save_into(program: Program, folder: Path) -> None:
+    """Write a program into a folder, new or not; what else lies there stays.
+
+    Raises DataError when the folder is a file, the disk refuses, or another process is writing there.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        save(program, folder)
+        return
+    require_free(folder, overwrite=True)
+    # A name that `files.recover` knows.
+    temporary = folder / f".program-{secrets.token_hex(4)}.partial"
+    try:
+        with locked(folder), refusals(folder, temporary):
+            temporary.mkdir()
+            write(program, temporary)
+            for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
+                place = folder / file.relative_to(temporary)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
