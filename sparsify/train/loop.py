@@ -236,7 +236,7 @@ class _Run:
         total = outputs[0].new_zeros(())
         figures = {}
         if self.task_loss is not None:
-            task = self.task_loss(outputs, batch)
+            task = self.task_loss(outputs, batch, self._items_of_all(batch))
             total = total + self.settings.task * task
             figures["task"] = float(task.detach())
         if self.distillation is not None:
@@ -244,6 +244,25 @@ class _Run:
             distance = self.distillation(
                 outputs, self.dense.run(inputs), batch.get("attention_mask")
             )
-            total = total + distance
+            total = total + distance * self._share_of_tokens(batch)
             figures["distill"] = float(distance.detach())
         return total, {"loss": float(total.detach()), **figures}
+
+    def _items_of_all(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """What the sum of losses is divided by, so that the mean over processes is that over their labels."""
+        if self.task_loss is None or self.accelerator.num_processes == 1 or "labels" not in batch:
+            return None
+        return self._mean_over_processes(self.task_loss.items(batch))
+
+    def _share_of_tokens(self, batch: Mapping[str, Tensor]) -> Tensor | float:
+        """How many tokens this process has for each that processes have on average."""
+        mask = batch.get("attention_mask")
+        if self.accelerator.num_processes == 1 or mask is None:
+            return 1.0
+        mine = int(mask.sum())
+        return mine / self._mean_over_processes(mine)
+
+    def _mean_over_processes(self, count: int) -> Tensor:
+        mine = torch.tensor(float(count), device=self.accelerator.device)
+        mean: Tensor = self.accelerator.reduce(mine, "mean")
+        return mean

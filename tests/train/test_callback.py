@@ -21,7 +21,7 @@ from sparsify.train.callback import AdaptiveMasksCallback
 from sparsify.train.optimizer import SparseAdamW
 from sparsify.train.wrapped import ProgramModel
 
-WAYS = ["ddp", "fsdp"]
+WAYS = ["ddp", "ragged", "fsdp"]
 METRICS = ["maxip", "wanda", "uniform"]
 
 

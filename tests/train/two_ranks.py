@@ -14,7 +14,7 @@ from sparsify.engine.training import ArsSte
 from sparsify.ir.trace import trace
 from sparsify.tensors.pattern import Pattern
 from sparsify.train.adaptive import AdaptiveMasks, Refresh
-from sparsify.train.data import TextData
+from sparsify.train.data import TensorData, TextData
 from sparsify.train.omission import Omitting
 from sparsify.train.optimizer import SparseAdamW
 from sparsify.train.sharded import whole
@@ -50,13 +50,22 @@ def data():
     return TextData(torch.randint(0, 11, (240,), generator=draw), 6)
 
 
-def by_the_pass():
+def ragged():
+    """Data whose sequences have between one and five labels."""
+    ids = data().batch(list(range(40)))["input_ids"]
+    lengths = 2 + torch.randint(0, 5, (40, 1), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(6) < lengths).long()
+    labels = ids.masked_fill(mask == 0, -100)
+    return TensorData({"input_ids": ids, "attention_mask": mask, "labels": labels})
+
+
+def by_the_pass(data, more=""):
     """`train` as a pipeline runs it."""
     text = (
         "insert-masks | choose-masks{pattern=2:4} | "
-        f"train{{steps={STEPS} batch=4 lr=0.01 masks=every{{steps=2}} decay=ars-ste{{peak=0.01}}}}"
+        f"train{{steps={STEPS} batch=4 lr=0.01 masks=every{{steps=2}} decay=ars-ste{{peak=0.01}}{more}}}"
     )
-    return dict(parse(text).run(traced(), Context(data=data(), seed=5)).tensors())
+    return dict(parse(text).run(traced(), Context(data=data, seed=5)).tensors())
 
 
 def sharded():
@@ -111,7 +120,11 @@ def omitting(metric):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, *chosen = sys.argv[1:]
-    ways = {"ddp": by_the_pass, "fsdp": sharded}
+    ways = {
+        "ddp": lambda: by_the_pass(data()),
+        "ragged": lambda: by_the_pass(ragged(), " distill=kl"),
+        "fsdp": sharded,
+    }
     for how in chosen:
         tensors = ways[how]() if how in ways else omitting(how)
         torch.save(tensors, f"{folder}/{how} {PartialState().process_index}.pt")
