@@ -31,6 +31,7 @@ _INSIDE = "graph_module."
 _LABELS, _SPANS = ("labels",), ("start_positions", "end_positions")
 _INSTEAD = {
     "config": "the module it was traced from had none",
+    "generation_config": "the model it was traced from writes no text",
     "generate": "export it to onnx-decode and use sparsify.load_onnx",
     "push_to_hub": "save it and upload the folder",
 }
@@ -101,10 +102,12 @@ class ProgramModel(nn.Module):
         return self._config
 
     @property
-    def generation_config(self) -> GenerationConfig | None:
-        """The model's defaults for generation; None for one that writes no text."""
-        cls = class_named(self.program.source.model_class)
-        if self._generation_config is None and cls is not None and cls.can_generate():
+    def generation_config(self) -> GenerationConfig:
+        """The model's defaults for generation; AttributeError for one that writes no text."""
+        if self._generation_config is None:
+            cls = class_named(self.program.source.model_class)
+            if cls is None or not cls.can_generate():
+                raise AttributeError
             self._generation_config = GenerationConfig(**self.program.source.generation)
         return self._generation_config
 
