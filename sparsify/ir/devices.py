@@ -15,6 +15,7 @@ from sparsify.ir.types import propagate
 
 Change = Callable[[Tensor], Tensor]
 
+
 def device_of(name: str | int) -> torch.device:
     """A device by name, as in `cuda:0`, or by number; OptionError for one that this machine has not."""
     try:
