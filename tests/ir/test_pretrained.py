@@ -180,6 +180,7 @@ def test_adapters_are_recognised(changed, tmp_path, monkeypatch):
             trace_shell(str(folder), "float32")
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_is_merged_when_asked(build, changed, tmp_path):
     peft = pytest.importorskip("peft")
     place, alone = changed(), tmp_path / "alone"
