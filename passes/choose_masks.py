@@ -25,8 +25,6 @@ from torch import Tensor
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.engine.shape import Heads, Shape
 from sparsify.errors import OptionError
-from sparsify.ir.axes.groups import heads
-from sparsify.ir.axes.walk import analyse
 from sparsify.ir.blockmask import KINDS
 from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
@@ -143,8 +141,6 @@ class ChooseMasks(Pass):
                 f"scales={self.scales} rounds what score=sparsegpt keeps of weights; put choose-scales "
                 "behind any other choice"
             )
-        if self.multiple < 1:
-            raise OptionError(f"multiple={self.multiple} must be at least 1")
 
     def check_places(self, program: Program, places: Mapping[str, frozenset[str]]) -> None:
         """The pattern must fit the weights that will have masks, and there must be some."""
@@ -160,16 +156,11 @@ class ChooseMasks(Pass):
 
     def heads_left(self, program: Program) -> Heads | None:
         """Known when every layer keeps the same number, whatever the scores."""
-        everywhere = self.targets == ("*",) and not self.ignore
-        if "heads" not in self.of or not everywhere or self.scope == "global":
+        some = (self.targets, self.ignore) != (("*",), ())
+        if "heads" not in self.of or some or self.scope == "global":
             return None
-        amount = self._amount("none")
-        found = {
-            Heads(of.size, of.kv_size, *heads_left(of, amount))
-            for of in heads(analyse(program))
-            if of.prunable and of.consumers
-        }
-        return next(iter(found)) if len(found) == 1 else None
+        left = heads_left(program, self._amount("none"))
+        return None if left is None else Heads(*left)
 
     def _check_weights(self) -> None:
         if self.score not in _OF_WEIGHTS:

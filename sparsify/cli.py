@@ -22,6 +22,7 @@ from sparsify.commands.options import (
     Json,
     Length,
     Limit,
+    Model,
     Out,
     Rounds,
     Samples,
@@ -33,6 +34,7 @@ from sparsify.commands.options import (
     Verify,
     loads_models,
     spread_device,
+    words,
     writable_folder,
 )
 from sparsify.commands.run import show_notes
@@ -54,10 +56,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
-
-Model = Annotated[
-    str, typer.Argument(help="A Hugging Face folder or hub id, one of our folders, or 'embedded'.")
-]
 
 
 @app.command()
@@ -282,11 +280,6 @@ def report(
 ) -> None:
     """Write one HTML page about a run or a model: sparsity by layer, sizes, and what was measured."""
     console.print(str(report_command.report(folder)), soft_wrap=True, markup=False)
-
-
-def words(text: str) -> tuple[str, ...]:
-    """The words of a list separated by commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def main() -> NoReturn:

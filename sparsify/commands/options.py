@@ -77,6 +77,9 @@ def _spelt(param: typer.CallbackParam) -> str:
     return max(param.opts, key=len)
 
 
+Model = Annotated[
+    str, typer.Argument(help="A Hugging Face folder or hub id, one of our folders, or 'embedded'.")
+]
 # A file or folder that a verb writes.
 Json = Annotated[
     Path | None,
@@ -170,3 +173,8 @@ def loads_models(command: Callable[..., None]) -> Callable[..., None]:
     verb.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
     verb.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
     return verb
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a list separated by commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())

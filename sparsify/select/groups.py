@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.axes.groups import Group, Heads, groups, heads
 from sparsify.ir.axes.index import expand_index, group_scores
-from sparsify.ir.axes.walk import Analysis
+from sparsify.ir.axes.walk import Analysis, analyse
 from sparsify.ir.groupmask import GroupMask
 from sparsify.ir.program import Program
 from sparsify.tensors.masks import keep_affordable, keep_top, zeros_of
@@ -118,8 +118,20 @@ def keep(
     return masks
 
 
-def heads_left(of: Heads, amount: Amount) -> tuple[int, int]:
-    """Query heads and KV groups that `keep` leaves of an attention, known before any score; `scope` apart."""
+def heads_left(program: Program, amount: Amount) -> tuple[int, int, int, int] | None:
+    """Query heads and KV groups of every attention, and what `keep` leaves of them, known before any score.
+
+    None where they differ from layer to layer. `scope` is not looked at.
+    """
+    found = {
+        (of.size, of.kv_size, *_left(of, amount))
+        for of in heads(analyse(program))
+        if of.prunable and of.consumers
+    }
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _left(of: Heads, amount: Amount) -> tuple[int, int]:
     groups, inside = of.kv_size, of.rep_size
     if amount.rule == "inside" and inside == 1:
         groups, inside = 1, of.size
