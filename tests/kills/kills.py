@@ -9,6 +9,7 @@ hold what an undisturbed run writes, byte for byte but for seconds and the machi
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -190,10 +191,10 @@ class Harness:
         made = ["export", str(self.place / "program"), "--to", FORMATS]
         return [
             Case("run", run, ["--resume"]),
-            Case("run over an earlier one", run, ["--resume"], [*run, "--seed", "1"]),
             Case("stream", pruned, ["--resume"]),
-            Case("stream on disk", [*pruned, "--on-disk", "--order", "layer"], ["--resume"]),
             Case("export", made, ["--overwrite"]),
+            Case("run over an earlier one", run, ["--resume"], [*run, "--seed", "1"]),
+            Case("stream on disk", [*pruned, "--on-disk", "--order", "layer"], ["--resume"]),
             Case("export over an earlier one", made, ["--overwrite"], made),
         ]
 
@@ -230,9 +231,9 @@ class Harness:
         case.wanted = tree(out.parent)
 
     def disturbed(self, case: Case, budget: int) -> int:
-        """One run, killed up to four times and gone on with; the number of kills."""
+        """One run, killed up to six times and gone on with; the number of kills."""
         out, kills, more = self.fresh(case, "killed"), 0, list[str]()
-        wanted = min(budget, 1 if self.draw.random() < 0.6 else self.draw.randint(2, 4))
+        wanted = min(budget, self.draw.randint(1, 6))
         for _ in range(60):
             words = self.command(case, out, more)
             going = kills >= wanted
@@ -308,15 +309,16 @@ def kill(kills: int, seed: int, only: str | None) -> int:
     with tempfile.TemporaryDirectory() as name:
         harness = Harness(Path(name), seed)
         cases = [case for case in harness.cases if only is None or case.name == only]
-        for case in cases:
-            harness.measure(case)
-            print(f"{case.name}: {case.seconds:.1f} s, {case.changes} changes", flush=True)
         done = number = 0
-        while done < kills:
-            done += harness.disturbed(cases[number % len(cases)], kills - done)
-            number += 1
-            print(f"\r{done} kills, {len(harness.problems)} problems", end="", flush=True)
-        print()
+        with contextlib.suppress(KeyboardInterrupt):  # the figures so far
+            while done < kills:
+                case = cases[number % len(cases)]
+                if not case.wanted:
+                    harness.measure(case)
+                    print(f"{case.name}: {case.seconds:.1f} s, {case.changes} changes", flush=True)
+                done += harness.disturbed(case, kills - done)
+                number += 1
+                print(f"{done} kills, {len(harness.problems)} problems", flush=True)
         for what, found in harness.counts.items():
             print(f"{what}: " + ", ".join(f"{k} {v}" for k, v in sorted(found.items())))
         for problem in harness.problems:
