@@ -10,8 +10,10 @@ FUZZ ?= 60
 # Mutants of saved programs, and the first one's number: ranges of them can be shared out.
 MUTANTS ?= 10000
 SEED_FROM ?= 0
+# Runs, streams and exports that are killed.
+KILLS ?= 200
 
-.PHONY: demo test lint real browser versions ecosystem docs bench kernels fuzz fuzz-kernels cross clean
+.PHONY: demo test lint real browser versions ecosystem docs bench kernels fuzz fuzz-kernels kills cross clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
@@ -70,6 +72,10 @@ cross:
 	cmake --build build/portable --parallel --target all check
 	cmake -S kernels -B build/aarch64 -DSPARSIFY_CHECK=ON -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/kernels/cmake/aarch64.cmake
 	cmake --build build/aarch64 --parallel --target all check
+
+# Kills run, stream and export at random moments, goes on, and compares the bytes.
+kills: $(VENV)/.ready
+	$(BIN)/python tests/kills/kills.py --kills $(KILLS)
 
 # Writes the pages of docs/ that come from the code.
 docs: $(VENV)/.ready
