@@ -26,7 +26,7 @@ bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar bitwise_xor.Scalar 
 ceil.default celu.default clamp.Tensor clamp.default clamp_max.Tensor clamp_max.default clamp_min.Tensor
 clamp_min.default clip.default complex.default conj.default copysign.Scalar copysign.Tensor cos.default
 cosh.default div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode divide.Tensor dropout.default
-elu.default eq.Scalar eq.Tensor erf.default erfc.default exp.default exp2.default expm1.default
+alpha_dropout.default elu.default eq.Scalar eq.Tensor erf.default erfc.default exp.default exp2.default expm1.default
 feature_dropout.default fill.Scalar fill.Tensor float_power.Tensor_Scalar floor.default
 floor_divide.Scalar floor_divide.default fmax.default fmin.default fmod.Scalar fmod.Tensor frac.default
 ge.Scalar ge.Tensor gelu.default glu.default greater.Scalar greater.Tensor greater_equal.Scalar
@@ -61,7 +61,7 @@ topk.default var.correction var.default var.dim var_mean.correction _softmax.def
 _log_softmax.default _safe_softmax.default
 """
 _PRODUCTS = """
-addbmm.default addmm.default addmv.default baddbmm.default bilinear.default bmm.default
+_grouped_mm.default addbmm.default addmm.default addmv.default baddbmm.default bilinear.default bmm.default
 conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv3d.padding
 conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input convolution.default
 cosine_similarity.default cross.default dot.default einsum.default fft_fft.default fft_fft2.default
@@ -113,7 +113,7 @@ arange.default arange.start arange.start_step empty_like.default eye.default eye
 full_like.default linspace.default new_full.default new_ones.default new_zeros.default ones.default
 ones_like.default scalar_tensor.default zeros.default zeros_like.default
 """
-_SIZES_OF = "sym_numel.default sym_size.int"
+_SIZES_OF = "item.default sym_numel.default sym_size.int"
 _GROUPS = (_ELEMENTWISE, _REDUCTIONS, _PRODUCTS, _NORMS_AND_POOLS, _FORMS, _PICKS, _MADE, _SIZES_OF)
 _OWN_OPS = (
     "block_embedding", "block_linear", "nm_linear", "quantize_activations", "quantize_weight",

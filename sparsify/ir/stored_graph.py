@@ -43,7 +43,9 @@ _TAGGED: Mapping[str, frozenset[str]] = {
 _TAKEN = frozenset(dir(fx.GraphModule(torch.nn.Module(), fx.Graph())))
 # Names that stand in the code around the nodes.
 _IN_CODE = frozenset({"self", "torch", "device", "getattr", "slice", "inf", "nan", "math"})
-_SIZES = frozenset({"aten.sym_size.int", "aten.sym_numel.default", *ARITHMETIC})
+_SIZES = frozenset(
+    {"aten.sym_size.int", "aten.sym_numel.default", "aten.item.default", *ARITHMETIC}
+)
 _REQUIRED = ("op", "name", "target", "args", "kwargs")
 
 
