@@ -30,13 +30,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
 from sparsify.select.gradients import weight_gradients
 from sparsify.select.groups import Amount, Rule, heads_left
-from sparsify.select.importance import (
-    OF_DATA,
-    OF_GRADIENTS,
-    OF_STATISTICS,
-    Criterion,
-    Normalise,
-)
+from sparsify.select.importance import OF_DATA, OF_GRADIENTS, OF_STATISTICS, Criterion, Normalise
 from sparsify.select.one_shot import Method, OneShot, prune_linears
 from sparsify.select.structure import (
     choose_blocks,
@@ -51,6 +45,7 @@ from sparsify.select.weights import (
     Target,
     check_axes,
     choose_together,
+    masked,
     store_masks,
     targets_of,
 )
@@ -60,7 +55,6 @@ from sparsify.train.data import sample
 Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"]
 _OF_WEIGHTS = (*get_args(Method), "taylor")
 _OF_BLOCKS = ("magnitude", "influence", "activation")
-_NO_MASK = "no target has a mask; widen the targets, or those of insert-masks"
 _WITH_STATISTICS = {*get_args(Method), *OF_STATISTICS} - {"magnitude"}
 
 
@@ -146,11 +140,7 @@ class ChooseMasks(Pass):
         """The pattern must fit the weights that will have masks, and there must be some."""
         if self.of != ("weights",):
             return
-        now = frozenset(view.weight for view in linears(program) if view.mask is not None)
-        masked = places.get("mask.weights", now)
-        views = [view for view in self._targeted(program) if view.weight in masked]
-        if not views:
-            raise OptionError(_NO_MASK)
+        views = masked(self._targeted(program), places)
         if not self._by_plan():
             check_axes(program, views, Target.of(self.sparsity, self.pattern))
 
@@ -251,9 +241,7 @@ class ChooseMasks(Pass):
         return partial(keep_blocks, sparsity=self.sparsity or 0.0, multiple=multiple)
 
     def _weights(self, program: Program, context: Context, chosen: set[str]) -> int:
-        views = {v.weight: v for v in linears(program) if v.mask is not None and v.weight in chosen}
-        if not views:
-            raise OptionError(_NO_MASK)
+        views = {v.weight: v for v in masked(v for v in linears(program) if v.weight in chosen)}
         target = None if self._by_plan() else Target.of(self.sparsity, self.pattern)
         targets = targets_of(program, views, target)
         if target is not None and (self.score == "taylor" or self.scope == "global"):

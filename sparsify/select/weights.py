@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -63,6 +64,21 @@ def targets_of(program: Program, paths: Iterable[str], target: Target | None) ->
                 f"allocate-sparsity gave @{path} no share; give both passes the same targets"
             )
     return {path: Target.planned(shares[path]) for path in paths}
+
+
+def masked(
+    views: Iterable[Linear], places: Mapping[str, frozenset[str]] = MappingProxyType({})
+) -> list[Linear]:
+    """The linears with a mask, or that `places` says will have one; OptionError when there is none."""
+    coming = places.get("mask.weights")
+    found = [
+        view
+        for view in views
+        if (view.mask is not None if coming is None else view.weight in coming)
+    ]
+    if not found:
+        raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
+    return found
 
 
 def check_axes(program: Program, views: Iterable[Linear], target: Target) -> None:
