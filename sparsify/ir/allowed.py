@@ -19,31 +19,32 @@ from sparsify.ir.ops import OPS
 
 _ELEMENTWISE = """
 __and__.Tensor __or__.Tensor __xor__.Tensor abs.default absolute.default acos.default acosh.default
-add.Scalar add.Tensor addcdiv.default addcmul.default angle.default asin.default asinh.default
-atan.default atan2.default atanh.default bitwise_and.Scalar bitwise_and.Tensor bitwise_left_shift.Tensor
-bitwise_left_shift.Tensor_Scalar bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor
-bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar bitwise_xor.Scalar bitwise_xor.Tensor
-ceil.default celu.default clamp.Tensor clamp.default clamp_max.Tensor clamp_max.default clamp_min.Tensor
-clamp_min.default clip.default complex.default conj.default copysign.Scalar copysign.Tensor cos.default
-cosh.default div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode divide.Tensor dropout.default
-alpha_dropout.default elu.default eq.Scalar eq.Tensor erf.default erfc.default exp.default exp2.default expm1.default
-feature_dropout.default fill.Scalar fill.Tensor float_power.Tensor_Scalar floor.default
-floor_divide.Scalar floor_divide.default fmax.default fmin.default fmod.Scalar fmod.Tensor frac.default
-ge.Scalar ge.Tensor gelu.default glu.default greater.Scalar greater.Tensor greater_equal.Scalar
-greater_equal.Tensor gt.Scalar gt.Tensor hardshrink.default hardsigmoid.default hardswish.default
-hardtanh.default heaviside.default hypot.default imag.default isclose.default isfinite.default
-isin.Scalar_Tensor isin.Tensor_Scalar isin.Tensor_Tensor isinf.default isnan.default isneginf.default
-isposinf.default le.Scalar le.Tensor leaky_relu.default lerp.Scalar lerp.Tensor less.Scalar less.Tensor
-less_equal.Scalar less_equal.Tensor log.default log10.default log1p.default log2.default
-log_sigmoid.default logaddexp.default logaddexp2.default logical_and.default logical_not.default
-logical_or.default logical_xor.default logit.default lt.Scalar lt.Tensor masked_fill.Scalar
-masked_fill.Tensor max.other maximum.default min.other minimum.default mish.default mul.Scalar mul.Tensor
+add.Scalar add.Tensor addcdiv.default addcmul.default alpha_dropout.default angle.default
+asin.default asinh.default atan.default atan2.default atanh.default bitwise_and.Scalar
+bitwise_and.Tensor bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_not.default
+bitwise_or.Scalar bitwise_or.Tensor bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar
+bitwise_xor.Scalar bitwise_xor.Tensor ceil.default celu.default clamp.Tensor clamp.default
+clamp_max.Tensor clamp_max.default clamp_min.Tensor clamp_min.default clip.default complex.default
+conj.default copysign.Scalar copysign.Tensor cos.default cosh.default div.Scalar div.Scalar_mode
+div.Tensor div.Tensor_mode divide.Tensor dropout.default elu.default eq.Scalar eq.Tensor erf.default
+erfc.default exp.default exp2.default expm1.default feature_dropout.default fill.Scalar fill.Tensor
+float_power.Tensor_Scalar floor.default floor_divide.Scalar floor_divide.default fmax.default
+fmin.default fmod.Scalar fmod.Tensor frac.default ge.Scalar ge.Tensor gelu.default glu.default
+greater.Scalar greater.Tensor greater_equal.Scalar greater_equal.Tensor gt.Scalar gt.Tensor
+hardshrink.default hardsigmoid.default hardswish.default hardtanh.default heaviside.default
+hypot.default imag.default isclose.default isfinite.default isin.Scalar_Tensor isin.Tensor_Scalar
+isin.Tensor_Tensor isinf.default isnan.default isneginf.default isposinf.default le.Scalar le.Tensor
+leaky_relu.default lerp.Scalar lerp.Tensor less.Scalar less.Tensor less_equal.Scalar
+less_equal.Tensor log.default log10.default log1p.default log2.default log_sigmoid.default
+logaddexp.default logaddexp2.default logical_and.default logical_not.default logical_or.default
+logical_xor.default logit.default lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor
+max.other maximum.default min.other minimum.default mish.default mul.Scalar mul.Tensor
 multiply.Tensor nan_to_num.default ne.Scalar ne.Tensor neg.default negative.default not_equal.Scalar
 not_equal.Tensor polar.default positive.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor
 prelu.default real.default reciprocal.default relu.default relu6.default remainder.Scalar
-remainder.Scalar_Tensor remainder.Tensor round.decimals round.default rsqrt.default
-rsub.Scalar rsub.Tensor selu.default sgn.default sigmoid.default sign.default signbit.default
-silu.default sin.default sinc.default sinh.default softplus.default softshrink.default special_erf.default
+remainder.Scalar_Tensor remainder.Tensor round.decimals round.default rsqrt.default rsub.Scalar
+rsub.Tensor selu.default sgn.default sigmoid.default sign.default signbit.default silu.default
+sin.default sinc.default sinh.default softplus.default softshrink.default special_erf.default
 special_expit.default sqrt.default square.default sub.Scalar sub.Tensor subtract.Tensor tan.default
 tanh.default threshold.default true_divide.Scalar true_divide.Tensor trunc.default where.Scalar
 where.ScalarOther where.ScalarSelf where.self xlogy.Tensor

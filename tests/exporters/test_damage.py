@@ -8,11 +8,13 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from typer.testing import CliRunner
 
 from exporters.huggingface import Huggingface
 from exporters.onnx import Onnx
 from exporters.safetensors import Safetensors
 from sparsify.artifacts import artifacts
+from sparsify.cli import app
 from sparsify.engine.export import export, write_checked
 from sparsify.errors import DataError, ExportError
 from sparsify.ir.pretrained import load_model
@@ -64,6 +66,15 @@ def test_a_flipped_byte_of_an_onnx_file(at, folder):
     text = f"'{path}' is damaged: it is not what was written; {ADVICE}"
     assert sentence(onnxruntime_session, path) == text
     assert sentence(artifacts, str(path.parent)) == text
+
+
+def test_the_command_line_takes_what_was_changed_on_purpose(folder):
+    path = folder / "safetensors" / "tensors.safetensors"
+    flip(path, -3)
+    refused = CliRunner().invoke(app, ["show", str(folder)])
+    assert isinstance(refused.exception, DataError)
+    assert str(refused.exception).startswith(f"'{path}' is damaged: ")
+    assert CliRunner().invoke(app, ["show", str(folder), "--no-verify"]).exit_code == 0
 
 
 def test_a_lost_file_of_weights(folder):
