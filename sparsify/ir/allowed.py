@@ -3,7 +3,7 @@
 A name is looked up here before it is looked up in torch, and one that is not here is refused when a model is
 traced, after every pass, and on loading alike. ATen's are those that return new tensors computed from their
 arguments and from nothing else: none writes into an argument, reads a file or draws random numbers (dropout
-is the exception, and a switch). They are what models of transformers are made of, and others of the
+and its like are the exception, and a switch). They are what models of transformers are made of, and others of the
 same kinds.
 """
 
@@ -27,24 +27,25 @@ bitwise_xor.Scalar bitwise_xor.Tensor ceil.default celu.default clamp.Tensor cla
 clamp_max.Tensor clamp_max.default clamp_min.Tensor clamp_min.default clip.default complex.default
 conj.default copysign.Scalar copysign.Tensor cos.default cosh.default div.Scalar div.Scalar_mode
 div.Tensor div.Tensor_mode divide.Tensor dropout.default elu.default eq.Scalar eq.Tensor erf.default
-erfc.default exp.default exp2.default expm1.default feature_dropout.default fill.Scalar fill.Tensor
-float_power.Tensor_Scalar floor.default floor_divide.Scalar floor_divide.default fmax.default
-fmin.default fmod.Scalar fmod.Tensor frac.default ge.Scalar ge.Tensor gelu.default glu.default
-greater.Scalar greater.Tensor greater_equal.Scalar greater_equal.Tensor gt.Scalar gt.Tensor
-hardshrink.default hardsigmoid.default hardswish.default hardtanh.default heaviside.default
-hypot.default imag.default isclose.default isfinite.default isin.Scalar_Tensor isin.Tensor_Scalar
-isin.Tensor_Tensor isinf.default isnan.default isneginf.default isposinf.default le.Scalar le.Tensor
-leaky_relu.default lerp.Scalar lerp.Tensor less.Scalar less.Tensor less_equal.Scalar
-less_equal.Tensor log.default log10.default log1p.default log2.default log_sigmoid.default
-logaddexp.default logaddexp2.default logical_and.default logical_not.default logical_or.default
-logical_xor.default logit.default lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor
-max.other maximum.default min.other minimum.default mish.default mul.Scalar mul.Tensor
-multiply.Tensor nan_to_num.default ne.Scalar ne.Tensor neg.default negative.default not_equal.Scalar
-not_equal.Tensor polar.default positive.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor
-prelu.default real.default reciprocal.default relu.default relu6.default remainder.Scalar
-remainder.Scalar_Tensor remainder.Tensor round.decimals round.default rsqrt.default rsub.Scalar
-rsub.Tensor selu.default sgn.default sigmoid.default sign.default signbit.default silu.default
-sin.default sinc.default sinh.default softplus.default softshrink.default special_erf.default
+erfc.default exp.default exp2.default expm1.default feature_alpha_dropout.default
+feature_dropout.default fill.Scalar fill.Tensor float_power.Tensor_Scalar floor.default
+floor_divide.Scalar floor_divide.default fmax.default fmin.default fmod.Scalar fmod.Tensor
+frac.default ge.Scalar ge.Tensor gelu.default glu.default greater.Scalar greater.Tensor
+greater_equal.Scalar greater_equal.Tensor gt.Scalar gt.Tensor hardshrink.default hardsigmoid.default
+hardswish.default hardtanh.default heaviside.default hypot.default imag.default isclose.default
+isfinite.default isin.Scalar_Tensor isin.Tensor_Scalar isin.Tensor_Tensor isinf.default
+isnan.default isneginf.default isposinf.default le.Scalar le.Tensor leaky_relu.default lerp.Scalar
+lerp.Tensor less.Scalar less.Tensor less_equal.Scalar less_equal.Tensor log.default log10.default
+log1p.default log2.default log_sigmoid.default logaddexp.default logaddexp2.default
+logical_and.default logical_not.default logical_or.default logical_xor.default logit.default
+lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor max.other maximum.default min.other
+minimum.default mish.default mul.Scalar mul.Tensor multiply.Tensor nan_to_num.default ne.Scalar
+ne.Tensor neg.default negative.default not_equal.Scalar not_equal.Tensor polar.default
+positive.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default real.default
+reciprocal.default relu.default relu6.default remainder.Scalar remainder.Scalar_Tensor
+remainder.Tensor round.decimals round.default rrelu.default rsqrt.default rsub.Scalar rsub.Tensor
+selu.default sgn.default sigmoid.default sign.default signbit.default silu.default sin.default
+sinc.default sinh.default softplus.default softshrink.default special_erf.default
 special_expit.default sqrt.default square.default sub.Scalar sub.Tensor subtract.Tensor tan.default
 tanh.default threshold.default true_divide.Scalar true_divide.Tensor trunc.default where.Scalar
 where.ScalarOther where.ScalarSelf where.self xlogy.Tensor
@@ -68,8 +69,8 @@ conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input convoluti
 cosine_similarity.default cross.default dot.default einsum.default fft_fft.default fft_fft2.default
 fft_fftn.default fft_ifft.default fft_ifft2.default fft_ifftn.default fft_irfft.default
 fft_irfft2.default fft_irfftn.default fft_rfft.default fft_rfft2.default fft_rfftn.default
-inner.default kron.default linalg_cross.default linear.default matmul.default mm.default mv.default
-outer.default scaled_dot_product_attention.default tensordot.default
+gru.input inner.default kron.default linalg_cross.default linear.default matmul.default mm.default mv.default
+outer.default lstm.input rnn_relu.input rnn_tanh.input scaled_dot_product_attention.default tensordot.default
 """
 _NORMS_AND_POOLS = """
 adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default
