@@ -1,10 +1,10 @@
 """The functions that may stand in a graph, by the names they are stored under: one list for all readers.
 
-A name is looked up here before it is looked up in torch, and one that is not here is refused after every pass,
-on saving and on loading alike. ATen's are those that return new tensors computed from their arguments and
-from nothing else: none writes into an argument, reads a file or draws random numbers (dropout and its like are
-the exception, and a switch). They are what models of transformers are made of, and others of the same
-kinds.
+A name is looked up here before it is looked up in torch, and one that is not here is refused after every
+pass, on saving and on loading alike. ATen's are those that return new tensors computed from their
+arguments and from nothing else: none writes into an argument, reads a file or draws random numbers
+(dropout and its like are the exception, and a switch). They are what models of transformers are made of,
+and others of the same kinds.
 """
 
 import importlib
