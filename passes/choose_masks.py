@@ -30,7 +30,14 @@ from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, linears, targeted
 from sparsify.select.gradients import weight_gradients
 from sparsify.select.groups import Amount, Rule, heads_left
-from sparsify.select.importance import OF_DATA, OF_GRADIENTS, OF_STATISTICS, Criterion, Normalise
+from sparsify.select.importance import (
+    OF_DATA,
+    OF_GRADIENTS,
+    OF_STATISTICS,
+    Criterion,
+    Normalise,
+    Score,
+)
 from sparsify.select.one_shot import Method, OneShot, prune_linears
 from sparsify.select.structure import (
     choose_blocks,
@@ -79,21 +86,7 @@ class ChooseMasks(Pass):
     name: ClassVar[str] = "choose-masks"
     moves: ClassVar[Moves] = FUNCTION
     of: tuple[Kind, ...] = ("weights",)
-    score: Literal[
-        "magnitude",
-        "wanda",
-        "ria",
-        "dsnot",
-        "sparsegpt",
-        "alps",
-        "activation",
-        "fluctuation",
-        "taylor",
-        "first-order",
-        "second-order",
-        "mixed",
-        "influence",
-    ] = "magnitude"
+    score: Score = "magnitude"
     sparsity: float | None = None
     pattern: str | None = None
     to: Shape | None = None
@@ -135,6 +128,8 @@ class ChooseMasks(Pass):
                 f"scales={self.scales} rounds what score=sparsegpt keeps of weights; put choose-scales "
                 "behind any other choice"
             )
+        if self.multiple < 1:
+            raise OptionError(f"multiple={self.multiple} must be at least 1")
 
     def check_places(self, program: Program, places: Mapping[str, frozenset[str]]) -> None:
         """The pattern must fit the weights that will have masks, and there must be some."""

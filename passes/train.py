@@ -30,6 +30,8 @@ from sparsify.train.loop import Figures, Settings, Sparse, train
 from sparsify.train.schedules import Shape, factor
 from sparsify.train.trainable import select_trainable
 
+_EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a thousand times
+
 
 @dataclass(frozen=True)
 class Train(Pass):
@@ -84,11 +86,11 @@ class Train(Pass):
         self._check_sparse(program)
 
     def check_data(self, program: Program, data: Data) -> None:
-        """A step must not take a sequence twice, and labels of tokens need logits for them."""
-        if self.batch > len(data):
+        """A step must not go through the data over and over, and labels of tokens need logits for them."""
+        if self.batch > _EPOCHS * len(data):
             raise OptionError(
-                f"batch={self.batch} is more than the {len(data)} sequences of the data; "
-                "take a smaller batch or bring more text"
+                f"batch={self.batch} goes through the {len(data)} sequences of the data "
+                f"{self.batch / len(data):,.0f} times a step; take a smaller batch or bring more text"
             )
         label = extent(data).label if self.task else -1
         if label < 0:

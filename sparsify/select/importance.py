@@ -19,6 +19,22 @@ from sparsify.tensors.importance import fluctuation, standardise
 from sparsify.train.data import Data
 
 Normalise = Literal["none", "mean", "standard"]
+# All that `choose-masks` may ask for.
+Score = Literal[
+    "magnitude",
+    "wanda",
+    "ria",
+    "dsnot",
+    "sparsegpt",
+    "alps",
+    "activation",
+    "fluctuation",
+    "taylor",
+    "first-order",
+    "second-order",
+    "mixed",
+    "influence",
+]
 # What must have run, or be at hand, before a criterion can say anything.
 OF_STATISTICS = frozenset({"activation", "wanda", "fluctuation"})
 OF_GRADIENTS = frozenset({"first-order", "second-order", "mixed"})

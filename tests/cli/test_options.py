@@ -69,6 +69,7 @@ def test_a_device_that_is_not_there(cli, tmp_path):
 
 PIPELINES = [
     ("train{steps=3 lr=nan}", "train{lr=nan} is no finite number"),
+    ("choose-masks{sparsity=nan}", "choose-masks{sparsity=nan} is no finite number"),
     ("train{steps=3 lr=inf}", "train{lr=inf} is no finite number"),
     ("train{steps=3 lr=1e999}", "train{lr=inf} is no finite number"),
     ("train{steps=3 distill=kl{weight=nan}}", "kl{weight=nan} is no finite number"),

@@ -32,7 +32,7 @@ def values(kind):
         return instances(kind)
     plain = {
         int: st.integers(-(10**6), 10**6),
-        float: st.floats(allow_nan=False),
+        float: st.floats(allow_nan=False, allow_infinity=False),
         bool: st.booleans(),
         str: WORDS,
         type(None): st.none(),

@@ -89,8 +89,8 @@ DATA = [
      f"pass 1 of 1, '{TRAIN}', 'last_hidden_state' [2, 13, 64] has no logits for the label 299 of a "
      "token; train a model with a head for them, or by distillation only (task=0)"),
     ("llama", "train{steps=1 batch=100000}", 299, 12, OptionError,
-     "pass 1 of 1, 'train{steps=1 batch=100000}', batch=100000 is more than the 4 sequences of the "
-     "data; take a smaller batch or bring more text"),
+     "pass 1 of 1, 'train{steps=1 batch=100000}', batch=100000 goes through the 4 sequences of "
+     "the data 25,000 times a step; take a smaller batch or bring more text"),
 ]  # fmt: skip
 
 

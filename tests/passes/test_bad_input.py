@@ -27,7 +27,6 @@ CHOICES = [
     ("sparsity=1.5", "sparsity 1.5 is not in [0, 1)"),
     ("sparsity=1.0", "sparsity 1.0 is not in [0, 1)"),
     ("sparsity=-0.1", "sparsity -0.1 is not in [0, 1)"),
-    ("sparsity=nan", "sparsity nan is not in [0, 1)"),
     ("sparsity=0.5 pattern=2:4", EITHER),
     (
         "sparsity=0.5 targets=dwn",
