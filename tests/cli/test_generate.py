@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from transformers import GPT2Config
 
 from sparsify.commands.run import show_notes
 from sparsify.generate import load_onnx
@@ -34,6 +35,13 @@ def test_a_prompt_goes_on(model, text, cli, tmp_path):
     (row,) = json.loads(report.read_text())
     code, out, _ = cli("eval", model, "--data", text, "--limit", 4, "--json", report)
     assert row["perplexity"] == pytest.approx(json.loads(report.read_text())[0]["perplexity"])
+
+    # The same folder with the positions of a table: what would run over them is refused first.
+    config = GPT2Config(n_positions=64, architectures=["GPT2LMHeadModel"]).to_dict()
+    (tmp_path / "onnx-decode" / "config.json").write_text(json.dumps(config))
+    code, _, error = cli("generate", tmp_path, "--prompt", prompt, "--tokens", 100)
+    sentence = "a prompt and its continuation of 101 tokens are too long for the model"
+    assert (code, error) == (1, f"error: {sentence}, which has 64 positions\n")
 
 
 def test_what_an_export_notes_is_printed(capsys, tmp_path):
