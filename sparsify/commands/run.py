@@ -59,11 +59,11 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
     when another process is writing there.
     """
     with contextlib.ExitStack() as held:
-        for folder in (job.out, job.dump):
-            if folder is not None:
-                held.enter_context(locked(folder))
+        held.enter_context(locked(job.out))
         check_out(job)
         chosen_exporters(job.to)
+        if job.dump is not None:  # it may lie in the other
+            held.enter_context(locked(job.dump))
         state = job.out / WORK
         try:
             return _run(job, state, console)
