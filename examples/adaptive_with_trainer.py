@@ -9,7 +9,7 @@ two largest of each four are kept.
 import argparse
 from pathlib import Path
 
-from torch import Tensor
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from sparsify import Context, ProgramModel, export, load_model, parse, trace
@@ -36,9 +36,7 @@ def main() -> None:
     optimizer = SparseAdamW(program.module.parameters(), ArsSte(peak=3e-4), lr=3e-4)
     callback = AdaptiveMasksCallback(masks, optimizer)
 
-    rows: list[dict[str, Tensor]] = [
-        {key: value[0] for key, value in data.batch([i]).items()} for i in range(len(data))
-    ]
+    rows = Dataset.from_dict(data.batch(range(len(data))))
     arguments = TrainingArguments(
         output_dir=str(options.out / "trainer"),
         max_steps=options.steps,
@@ -46,13 +44,12 @@ def main() -> None:
         logging_steps=5,
         save_strategy="no",
         report_to=[],
-        remove_unused_columns=False,
         use_cpu=True,
     )
     Trainer(
         model=ProgramModel(program),  # type: ignore[arg-type]
         args=arguments,
-        train_dataset=rows,  # type: ignore[arg-type]
+        train_dataset=rows,
         optimizers=(optimizer, None),
         callbacks=[callback],
     ).train()

@@ -9,7 +9,7 @@ gradient, so the pattern holds through training and folding is exact.
 import argparse
 from pathlib import Path
 
-from torch import Tensor
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from sparsify import Context, ProgramModel, export, load_model, parse, trace
@@ -29,9 +29,7 @@ def main() -> None:
         "choose-masks{score=wanda pattern=2:4} | remove-probes"
     ).run(trace(model, tokenizer=tokenizer), Context(data=data))
 
-    rows: list[dict[str, Tensor]] = [
-        {key: value[0] for key, value in data.batch([i]).items()} for i in range(len(data))
-    ]
+    rows = Dataset.from_dict(data.batch(range(len(data))))
     arguments = TrainingArguments(
         output_dir=str(options.out / "trainer"),
         max_steps=options.steps,
@@ -40,7 +38,6 @@ def main() -> None:
         logging_steps=5,
         save_strategy="no",
         report_to=[],
-        remove_unused_columns=False,
         use_cpu=True,
     )
     Trainer(model=ProgramModel(program), args=arguments, train_dataset=rows).train()  # type: ignore[arg-type]

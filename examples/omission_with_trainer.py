@@ -9,7 +9,7 @@ that comes out are dense. Two micro-batches share the choice of their step.
 import argparse
 from pathlib import Path
 
-from torch import Tensor
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from sparsify import Context, ProgramModel, export, load_model, parse, trace
@@ -31,9 +31,7 @@ def main() -> None:
     ladder = Lors(rate=0.5, hold=0.8, rungs=5)
     callback = OmissionCallback(Omitting(program, seed=0), ladder.omission)
 
-    rows: list[dict[str, Tensor]] = [
-        {key: value[0] for key, value in data.batch([i]).items()} for i in range(len(data))
-    ]
+    rows = Dataset.from_dict(data.batch(range(len(data))))
     arguments = TrainingArguments(
         output_dir=str(options.out / "trainer"),
         max_steps=options.steps,
@@ -43,13 +41,12 @@ def main() -> None:
         logging_steps=5,
         save_strategy="no",
         report_to=[],
-        remove_unused_columns=False,
         use_cpu=True,
     )
     Trainer(
         model=ProgramModel(program),  # type: ignore[arg-type]
         args=arguments,
-        train_dataset=rows,  # type: ignore[arg-type]
+        train_dataset=rows,
         callbacks=[callback],
     ).train()
     for row in callback.rows:

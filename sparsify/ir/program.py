@@ -108,7 +108,8 @@ class Program:
         for name, example in self.sample.items():
             value = batch.get(name)
             value = default_input(name, reference) if value is None else value
-            inputs[name] = value.to(example.device)
+            dtype = example.dtype if value.is_floating_point() else None
+            inputs[name] = value.to(example.device, dtype)
         return inputs
 
     def run(self, batch: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:

@@ -1,9 +1,6 @@
 """A program as the module it came from: takes what the Hugging Face model takes, returns what it returns."""
 
-import inspect
-import re
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +8,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.utils.generic import ModelOutput
 
 from sparsify.errors import DataError, SparsifyError
@@ -19,16 +15,22 @@ from sparsify.ir.devices import following
 from sparsify.ir.modes import set_training
 from sparsify.ir.pickled import with_tensors
 from sparsify.ir.pretrained import class_named, config_of
-from sparsify.ir.program import Program, Source
+from sparsify.ir.program import Program
 from sparsify.ir.segments import run_segments
 from sparsify.ir.store_into import save_into
 from sparsify.ir.tables import tables
+from sparsify.train.likeness import (
+    LABELS,
+    SPANS,
+    arguments,
+    loss_type_of,
+    subclass,
+    takes_loss_kwargs,
+)
 from sparsify.train.losses import TaskLoss
 from sparsify.train.sharded import whole
 
 _INSIDE = "graph_module."
-# What the loss is made of, the first of them where the program answers no questions.
-_LABELS, _SPANS = ("labels",), ("start_positions", "end_positions")
 _INSTEAD = {
     "config": "the module it was traced from had none",
     "generation_config": "the model it was traced from writes no text",
@@ -59,7 +61,9 @@ class ProgramModel(nn.Module):
         self._generation_config: GenerationConfig | None = None
         self._recomputing: dict[str, Any] | None = None
         if type(self).forward is ProgramModel.forward:
-            self.__class__ = _class_of(type(self), program.source, tuple(program.sample))
+            name = self.program.source.model_class
+            named: Any = subclass(type(self), name, self._arguments())  # type: ignore[arg-type]
+            self.__class__ = named
 
     def forward(self, *values: Any, **batch: Any) -> Any:
         """Outputs on a batch of tensors `[batch, length]`, in the order of the inputs or by name.
@@ -76,7 +80,7 @@ class ProgramModel(nn.Module):
                 f"the program returns {', '.join(self.program.source.outputs)} and cannot be asked for "
                 f"'{asked[0]}'; trace a model that returns it"
             )
-        labels = {k: given.pop(k) for k in (*_LABELS, *_SPANS) if k in given}
+        labels = {k: given.pop(k) for k in (*LABELS, *SPANS) if k in given}
         outputs = self._outputs(self.program.complete(given))
         fields = dict(zip(self.program.source.outputs, outputs, strict=True))
         if labels:
@@ -119,12 +123,7 @@ class ProgramModel(nn.Module):
     @property
     def accepts_loss_kwargs(self) -> bool:
         """Whether Trainer should say how many labels a whole step has, as the traced class has it."""
-        cls = class_named(self.program.source.model_class)
-        if cls is None:
-            return True
-        said: bool | None = getattr(cls, "accepts_loss_kwargs", None)
-        kinds = {p.kind for p in inspect.signature(cls.forward).parameters.values()}
-        return inspect.Parameter.VAR_KEYWORD in kinds if said is None else said
+        return takes_loss_kwargs(self.program.source.model_class)
 
     @property
     def loss_type(self) -> str | None:
@@ -132,8 +131,7 @@ class ProgramModel(nn.Module):
         name = self.program.source.model_class
         if class_named(name) is None:
             return "ForCausalLM" if self._loss_of().shifted else None
-        found = [name] if name in LOSS_MAPPING else re.findall("|".join(LOSS_MAPPING), name)
-        return found[0] if found else None
+        return loss_type_of(name)
 
     @property
     def device(self) -> torch.device:
@@ -246,7 +244,7 @@ class ProgramModel(nn.Module):
 
     def _named(self, values: tuple[Any, ...], batch: Mapping[str, Any]) -> dict[str, Any]:
         """What was given, by name; what was given as None left out."""
-        names = _inputs(self.program.source, tuple(self.program.sample))
+        names = self._arguments()
         if len(values) > len(names):
             raise SparsifyError(f"the program takes {', '.join(names)}; {len(values)} were given")
         twice = [name for name in names[: len(values)] if name in batch]
@@ -254,6 +252,9 @@ class ProgramModel(nn.Module):
             raise SparsifyError(f"'{twice[0]}' was given twice, by its place and by its name")
         named = {**dict(zip(names, values, strict=False)), **batch}
         return {key: value for key, value in named.items() if value is not None}
+
+    def _arguments(self) -> tuple[str, ...]:
+        return arguments(self.program.source, tuple(self.program.sample))
 
     def _loss_of(self) -> TaskLoss:
         if self._task_loss is None:
@@ -269,44 +270,6 @@ class ProgramModel(nn.Module):
     def _output_class(self) -> type:
         found = getattr(transformers.modeling_outputs, self.program.source.output_class, None)
         return ModelOutput if found is None else found
-
-
-def _inputs(source: Source, inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that `forward` takes, those of the labels last."""
-    return (*inputs, *(_SPANS if "start_logits" in source.outputs else _LABELS))
-
-
-def _class_of(
-    kind: type[ProgramModel], source: Source, inputs: tuple[str, ...]
-) -> type[ProgramModel]:
-    named = _inputs(source, inputs)
-    return _subclass(kind, source.model_class, named)  # type: ignore[arg-type]
-
-
-@cache
-def _subclass(kind: type[ProgramModel], name: str, inputs: tuple[str, ...]) -> type[ProgramModel]:
-    """A class of that name whose `forward` has the inputs in its signature."""
-
-    def forward(self: ProgramModel, *values: Any, **batch: Any) -> Any:
-        return ProgramModel.forward(self, *values, **batch)
-
-    named = [
-        inspect.Parameter(each, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
-        for each in inputs
-    ]
-    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    forward.__signature__ = inspect.Signature([first, *named])  # type: ignore[attr-defined]
-    forward.__doc__ = ProgramModel.forward.__doc__
-    return type(
-        name,
-        (kind,),
-        {
-            "forward": forward,
-            "__module__": kind.__module__,
-            "__doc__": kind.__doc__,
-            "_plain": kind,
-        },
-    )
 
 
 def _wrapped(kind: type[ProgramModel], program: Program) -> ProgramModel:

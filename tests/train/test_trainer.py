@@ -89,7 +89,8 @@ def trainer(model, kind, folder, *, metrics=None, **options):
             "learning_rate": 0.05,
             "optim": "sgd",
             "lr_scheduler_type": "constant",
-            "max_grad_norm": 1e6,
+            "weight_decay": 0.1,
+            "max_grad_norm": 2.0,
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",
@@ -144,7 +145,6 @@ FEATURES = {
     "default arguments": {},
     "label smoothing": {"label_smoothing_factor": 0.1},
     "recomputed activations": {"activation_checkpointing": True},
-    "weight decay and clipping": {"weight_decay": 0.5, "max_grad_norm": 0.5},
     "bfloat16 where it is allowed": {"bf16": True},
 }
 
