@@ -25,6 +25,7 @@ from exporters.onnx_experts import translations
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.ir.cached import public_name
+from sparsify.ir.exclusive import EXCLUSIVE
 from sparsify.ir.lower import lowered
 from sparsify.ir.names import PACKED
 from sparsify.ir.packed import packed_linears
@@ -232,7 +233,7 @@ def _quiet() -> Iterator[None]:
     """Silence the known chatter of torch.onnx and nothing else."""
     loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with EXCLUSIVE, warnings.catch_warnings():
         for category, message in _CHATTER:
             warnings.filterwarnings("ignore", message=message, category=category)
         for logger in loggers:

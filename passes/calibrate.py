@@ -12,7 +12,7 @@ import torch
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.modes import set_training
+from sparsify.ir.modes import evaluating
 from sparsify.ir.program import Program
 from sparsify.ir.views import probes
 from sparsify.select.statistics import Collector
@@ -41,11 +41,10 @@ class Calibrate(Pass):
         """Interpret the program on the chosen sequences; returns the number of probes filled."""
         assert context.data is not None
         chosen = sample(context.data, self.samples, context.seed)
-        set_training(program.module, False)
         collector = Collector(program)
         collector.reset()
         context.progress.start(self.name, -(-len(chosen) // self.batch))
-        with torch.no_grad():
+        with evaluating(program.module), torch.no_grad():
             for part in batches(context.data, chosen, self.batch):
                 collector.collect(part)
                 context.progress.advance()

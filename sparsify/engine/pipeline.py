@@ -111,6 +111,8 @@ class Pipeline:
     ) -> Program:
         """Run every pass in place, checking the laws after each; returns the program.
 
+        The weights edited are the program's: those of the model that it was traced from, unless by copy.
+
         `report` receives a row a pass. `dump` gets the text and the difference of every step. `resume`
         names a folder that keeps the state after each pass: a run that finds one there goes on from it,
         and the program returned is then another object than the one given. The state is bound to its run by

@@ -19,8 +19,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from sparsify.errors import TraceError
+from sparsify.ir.exclusive import exclusive
+from sparsify.ir.exported import flat_forward
 from sparsify.ir.program import Program, Source
-from sparsify.ir.trace import built, flat_forward
+from sparsify.ir.trace import built
 
 BATCH, LENGTH, PAST = 2, 5, 7
 CACHES = ("key", "value")
@@ -49,6 +51,7 @@ def past_inputs(program: Program) -> list[str]:
     return [name for name in program.sample if _PAST.fullmatch(name)]
 
 
+@exclusive
 def trace_cached(
     model: PreTrainedModel, shapes: list[tuple[int, int, int]], source: Source, *, positions: bool
 ) -> Program:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsify.ir.modes import evaluating
 from sparsify.tensors.precision import relative_difference
 
 # Sizes of the sample: distinct, small, and not 0 or 1, which torch.export would treat as constants.
@@ -67,14 +68,7 @@ def _counts_positions(model: PreTrainedModel) -> bool:
     )
     mask = torch.tensor([[0, 1, 1, 1]], device=device)
     positions = torch.arange(4, device=device)[None]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            default = model(input_ids=ids, attention_mask=mask, use_cache=False)
-            counted = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-            )
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        default = model(input_ids=ids, attention_mask=mask, use_cache=False)
+        counted = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     return relative_difference(default[0][:, 1:], counted[0][:, 1:]) <= _SAME

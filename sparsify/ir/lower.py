@@ -14,21 +14,18 @@ lowered one is a copy of the graph that shares every tensor; W' is a transposed 
 path.
 """
 
-import dataclasses
-
 import torch
 from torch import fx
 
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.lower_experts import lower_experts
-from sparsify.ir.modes import set_training
+from sparsify.ir.modes import DROPOUTS, set_training
 from sparsify.ir.packed_blocks import block_weights
 from sparsify.ir.program import Program
 from sparsify.ir.types import propagate
 
 aten = torch.ops.aten
 _SDPA = aten.scaled_dot_product_attention.default
-_DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 _RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 # Ops that copy memory and leave values and shape as they are.
 _COPIES = {aten.clone.default, aten.contiguous.default}
@@ -54,12 +51,12 @@ def shared_copy(program: Program) -> Program:
     """A program with its own graph whose module holds the very tensors of the given one."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(program.graph, {}))
-    return dataclasses.replace(program, module=fx.GraphModule(program.module, graph))
+    return program.over(fx.GraphModule(program.module, graph))
 
 
 def drop_dropout(program: Program) -> int:
     """Let users of every dropout read its input: in evaluation mode they are the same."""
-    dropouts = [node for node in program.graph.nodes if node.target in _DROPOUTS]
+    dropouts = [node for node in program.graph.nodes if node.target in DROPOUTS]
     for node in dropouts:
         redirect(node, node.args[0])
     return _finish(program, len(dropouts))

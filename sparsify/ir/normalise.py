@@ -1,10 +1,15 @@
 """Bring an exported graph into canonical form and rebuild it as a plain, trainable graph module."""
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+from sparsify.errors import TraceError
+from sparsify.ir.functional import Offence, functionalise, module_of
+from sparsify.ir.modes import is_switch
 
 aten = torch.ops.aten
 _END = 9223372036854775807
@@ -12,24 +17,65 @@ _END = 9223372036854775807
 _NAMES_ONLY = {aten.alias.default, aten.lift_fresh_copy.default, aten.detach.default}
 
 
+# Normalisations that change their running statistics where argument 5 is true: arguments 3 and 4.
+_STATISTICS = {aten.batch_norm.default, aten.instance_norm.default}
+
+
+class Impure(TraceError):
+    """A graph that keeps state or draws random numbers; `modules` are the paths that have to do with it."""
+
+    def __init__(self, offences: Sequence[Offence]) -> None:
+        first = offences[0]
+        where = f"in module '{first.module}'" if first.module else "in the model's own forward"
+        super().__init__(f"the code {where} {first.what}")
+        self.modules = frozenset(offence.module for offence in offences)
+
+
 def normalise(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop guards, asserts and no-ops, inline gradient switches, make in-place ops functional."""
+    """Drop guards, asserts and no-ops, inline gradient switches, make in-place ops functional.
+
+    Raises Impure for what a function of the inputs cannot do: state, random numbers other than dropout,
+    writes without a functional form, control flow.
+    """
     for node in list(module.graph.nodes):
         is_guard = node.op == "call_module" and node.target == "_guards_fn"
         if is_guard or node.target is aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
     _inline_gradient_switches(module)
+    offences = functionalise(module)
     for node in list(module.graph.nodes):
         if node.op == "call_function" and _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
         elif node.target is aten.cat.default:
             _drop_empty_operands(module.graph, node)
-    _functionalise(module.graph)
-    for node in reversed(list(module.graph.nodes)):
-        if node.op in ("call_function", "get_attr") and not node.users:
-            module.graph.erase_node(node)
+    _sweep(module.graph)
+    offences += [found for node in module.graph.nodes if (found := _offence(node))]
+    if offences:
+        raise Impure(offences)
     return module
+
+
+def _sweep(graph: fx.Graph) -> None:
+    """Erase what nobody reads; nothing is left that has an effect."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users:
+            graph.erase_node(node)
+
+
+def _offence(node: fx.Node) -> Offence | None:
+    """What an op of a functional graph does that a program cannot."""
+    target: Any = node.target
+    if node.op not in ("call_function", "call_module"):
+        return None
+    if target in _STATISTICS and node.args[5] and isinstance(node.args[3], fx.Node):
+        return Offence(f"changes its running statistics ({target})", module_of(node))
+    if isinstance(target, torch._ops.HigherOrderOperator) or node.op == "call_module":
+        return Offence(f"holds a region of its own ({target})", module_of(node))
+    tags = getattr(target, "tags", ())
+    if torch.Tag.nondeterministic_seeded in tags and not is_switch(node):
+        return Offence(f"draws random numbers that are no dropout ({target})", module_of(node))
+    return None
 
 
 def plain(module: fx.GraphModule, inputs: list[str]) -> fx.GraphModule:
@@ -58,15 +104,9 @@ def plain(module: fx.GraphModule, inputs: list[str]) -> fx.GraphModule:
             new = graph.output(_flat(fx.node.map_arg(node.args[0], lambda n: copied[n])))
         else:
             new = graph.node_copy(node, lambda n: copied[n])
-        new.meta = {"module": _module_of(node)}
+        new.meta = {"module": module_of(node)}
         copied[node] = new
     return fx.GraphModule(root, graph)
-
-
-def _module_of(node: fx.Node) -> str:
-    """The path of the innermost module whose code made a node."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
 
 
 def _is_identity(node: fx.Node) -> bool:
@@ -97,20 +137,6 @@ def _drop_empty_operands(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(node)
     elif 0 < len(kept) < len(operands):
         node.update_arg(0, kept)
-
-
-def _functionalise(graph: fx.Graph) -> None:
-    """`x.add_(y)` -> `x.add(y)` where nobody reads `x` afterwards."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None or not schema.is_mutable:
-            continue
-        packet = getattr(aten, node.target.overloadpacket.__name__.rstrip("_"), None)
-        overload = node.target._overloadname
-        last_use = all(order[user] <= order[node] for user in node.args[0].users)
-        if packet is not None and overload in packet.overloads() and last_use:
-            node.target = getattr(packet, overload)
 
 
 def _inline_gradient_switches(module: fx.GraphModule) -> None:

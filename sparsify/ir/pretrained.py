@@ -18,6 +18,7 @@ from sparsify.files import require_files
 from sparsify.hashes import check_hashes
 from sparsify.ir.adapters import adapter_in, base_of, merged, without_adapter
 from sparsify.ir.architecture import class_of_config, config_at, foreign_code, refuse_kernels
+from sparsify.ir.exclusive import EXCLUSIVE
 from sparsify.ir.headers import headers_in
 from sparsify.ir.loaded import NOTHING, check_loaded, differences
 from sparsify.words import nearest
@@ -184,12 +185,13 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
 def quiet() -> Iterator[None]:
     """Keep the model library's bars and advice off the terminal, and leave its settings as they were."""
     logs: Any = transformers.utils.logging
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()
+    with EXCLUSIVE:
+        level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+        logs.set_verbosity_error()
+        logs.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logs.set_verbosity(level)
+            if bars:
+                logs.enable_progress_bar()

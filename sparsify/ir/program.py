@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from sparsify.errors import SparsifyError
-from sparsify.ir.modes import set_training
+from sparsify.ir.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -113,25 +113,29 @@ class Program:
         return inputs
 
     def run(self, batch: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The outputs on a batch (the sample inputs by default), in evaluation mode, no gradients."""
+        """The outputs on a batch (the sample inputs by default), in evaluation mode, no gradients.
+
+        Training mode, where it was on, is on again afterwards.
+        """
         inputs = self.sample if batch is None else self.complete(batch)
-        set_training(self.module, False)
-        with torch.no_grad():
+        with evaluating(self.module), torch.no_grad():
             outputs: tuple[Tensor, ...] = self.module(**inputs)
         return outputs
 
     def clone(self) -> "Program":
-        """A program with its own graph and its own weights; the tokenizer and sample are shared."""
-        return Program(
-            module=copy.deepcopy(self.module),
-            sample=self.sample,
-            dynamic=self.dynamic,
-            source=self.source,
-            features=self.features,
+        """A program with its own graph and its own weights; only the tokenizer is shared."""
+        return self.over(copy.deepcopy(self.module))
+
+    def over(self, module: fx.GraphModule) -> "Program":
+        """What the program says, over another module; neither sees what the other changes later."""
+        return replace(
+            self,
+            module=module,
+            sample=dict(self.sample),
+            dynamic={name: dict(dims) for name, dims in self.dynamic.items()},
             plan=copy.deepcopy(self.plan),
             log=list(self.log),
             aliases=dict(self.aliases),
-            tokenizer=self.tokenizer,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Program":

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sparsify.ir.modes import FLAGS
 from sparsify.ir.ops import OPS
 from sparsify.ir.program import Program
 from sparsify.ir.types import dimension_names
 
-aten = torch.ops.aten
 _END = 9223372036854775807
-_SDPA = aten.scaled_dot_product_attention.default
+_SDPA = torch.ops.aten.scaled_dot_product_attention.default
 _SHORT = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
     torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
@@ -82,8 +82,9 @@ def _call(node: fx.Node, numbers: Mapping[fx.Node, str]) -> str:
 
 def _printed_args(node: fx.Node) -> tuple[Any, ...]:
     """Arguments without the switch between training and evaluation: a mode is not part of the text."""
-    if node.target is aten.dropout.default:
-        return node.args[:2]
+    if node.target in FLAGS:
+        place = FLAGS[node.target]
+        return (*node.args[:place], *node.args[place + 1 :])
     if node.target is _SDPA and len(node.args) > 4:
         return (*node.args[:4], node.meta.get("dropout_p", node.args[4]), *node.args[5:])
     return node.args

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from sparsify.ir.bounds import within_bounds
+from sparsify.ir.exclusive import exclusive
 from sparsify.ir.program import Program
 
 # Hint sizes of symbolic dimensions: distinct, so that duck shaping ties equal names and nothing else.
@@ -67,6 +68,7 @@ def propagate(program: Program) -> None:
         node.meta["val"] = value
 
 
+@exclusive
 def infer(program: Program) -> dict[fx.Node, Any]:
     """The type of every node, computed on fake tensors with symbolic sizes for `program.dynamic`."""
     types = _Types.of(program)
@@ -79,6 +81,7 @@ def infer(program: Program) -> dict[fx.Node, Any]:
     return values
 
 
+@exclusive
 def type_node(program: Program, node: fx.Node) -> None:
     """Type one new node from its already typed arguments."""
     types = _Types.of(program)

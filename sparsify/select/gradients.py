@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsify.ir.axes.index import reduce
-from sparsify.ir.modes import set_training
+from sparsify.ir.modes import evaluating
 from sparsify.ir.program import Program
 from sparsify.ir.views import effective_weight, out_in, products
 from sparsify.select.groups import Site, input_index
@@ -78,12 +78,12 @@ def _each(
     weights = [program.tensor(path) for path in paths]
     flags = [weight.requires_grad for weight in weights]
     loss_of = TaskLoss(program)
-    set_training(program.module, False)
     try:
         for weight in weights:
             weight.requires_grad_(True)
         for part in batches(data, indices, batch):
-            loss = loss_of(program.module(**program.complete(part)), part)
+            with evaluating(program.module):
+                loss = loss_of(program.module(**program.complete(part)), part)
             found = torch.autograd.grad(loss, weights)
             yield dict(zip(paths, found, strict=True))
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.modes import set_training
+from sparsify.ir.modes import evaluating
 from sparsify.ir.program import Program
 
 
@@ -21,8 +21,7 @@ class Values(fx.Interpreter):
     def of(self, batch: Mapping[str, Tensor]) -> dict[fx.Node, Tensor]:
         """The values on a batch, in evaluation mode and without gradients."""
         self._found = {}
-        set_training(self._program.module, False)
-        with torch.no_grad():
+        with evaluating(self._program.module), torch.no_grad():
             self.run(*self._program.complete(batch).values())
         return self._found
 
