@@ -53,7 +53,7 @@ def scattered(graph: fx.Graph, view: fx.Node, old: fx.Node, value: Tensor, new: 
     if target in _SCATTERS:
         return graph.call_function(_SCATTERS[target], (old, new, *rest), dict(view.kwargs))
     if target in _SWAPS:
-        return graph.call_function(target, (new, *rest))  # type: ignore[arg-type]
+        return graph.call_function(target, (new, *rest))
     if target in _OPPOSITES:
         return graph.call_function(_OPPOSITES[target], (new,))
     if target in _RESHAPES:
@@ -82,7 +82,8 @@ def joined(graph: fx.Graph, pieces: fx.Node, handle: fx.Node, index: int, new: f
 def sizes_of(graph: fx.Graph, node: fx.Node, value: Tensor) -> list[Any]:
     """The shape of a node as arguments: numbers, and nodes where it varies."""
     sizes: list[Any] = []
-    for dim, size in enumerate(value.shape):
+    shape: list[Any] = list(value.shape)
+    for dim, size in enumerate(shape):
         if isinstance(size, int):
             sizes.append(size)
         else:
