@@ -6,6 +6,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sparsify.ir.trace import trace
@@ -21,6 +22,14 @@ ENCODER = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Accelerate keeps one state a process, its mixed precision too: none is taken over or left behind."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 import sparsify
 from sparsify.engine.contract import Context
@@ -22,6 +23,14 @@ from sparsify.train.wrapped import ProgramModel
 
 IDS = torch.randint(3, 300, (3, 11), generator=torch.Generator().manual_seed(1))
 MASK = (torch.arange(11) < torch.tensor([[11], [7], [9]])).long()
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Accelerate keeps one state a process, its mixed precision too: none is taken over or left behind."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 def test_the_signature_names_the_inputs_and_the_labels(traced):
