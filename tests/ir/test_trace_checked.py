@@ -103,7 +103,7 @@ class Two(nn.Module):
         return (input_ids * attention_mask).cumsum(1) * 1.0
 
 
-def trace_two(monkeypatch, wrong):
+def trace_two(monkeypatch, wrong, model=None):
     """Trace while every program is corrupted: its module's result goes through `wrong`."""
     module = importlib.import_module("sparsify.ir.trace")
     propagate = module.propagate
@@ -119,7 +119,7 @@ def trace_two(monkeypatch, wrong):
         "attention_mask": torch.ones(2, 13).long(),
     }
     dims = {name: {0: "batch", 1: "length"} for name in inputs}
-    return lambda **options: trace(Two(), inputs, dims, **options)
+    return lambda **options: trace(model or Two(), inputs, dims, **options)
 
 
 def at_other_lengths(y, input_ids, attention_mask):
@@ -160,6 +160,19 @@ def test_a_wrong_program_is_found(monkeypatch, wrong, said):
     assert "its output 'output' differs by " in str(error.value)
     assert "\n" not in str(error.value)
     traced(check=False)
+
+
+class OneSize(Two):
+    def forward(self, input_ids, attention_mask):
+        if not torch.compiler.is_compiling() and input_ids.shape != (2, 13):
+            raise ValueError("no other size")
+        return super().forward(input_ids, attention_mask)
+
+
+def test_a_model_that_refuses_other_shapes_is_compared_on_the_sample(monkeypatch):
+    traced = trace_two(monkeypatch, lambda y, **inputs: y + 1, OneSize())
+    with pytest.raises(TraceError, match="the program of OneSize is not OneSize: at the sample"):
+        traced()
 
 
 def test_a_model_that_cannot_be_exported_says_so_in_one_sentence():
