@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.errors import DataError, SparsifyError
+from sparsify.errors import DataError, SparsifyError, reason_of
 from sparsify.files import WORK, folders
 from sparsify.ir.admission import (
     Admission,
@@ -81,8 +81,7 @@ def guarded(folder: Path, run: Run) -> Run:
         except SparsifyError:
             raise
         except Exception as error:  # of torch and ONNX Runtime, a class of its own for every op
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise DataError(f"'{folder}' does not run on this batch: {reason[0]}") from error
+            raise DataError(f"'{folder}' does not run on this batch: {reason_of(error)}") from error
 
     return guard
 

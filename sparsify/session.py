@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import onnxruntime as ort
 
 from sparsify import native
-from sparsify.errors import DataError, KernelError
+from sparsify.errors import DataError, KernelError, reason_of
 from sparsify.hashes import check_hashes
 
 DOMAIN = "sparsify"  # of our nodes in an ONNX file
@@ -68,8 +68,7 @@ def onnxruntime_session(
             options.register_custom_ops_library(str(library))
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a class of its own for every status
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"ONNX Runtime cannot open '{path}': {reason}") from error
+        raise DataError(f"ONNX Runtime cannot open '{path}': {reason_of(error)}") from error
 
 
 def has_packed_weights(path: Path) -> bool:

@@ -11,7 +11,7 @@ from sparsify.engine.contract import Exporter, Moves
 from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
 from sparsify.engine.shape import Heads
-from sparsify.errors import DataError, ExportError, OptionError, SparsifyError
+from sparsify.errors import DataError, ExportError, OptionError, SparsifyError, reason_of
 from sparsify.files import new_folder
 from sparsify.hashes import write_hashes
 from sparsify.ir.names import OF_VALUES, PACKED
@@ -167,9 +167,8 @@ def _compare(exporter: Exporter, program: Program, folder: Path) -> None:
         except SparsifyError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0]
             raise ExportError(
-                f"{exporter.name} was written but does not run on {what} batch: {reason}"
+                f"{exporter.name} was written but does not run on {what} batch: {reason_of(error)}"
             ) from error
         if len(found) != len(wanted):
             raise ExportError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from sparsify.errors import TraceError
+from sparsify.errors import TraceError, reason_of
 from sparsify.ir.exclusive import exclusive
 from sparsify.ir.exported import flat_forward
 from sparsify.ir.program import Program, Source
@@ -65,9 +65,8 @@ def trace_cached(
         with torch.no_grad(), flat_forward(model, list(sample), _call(len(shapes))):
             exported = _exported(model, sample, dims)
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TraceError(
-            f"{type(model).__name__} could not be traced with a cache: {reason[:300]}"
+            f"{type(model).__name__} could not be traced with a cache: {reason_of(error)[:300]}"
         ) from error
     made = replace(source, outputs=output_names(len(shapes)))
     return built(model, exported.module(check_guards=False), sample, dims, made, None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from transformers.utils.generic import ModelOutput
 
-from sparsify.errors import TraceError
+from sparsify.errors import TraceError, reason_of
 from sparsify.ir.normalise import Impure
 from sparsify.ir.program import Program
 
@@ -46,7 +46,7 @@ def first_that_holds(
     """
     shapes = _shapes(sample, dims, _longest(model))
     resting: frozenset[str] | None = frozenset()
-    for _ in range(_ROUNDS + 1):
+    for number in range(_ROUNDS + 1):
         _set_modes(model, resting)
         try:
             return program_of(_export(model, sample, shapes, fixed))
@@ -56,7 +56,7 @@ def first_that_holds(
             break
         # `torch.export` raises whatever the model's code does.
         more = failure.modules if isinstance(failure, Impure) else frozenset()
-        last = _ == _ROUNDS - 1 or not (more - resting)
+        last = number == _ROUNDS - 1 or not (more - resting)
         resting = None if last else resting | more
     raise TraceError(_explain(model, failure)) from failure
 
@@ -120,9 +120,8 @@ def _explain(model: nn.Module, error: Exception) -> str:
         return f"{type(model).__name__} could not be traced: in evaluation mode too {error}"
     if isinstance(error, TraceError):
         return str(error)
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
-        f"{type(model).__name__} could not be traced: {reason.strip()[:300]} "
+        f"{type(model).__name__} could not be traced: {reason_of(error)[:300]} "
         "(try attn_implementation='eager', another experts implementation, or a fixed input shape)"
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
-from sparsify.errors import SparsifyError
+from sparsify.errors import SparsifyError, reason_of
 from sparsify.ir.program import Program
 from sparsify.ir.types import infer
 
@@ -159,9 +159,8 @@ class _Retyping:
             self._values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
         except Exception as error:
             name = str(self._new).removeprefix("torch.")
-            reason = str(error).splitlines()[0]
             raise SparsifyError(
-                f"the program cannot compute in {name}: {node.target} refuses it ({reason})"
+                f"the program cannot compute in {name}: {node.target} refuses it ({reason_of(error)})"
             ) from error
         kinds = {self._kinds[source] for source in node.all_input_nodes} - {None}
         first = next((k for k in (_Kind.MODEL, _Kind.TABLE, _Kind.BUFFER) if k in kinds), None)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 
-from sparsify.errors import DataError, VerifyError
+from sparsify.errors import DataError, VerifyError, reason_of
 from sparsify.files import new_folder, read_json, require_file, require_files, write_json
 from sparsify.hashes import check_equal, of_json, of_tensor
 from sparsify.ir.bounds import refuse_huge
@@ -161,9 +161,8 @@ def _build(
     except VerifyError:
         raise
     except Exception as error:  # of torch, for any of the ways in which a graph is no program
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"'{folder}' is damaged: its graph does not fit its tensors: {reason[0]}"
+            f"'{folder}' is damaged: its graph does not fit its tensors: {reason_of(error)}"
         ) from error
     return program
 
@@ -237,8 +236,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise DataError(f"'{path.parent}' has no {path.name}") from error
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"'{path}' is damaged: {reason[0]}") from error
+        raise DataError(f"'{path}' is damaged: {reason_of(error)}") from error
 
 
 def _tokenizer(folder: Path, trust: bool) -> Any:

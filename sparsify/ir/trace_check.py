@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from sparsify.errors import TraceError
+from sparsify.errors import TraceError, reason_of
 from sparsify.ir.exported import named_outputs
 from sparsify.ir.modes import evaluating
 from sparsify.ir.program import Program
@@ -65,10 +65,9 @@ def _run(program: Program, inputs: Mapping[str, Tensor], where: str) -> dict[str
     try:
         return dict(zip(program.source.outputs, program.module(**inputs), strict=True))
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         model = program.source.model_class
         raise TraceError(
-            f"the program of {model} does not run at {where}, where the model does: {reason[:200]} "
+            f"the program of {model} does not run at {where}, where the model does: {reason_of(error)[:200]} "
             "(give a fixed input shape, or check=False to have the program as it is)"
         ) from error
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from sparsify.errors import VerifyError
+from sparsify.errors import VerifyError, reason_of
 from sparsify.ir.allowed import allowed
 from sparsify.ir.names import OF_VALUES, PACKED, SUFFIXES, feature_of
 from sparsify.ir.packed import packed_linears
@@ -27,7 +27,7 @@ def verify(program: Program) -> None:
     try:
         program.graph.lint()
     except RuntimeError as error:
-        raise VerifyError(f"the graph is malformed: {str(error).splitlines()[0]}") from error
+        raise VerifyError(f"the graph is malformed: {reason_of(error)}") from error
     for node in program.graph.nodes:
         if node.op not in _KINDS or (node.op == "call_function" and not allowed(node.target)):
             raise _broken(program, node, f"{node.op} '{node.target}' is not an op of a program")
@@ -42,7 +42,7 @@ def _check_types(program: Program) -> None:
         fresh = infer(program)
     except Exception as error:
         raise VerifyError(
-            f"a node cannot be typed: {str(error).splitlines()[0]}\n{to_text(program)[-600:]}"
+            f"a node cannot be typed: {reason_of(error)}\n{to_text(program)[-600:]}"
         ) from error
     for node, value in fresh.items():
         if node.op != "output" and _shape(stored[node]) != _shape(value):

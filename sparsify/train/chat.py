@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsify.errors import DataError
+from sparsify.errors import DataError, reason_of
 from sparsify.train.sources import json_rows
 
 # A label that no loss counts.
@@ -119,11 +119,9 @@ def _rendered(
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
     except Exception as error:  # a template is a program of its own: it raises what it likes
-        said = str(error).strip()
-        reason = said.splitlines()[0] if said else type(error).__name__
         roles = ", ".join(message["role"] for message in messages) or "no turn before the answer"
         raise DataError(
-            f"{where}: the chat template refuses the dialogue ({roles}): {reason}; "
+            f"{where}: the chat template refuses the dialogue ({roles}): {reason_of(error)}; "
             "change its roles or leave it out"
         ) from error
     return text

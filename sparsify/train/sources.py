@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsify.errors import DataError
+from sparsify.errors import DataError, reason_of
 
 PLAIN = (".txt", ".md", ".rst")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
@@ -119,7 +119,7 @@ def _parquet_rows(path: Path) -> list[str]:
         column = _column(file.schema_arrow.names, f"'{path}'")
         values = file.read(columns=[column]).column(column).to_pylist()
     except (OSError, ValueError) as error:
-        raise DataError(f"'{path}' is not a readable parquet file: {_first_line(error)}") from error
+        raise DataError(f"'{path}' is not a readable parquet file: {reason_of(error)}") from error
     return _strings(values, f"column '{column}' of '{path}'")
 
 
@@ -131,7 +131,7 @@ def _read_dataset(spec: str) -> list[str]:
     except Exception as error:  # the library raises its own, the hub's and the network's errors
         raise DataError(
             f"the dataset '{spec}' could not be loaded ({type(error).__name__}: "
-            f"{_first_line(error)}); check the name and the network, or give a local file"
+            f"{reason_of(error)}); check the name and the network, or give a local file"
         ) from error
     column = _column(table.column_names, f"the dataset '{spec}'")
     return _strings(table[column], f"column '{column}' of the dataset '{spec}'")
@@ -167,8 +167,3 @@ def _extra(module: str, purpose: str) -> Any:
         raise DataError(
             f"{purpose} needs the package '{package}'; run: pip install \"sparsify-fx[data]\""
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"
