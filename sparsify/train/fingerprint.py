@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-from typing import Any
 
-import torch
-from torch import Tensor
-
+from sparsify.hashes import of_tensor
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
 from sparsify.train.data import Data
@@ -16,16 +13,16 @@ _SEQUENCES, _TOGETHER = 1 << 16, 256
 
 
 def fingerprint(program: Program) -> str:
-    """SHA-256 over the text of the graph, the plan, and the name, type, shape and bytes of every tensor."""
+    """SHA-256 over the text of the graph, the plan, and the name and hash of every tensor."""
     seen = hashlib.sha256(to_text(program).encode())
     seen.update(json.dumps([sorted(program.features), program.plan], default=str).encode())
     for path, value in sorted(program.tensors(), key=lambda item: item[0]):
-        _add(seen, path, value)
+        seen.update(f"{path} {of_tensor(value)}\n".encode())
     return seen.hexdigest()
 
 
 def data_fingerprint(data: Data | None) -> str:
-    """SHA-256 over the number of sequences and their tensors; of 65,536 of them where there are more."""
+    """SHA-256 over the number of sequences and the hashes of their tensors; of 65,536 if there are more."""
     if data is None:
         return "none"
     count = len(data)
@@ -35,10 +32,5 @@ def data_fingerprint(data: Data | None) -> str:
     for start in range(0, len(chosen), _TOGETHER):
         batch = data.batch(chosen[start : start + _TOGETHER])
         for name in sorted(batch):
-            _add(seen, name, batch[name])
+            seen.update(f"{name} {of_tensor(batch[name])}\n".encode())
     return seen.hexdigest()
-
-
-def _add(seen: Any, name: str, value: Tensor) -> None:
-    seen.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-    seen.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
