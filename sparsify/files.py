@@ -47,7 +47,7 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     require_free(folder, overwrite=overwrite)
     place = folder.resolve()  # of a link, what it leads to
-    temporary = _beside(place)
+    temporary = partial_name(place)
     try:
         with refusals(folder, temporary):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises DataError when the disk refuses it; what stood there then stays.
     """
     place = path.resolve()
-    temporary = _beside(place)
+    temporary = partial_name(place)
     try:
         with refusals(path, temporary):
             yield temporary
@@ -79,7 +79,7 @@ def forget(folder: Path) -> None:
     """Remove a folder so that a kill leaves it whole or nothing under its name; DataError."""
     if not folder.is_dir():
         return
-    gone = _beside(folder)
+    gone = partial_name(folder)
     with refusals(folder, gone):
         folder.rename(gone)
         shutil.rmtree(gone)
@@ -98,9 +98,8 @@ def recover(folder: Path) -> None:
 
 def _recover(parent: Path, names: set[str] | None = None) -> None:
     """The same for the entries of one folder, or those of some names."""
-    with contextlib.suppress(
-        OSError
-    ):  # a folder that is not to be read or changed has other errors
+    # A folder that is not to be read or changed has other errors.
+    with contextlib.suppress(OSError):
         for path in sorted(parent.iterdir()):
             found = _OURS.fullmatch(path.name)
             if found is None or (names is not None and found["name"] not in names):
@@ -120,7 +119,8 @@ def folders(folder: Path) -> list[Path]:
     return [path for path in inner if path.is_dir() and not path.name.startswith(".")]
 
 
-def _beside(path: Path) -> Path:
+def partial_name(path: Path) -> Path:
+    """A hidden name beside a path for what is being written; `recover` knows it."""
     return path.with_name(f".{path.name}-{secrets.token_hex(4)}{_PARTIAL}")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from sparsify.errors import DataError
-from sparsify.files import recover
+from sparsify.files import recover, require_free
 
 try:
     import fcntl
@@ -41,8 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises InUse when another holds it, DataError when it cannot be made or opened. Where the file system
     has no locks, one warning says so, and nothing is cleaned up.
     """
-    if folder.is_file():
-        raise DataError(f"'{folder}' is a file; name a folder to write into")
+    require_free(folder, overwrite=True)  # what it holds is for the holder to ask
     place = folder.resolve()
     made = [path for path in (place, *place.parents) if not path.exists()]
     try:

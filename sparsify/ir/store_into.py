@@ -1,10 +1,9 @@
 """Save a program where other files stay: each of its files replaces the one of its name."""
 
-import secrets
 import shutil
 from pathlib import Path
 
-from sparsify.files import refusals, require_free
+from sparsify.files import partial_name, refusals
 from sparsify.ir.program import Program
 from sparsify.ir.store import save, write
 from sparsify.locks import locked
@@ -18,9 +17,7 @@ def save_into(program: Program, folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         save(program, folder)
         return
-    require_free(folder, overwrite=True)
-    # A name that `files.recover` knows.
-    temporary = folder / f".program-{secrets.token_hex(4)}.partial"
+    temporary = partial_name(folder / "program")
     try:
         with locked(folder), refusals(folder, temporary):
             temporary.mkdir()
