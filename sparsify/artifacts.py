@@ -73,7 +73,7 @@ def artifacts(name: str, loading: Loading = STRICT) -> list[Artifact]:
 
 
 def guarded(folder: Path, run: Run) -> Run:
-    """How a stored model is run; DataError where its graph does not work on a batch."""
+    """How a model is run; DataError where it does not work on a batch."""
 
     def guard(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         try:
@@ -130,5 +130,10 @@ def _huggingface(name: str, loading: Loading) -> Artifact:
         return tuple(value for value in result.to_tuple() if isinstance(value, Tensor))
 
     return Artifact(
-        Path(name).name, "huggingface", Path(name), run, tokenizer, admission_of_model(model)
+        Path(name).name,
+        "huggingface",
+        Path(name),
+        guarded(Path(name), run),
+        tokenizer,
+        admission_of_model(model),
     )

@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sparsify.artifacts import Artifact, artifacts
-from sparsify.errors import DataError, SparsifyError, reason_of
+from sparsify.errors import DataError
 from sparsify.files import write_json
 from sparsify.ir.pretrained import STRICT, Loading
 from sparsify.measure.quality import cosine, embed, perplexity
@@ -74,14 +74,7 @@ def measure(item: Artifact, data: str, length: int, limit: int | None) -> dict[s
 
 def _first(item: Artifact, sequences: Data) -> Tensor:
     """The first output on one sequence; DataError when the model does not run on it."""
-    try:
-        return item.run({k: v for k, v in sequences.batch([0]).items() if k != "labels"})[0]
-    except SparsifyError:
-        raise
-    except Exception as error:  # ONNX Runtime raises a class of its own for every status
-        raise DataError(
-            f"'{item.path}' does not run on a sequence of {sequences.length} tokens: {reason_of(error)}"
-        ) from error
+    return item.run({k: v for k, v in sequences.batch([0]).items() if k != "labels"})[0]
 
 
 def similarity(
