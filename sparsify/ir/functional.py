@@ -61,9 +61,8 @@ class _Functional:
         self.names: dict[fx.Node, fx.Node] = {}  # a node -> the handle that it means from here on
         self.parent: dict[fx.Node, fx.Node] = {}  # a view -> the handle it looks at
         self.read: dict[fx.Node, fx.Node] = {}  # a view -> the node it reads for that handle
-        self.held: dict[
-            fx.Node, tuple[fx.Node, int]
-        ] = {}  # a handle -> its value, after which write
+        # A handle -> its value, and after how many writes it was that.
+        self.held: dict[fx.Node, tuple[fx.Node, int]] = {}
         self.writes: dict[fx.Node, int] = {}  # an owner of memory -> the writes into it so far
         self.gone: list[fx.Node] = []
         self.offences: list[Offence] = []

@@ -15,8 +15,6 @@ aten = torch.ops.aten
 _END = 9223372036854775807
 # Ops that only say where they are or repeat their input.
 _NAMES_ONLY = {aten.alias.default, aten.lift_fresh_copy.default, aten.detach.default}
-
-
 # Normalisations that change their running statistics where argument 5 is true: arguments 3 and 4.
 _STATISTICS = {aten.batch_norm.default, aten.instance_norm.default}
 

@@ -19,11 +19,8 @@ from sparsify.errors import DataError
 from sparsify.ir.allowed import ARITHMETIC, op_named
 
 KINDS = ("placeholder", "get_attr", "call_function", "output")
-NODES, NAME, INTEGER = (
-    1 << 18,
-    512,
-    1 << 63,
-)  # the most nodes, characters of a name, and size of a number
+# The most nodes, characters of a name, and size of a number.
+NODES, NAME, INTEGER = 1 << 18, 512, 1 << 63
 _ITEMS, _DEPTH = 1 << 12, 6  # of an argument: entries of a list, and lists within lists
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _ATOM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*", re.ASCII)
