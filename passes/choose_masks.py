@@ -131,11 +131,11 @@ class ChooseMasks(Pass):
         if self.multiple < 1:
             raise OptionError(f"multiple={self.multiple} must be at least 1")
 
-    def check_places(self, program: Program, places: Mapping[str, frozenset[str]]) -> None:
+    def check_featured(self, program: Program, featured: Mapping[str, frozenset[str]]) -> None:
         """The pattern must fit the weights that will have masks, and there must be some."""
         if self.of != ("weights",):
             return
-        views = masked(self._targeted(program), places)
+        views = masked(self._targeted(program), featured)
         if not self._by_plan():
             check_axes(program, views, Target.of(self.sparsity, self.pattern))
 

@@ -70,7 +70,7 @@ class InsertMasks(Pass):
             else:
                 _check_groups(program, kind, grouped)
 
-    def places(self, program: Program) -> Mapping[str, frozenset[str]]:
+    def featured_weights(self, program: Program) -> Mapping[str, frozenset[str]]:
         """The weights that get a mask of their own."""
         if "weights" not in self.of:
             return {}

@@ -140,11 +140,11 @@ class Pass(Options, ABC):
         """Refuse, before anything runs, options that cannot fit this program; OptionError."""
         return None
 
-    def places(self, program: Program) -> Mapping[str, frozenset[str]]:
+    def featured_weights(self, program: Program) -> Mapping[str, frozenset[str]]:
         """Features that only some weights get, with the paths of these weights."""
         return {}
 
-    def check_places(self, program: Program, places: Mapping[str, frozenset[str]]) -> None:
+    def check_featured(self, program: Program, featured: Mapping[str, frozenset[str]]) -> None:
         """As `check`, where earlier passes will have given features to some weights alone; OptionError."""
         return None
 

@@ -65,7 +65,7 @@ class Pipeline:
         OptionError when a pass's options cannot fit the program, DataError for data that does not fit it.
         """
         features = program.features
-        places: dict[str, frozenset[str]] = {}
+        featured: dict[str, frozenset[str]] = {}
         if context.data is not None and any("data" in p.effect().wants for p in self.passes):
             check_data(context.data, admission_of_program(program))
         for number, item in enumerate(self.passes, 1):
@@ -90,8 +90,8 @@ class Pipeline:
             try:
                 refuse_unbounded(item)
                 item.check(program)
-                item.check_places(program, places)
-                places.update(item.places(program))
+                item.check_featured(program, featured)
+                featured.update(item.featured_weights(program))
                 refuse_negative(item)
                 if "data" in effect.wants and context.data is not None:
                     item.check_data(program, context.data)
