@@ -22,7 +22,7 @@ class Lie(Pass):
     name: ClassVar[str] = "lie"
     moves: ClassVar = NOTHING
     action: object = field(default=None, compare=False)
-    places: int = 1
+    honest: bool = True
 
     def __str__(self):
         return "lie"
@@ -32,7 +32,7 @@ class Lie(Pass):
 
     def rewrite(self, program, context):
         self.action(program)
-        return self.places
+        return int(self.honest)
 
 
 class Learner(Lie):
@@ -100,10 +100,10 @@ def test_a_learning_pass_that_changes_the_graph(traced):
 
 @pytest.mark.parametrize(("kind", "action"), [(Lie, add_nothing), (Learner, scale(2.0))])
 def test_a_pass_that_says_nothing_changed_and_lies(kind, action, traced):
-    assert failure(kind(action, 0), traced("mlp")) == (
+    assert failure(kind(action, False), traced("mlp")) == (
         "after pass 1 of 1, 'lie': the pass says it changed nothing, but it did"
     )
-    Pipeline([kind(nothing, 0)]).run(traced("mlp"))
+    Pipeline([kind(nothing, False)]).run(traced("mlp"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
