@@ -16,11 +16,14 @@ from sparsify.ir.types import propagate
 Change = Callable[[Tensor], Tensor]
 
 
-def device_of(name: str | int) -> torch.device:
-    """A device by name, as in `cuda:0`, or by number; OptionError for one that this machine has not."""
+def device_of(name: str | int, *, numbers: bool = True) -> torch.device:
+    """A device by name, as in `cuda:0`, or by number; OptionError for one that this machine has not.
+
+    `numbers=False` takes `meta` too, which holds none.
+    """
     try:
         found = torch.device(name)
-        if found.type == "meta":
+        if numbers and found.type == "meta":
             raise RuntimeError("it holds no numbers")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:

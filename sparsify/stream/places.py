@@ -24,7 +24,9 @@ class Places:
         if device == "auto":
             device = spread(layers, [key for key in get_max_memory() if isinstance(key, int)])
         named = {"": device} if isinstance(device, str) else device
-        self._devices = {path: device_of(name) for path, name in {"": "cpu", **named}.items()}
+        self._devices = {
+            path: device_of(name, numbers=False) for path, name in {"": "cpu", **named}.items()
+        }
 
     def of(self, path: str) -> torch.device:
         """The device of a module, or of one of its tensors."""

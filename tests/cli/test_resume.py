@@ -1,5 +1,6 @@
 """Runs that were interrupted, met another, or met a disk that refuses; and `--resume` after each."""
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -33,6 +34,16 @@ def send(number):
     return stepped
 
 
+@contextlib.contextmanager
+def heard(number):
+    """Whoever started the tests may have switched a signal off, as a shell does for its background."""
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_ends_as_one_that_never_was(
     model, text, tmp_path, cli, monkeypatch
 ):
@@ -49,7 +60,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_as_one_that_never_was(
     ):
         with monkeypatch.context() as patch:
             patch.setattr(loop._Run, "step", send(number))
-            code, _, error = cli(*words, "--out", out, *more)
+            with heard(number):
+                code, _, error = cli(*words, "--out", out, *more)
         assert (code, error) == (
             128 + number,
             f"{word}: what was done is kept in '{state}'; the same command with --resume goes on\n",

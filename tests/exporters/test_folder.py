@@ -14,7 +14,7 @@ from sparsify.errors import DataError
 from sparsify.files import read_json
 from sparsify.ir.pretrained import load_tokenizer
 from sparsify.ir.store import load, save
-from sparsify.ir.surroundings import checked_files, tool_files
+from sparsify.ir.surroundings import check_files, tool_files
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -155,8 +155,8 @@ def test_modules_that_cannot_come_along(modules, tmp_path):
 
 @pytest.mark.parametrize("path", ["../a", "/a", "a/../../b", "C:\\a", "..\\a"])
 def test_no_file_outside_the_folder_is_ever_written(path):
-    with pytest.raises(DataError, match="which lies in no model's folder"):
-        checked_files({"modules.json": "[]", path: "text"})
+    with pytest.raises(DataError, match="which is no file of another tool"):
+        check_files({"modules.json": "[]", path: "text"})
 
 
 def test_the_defaults_for_generation_are_the_models_own(programs, tmp_path):
