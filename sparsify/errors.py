@@ -45,9 +45,15 @@ class KernelError(SparsifyError):
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what another library says, or the name of its error when it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """The first line of what another library says, or the name of its error when it says nothing.
+
+    A line that ends with a colon only leads to the next ones: it takes the first that does not.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    last = next((i for i, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: last + 1])
 
 
 def lacks_memory(error: BaseException) -> bool:

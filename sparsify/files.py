@@ -30,12 +30,14 @@ _OURS = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}(?P<kind>\.partial|\.before)")
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 
-def require_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that already holds something, unless it may be replaced; DataError."""
+def require_free(
+    folder: Path, *, overwrite: bool, advice: str = "choose another or give --overwrite"
+) -> None:
+    """Refuse a folder that already holds something, unless it may be replaced; DataError with advice."""
     if folder.is_file():
         raise DataError(f"'{folder}' is a file; name a folder to write into")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise DataError(f"the folder '{folder}' is not empty; choose another or give --overwrite")
+        raise DataError(f"the folder '{folder}' is not empty; {advice}")
 
 
 @contextlib.contextmanager

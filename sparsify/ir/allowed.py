@@ -111,12 +111,41 @@ scatter.reduce scatter.src scatter.value scatter.value_reduce scatter_add.defaul
 scatter_reduce.two searchsorted.Scalar searchsorted.Tensor take.default take_along_dim.default
 """
 _MADE = """
-arange.default arange.start arange.start_step empty_like.default eye.default eye.m full.default
-full_like.default linspace.default new_full.default new_ones.default new_zeros.default ones.default
-ones_like.default scalar_tensor.default zeros.default zeros_like.default
+arange.default arange.start arange.start_step empty.memory_format empty_like.default
+empty_permuted.default empty_strided.default eye.default eye.m full.default full_like.default
+hamming_window.default hann_window.default linspace.default logspace.default new_empty.default
+new_empty_strided.default new_full.default new_ones.default new_zeros.default ones.default
+ones_like.default scalar_tensor.default tril_indices.default triu_indices.default vander.default
+zeros.default zeros_like.default
+"""
+_RARE = """
+addr.default affine_grid_generator.default block_diag.default cartesian_prod.default cdist.default
+digamma.default embedding_bag.default erfinv.default fake_quantize_per_channel_affine.default
+fake_quantize_per_tensor_affine.default fft_fftshift.default fft_ifftshift.default
+i0.default igamma.default igammac.default index_reduce.default ldexp.Tensor lgamma.default
+linalg_cholesky.default linalg_det.default linalg_inv.default linalg_matmul.default
+linalg_matrix_norm.default linalg_multi_dot.default linalg_solve.default mode.default
+ mvlgamma.default nanmean.default nanmedian.default pairwise_distance.default
+pdist.default pinverse.default put.default quantile.default quantile.scalar renorm.default
+special_digamma.default special_erfc.default special_erfcx.default special_erfinv.default
+special_exp2.default special_expm1.default special_gammaln.default special_i0.default special_i0e.default
+special_i1.default special_i1e.default special_log1p.default special_log_softmax.default
+special_logit.default special_ndtr.default special_round.default special_sinc.default
+special_softmax.default special_xlogy.default stft.default trapezoid.dx trapezoid.x
+tensor_split.tensor_indices_or_sections
 """
 _SIZES_OF = "item.default sym_numel.default sym_size.int"
-_GROUPS = (_ELEMENTWISE, _REDUCTIONS, _PRODUCTS, _NORMS_AND_POOLS, _FORMS, _PICKS, _MADE, _SIZES_OF)
+_GROUPS = (
+    _ELEMENTWISE,
+    _REDUCTIONS,
+    _PRODUCTS,
+    _NORMS_AND_POOLS,
+    _FORMS,
+    _PICKS,
+    _MADE,
+    _RARE,
+    _SIZES_OF,
+)
 _OWN_OPS = (
     "block_embedding", "block_linear", "nm_linear", "quantize_activations", "quantize_weight",
     "scale_weight",

@@ -20,6 +20,7 @@ aten = torch.ops.aten
 # It shares memory with what tracing lifted by the values of the export; a model makes it anew each time.
 _FRESH = aten.lift_fresh_copy.default
 _SAME = {aten.detach_.default, aten.requires_grad_.default}
+_OVERWRITES = {aten.copy_.default, aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default}
 _RESIZES = {"resize_", "resize_as_", "set_", "set_data", "swap_"}
 
 
@@ -34,7 +35,9 @@ class Offence:
 def functionalise(module: fx.GraphModule) -> list[Offence]:
     """Rewrite every write of a graph into functional ops; what cannot be so rewritten comes back.
 
-    A write into the model's own tensors is an offence; one into an input is seen by the graph alone.
+    A write into the model's own tensors is an offence, but for one that overwrites the whole of a tensor
+    before anybody has read it: then nothing is kept from run to run. One into an input is seen by the graph
+    alone.
     """
     if not any(is_mutable(node) for node in module.graph.nodes):
         return []
@@ -64,6 +67,7 @@ class _Functional:
         # A handle -> its value, and after how many writes it was that.
         self.held: dict[fx.Node, tuple[fx.Node, int]] = {}
         self.writes: dict[fx.Node, int] = {}  # an owner of memory -> the writes into it so far
+        self.known: set[str] = set()  # own tensors whose values were read as they were before
         self.gone: list[fx.Node] = []
         self.offences: list[Offence] = []
         self.here: fx.Node
@@ -74,6 +78,7 @@ class _Functional:
             self.here = node
             handles = {n: self._handle(n) for n in node.all_input_nodes}
             values = {n: self._value(handle) for n, handle in handles.items()}
+            self._note_reads(node, handles)
             if is_mutable(node):
                 self._write(node, handles, values)
                 continue
@@ -85,6 +90,22 @@ class _Functional:
         for node in reversed(self.gone):
             self.graph.erase_node(node)
         return self.offences
+
+    def _note_reads(self, node: fx.Node, handles: dict[fx.Node, fx.Node]) -> None:
+        """Note the own tensors that a node reads; what it overwrites as a whole it does not read."""
+        overwritten = node.args[0] if node.target in _OVERWRITES else None
+        for given, handle in handles.items():
+            owner = self._owner(handle)
+            read = given is not overwritten or handle is not owner
+            if read and owner.op == "get_attr" and owner not in self.writes:
+                self.known.add(str(owner.target))
+
+    def _overwrites(self, node: fx.Node, owner: fx.Node, handle: fx.Node) -> bool:
+        """Whether a write gives an own tensor all of its values, that nobody has read before or elsewhere."""
+        path = str(owner.target)
+        holders = [n for n in self.graph.nodes if n.op == "get_attr" and str(n.target) == path]
+        whole = node.target in _OVERWRITES and handle is owner
+        return whole and path not in self.known and len(holders) == 1
 
     def _handle(self, node: fx.Node) -> fx.Node:
         while node in self.names:
@@ -141,9 +162,10 @@ class _Functional:
         self, node: fx.Node, handle: fx.Node, old: fx.Node, values: dict[fx.Node, fx.Node]
     ) -> None:
         what, owner = str(node.target), self._owner(handle)
+        kept = owner.op == "get_attr" and not self._overwrites(node, owner, handle)
         with self.graph.inserting_before(node.next):
             self._climb(handle, self._stored(node, handle.meta["val"], old, values))
-        if owner.op == "get_attr":
+        if kept:
             path = str(owner.target)
             self.offences.append(
                 Offence(f"writes into its own tensor '{path}' ({what})", path.rpartition(".")[0])

@@ -70,6 +70,8 @@ def load_model(
     chosen, source = dtype_of(dtype), source_of(name)
     if Path(source).is_file():
         raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
+    if not name or (not Path(source).is_dir() and _is_path(source)):
+        raise DataError(f"there is no folder '{name}'; a model is a folder or a hub id")
     if Path(source).is_dir():
         require_files(Path(source))
         if verify:
@@ -130,6 +132,11 @@ def _check_names(source: str, name: str, trust: bool) -> None:
         found = differences(cls, config, shapes)
         kind = cls.__name__
     check_loaded(kind, name, found)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a path: a hub id is one or two words."""
+    return name.startswith((".", "~", "/")) or name.count("/") > 1
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -36,6 +36,13 @@ _TAGGED: Mapping[str, frozenset[str]] = {
     "memory_format": frozenset({"contiguous_format", "preserve_format", "channels_last"}),
     "float": frozenset({"inf", "-inf", "nan"}),
 }
+# Types of parameters in torch's schemas, and the word of their values.
+_WORDS = {
+    "ScalarType": "dtype",
+    "Layout": "layout",
+    "MemoryFormat": "memory_format",
+    "Device": "device",
+}
 # What a program's module has of its own: no tensor may take its place.
 _TAKEN = frozenset(dir(fx.GraphModule(torch.nn.Module(), fx.Graph())))
 # Names that stand in the code around the nodes.
@@ -150,8 +157,17 @@ def _check_call(entry: Mapping[str, Any], sizes: list[bool]) -> None:
             f"'{target}' takes no argument {shown(strange[0])}" if strange else "too many arguments"
         )
         raise DataError(what)
+    given = dict(zip(known, entry["args"], strict=False)) | entry["kwargs"]
     for value in (*entry["args"], *entry["kwargs"].values()):
         _check_value(value, len(sizes), 0)
+    for name, value in given.items():
+        # torch takes a number for these, too, looks up what is none of them, and crashes.
+        if (
+            known[name]
+            and value is not None
+            and not (isinstance(value, dict) and known[name] in value)
+        ):
+            raise DataError(f"'{target}' takes no {shown(value)} for its {name}")
     if target in ARITHMETIC:
         for value in entry["args"]:
             _check_operand(value, sizes)
@@ -163,26 +179,34 @@ def _check_call(entry: Mapping[str, Any], sizes: list[bool]) -> None:
         raise DataError("an item is picked from a node by a number")
 
 
-def parameters_of(target: Any) -> Mapping[str, object]:
-    """The names of the parameters of a function that may stand in a graph, in order."""
+def parameters_of(target: Any) -> Mapping[str, str]:
+    """The parameters of a function that may stand in a graph, in order, with the word that tags their values.
+
+    The word is empty for those that take numbers, nodes or text.
+    """
     found = _PARAMETERS.get(target)
     if found is None:
         if isinstance(target, torch._ops.OpOverload):
-            found = dict.fromkeys(argument.name for argument in target._schema.arguments)
+            found = {
+                argument.name: _WORDS.get(
+                    str(argument.real_type).removeprefix("Optional[").rstrip("]"), ""
+                )
+                for argument in target._schema.arguments
+            }
         else:
             found = _signature(target)
         _PARAMETERS[target] = found
     return found
 
 
-_PARAMETERS: dict[Any, Mapping[str, object]] = {}
+_PARAMETERS: dict[Any, Mapping[str, str]] = {}
 
 
-def _signature(target: Callable[..., Any]) -> Mapping[str, object]:
+def _signature(target: Callable[..., Any]) -> Mapping[str, str]:
     """Of a plain function; one that takes any number of arguments takes as many as a list may hold."""
     parameters = inspect.signature(target).parameters
     more = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    return dict.fromkeys([*parameters, *(map(str, range(_ITEMS if more else 0)))])
+    return dict.fromkeys([*parameters, *(map(str, range(_ITEMS if more else 0)))], "")
 
 
 def _check_operand(value: Any, sizes: list[bool]) -> None:

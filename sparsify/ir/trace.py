@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsify.errors import TraceError
+from sparsify.ir.allowed import allowed
 from sparsify.ir.exclusive import exclusive
 from sparsify.ir.exported import Dynamic, Exported, first_that_holds, varying_dims
 from sparsify.ir.inputs import example_inputs
@@ -106,10 +107,21 @@ def built(
         source=source,
         tokenizer=tokenizer,
     )
+    _refuse_strange_ops(program)
     program.aliases = _aliases(model, program.module)
     set_training(program.module, False)
     propagate(program)
     return program
+
+
+def _refuse_strange_ops(program: Program) -> None:
+    """Say at once what every pass and `save` would say: an op that no program may hold; TraceError."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and not allowed(node.target):
+            raise TraceError(
+                f"{program.source.model_class} could not be traced: the code in module "
+                f"'{node.meta.get('module', '')}' calls '{node.target}', which is not an op of a program"
+            )
 
 
 def _as_json(config: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def begin(job: Job, *, resume: bool) -> Path:
         raise DataError(
             f"'{job.out}' holds an interrupted run; resume it, or choose another folder"
         )
-    require_free(job.out, overwrite=resume)
+    require_free(job.out, overwrite=resume, advice="choose another")
     with refusals(job.out):
         work.mkdir(exist_ok=True)
     write_json(work / "job.json", described(job))

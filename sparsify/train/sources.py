@@ -98,11 +98,15 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             continue
         where = f"'{path}' line {number}"
         try:
-            yield where, json.loads(line)
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise DataError(f"{where} is not JSON: {error.msg}") from error
         except RecursionError as error:
             raise DataError(f"{where} is nested too deeply") from error
+        except ValueError as error:  # a number of too many digits, or half a pair of surrogates
+            raise DataError(f"{where} cannot be read: {reason_of(error)}") from error
+        yield where, row
 
 
 def _json_texts(path: Path) -> Iterator[str]:

@@ -141,3 +141,45 @@ def test_a_write_that_cannot_be_followed_is_refused():
 def test_memory_that_is_shared_at_some_sizes_alone_is_found():
     with pytest.raises(TraceError, match="is not Writes: at batch 1, length 2 its output 'output'"):
         trace(Writes(by_size), {"x": torch.randn(2, 3, 8)}, {"x": {0: "batch", 1: "length"}})
+
+
+class Refilled(nn.Module):
+    """A buffer that each run overwrites before it reads it, and one that it reads first."""
+
+    def __init__(self, *, reads):
+        super().__init__()
+        self.reads = reads
+        self.register_buffer("table", torch.ones(8))
+
+    def forward(self, x):
+        before = self.table + 1 if self.reads else 0
+        self.table.copy_(torch.where(x.sum() > 0, x.mean((0, 1)), x[0, 0]))
+        return x * self.table + before
+
+
+def test_a_buffer_that_is_overwritten_before_it_is_read_keeps_nothing(tmp_path):
+    model, x = Refilled(reads=False), torch.randn(2, 5, 8)
+    program = trace(model, {"x": x}, {"x": {0: "batch", 1: "length"}})
+    assert torch.equal(model.table, torch.ones(8))
+    other = torch.randn(3, 4, 8)
+    assert torch.equal(load(save(program, tmp_path / "p")).run({"x": other})[0], model(other))
+
+
+def test_a_buffer_that_is_read_before_it_is_written_is_state():
+    with pytest.raises(
+        TraceError, match=r"writes into its own tensor 'table' \(aten.copy_.default\)"
+    ):
+        trace(Refilled(reads=True), {"x": torch.randn(2, 5, 8)})
+
+
+def test_an_op_that_no_program_holds_is_told_at_once():
+    class Draws(nn.Module):
+        def forward(self, x):
+            return x + torch.ops.aten._fft_r2c(x, [2], 0, True).real.sum()
+
+    with pytest.raises(TraceError) as error:
+        trace(Draws(), {"x": torch.randn(2, 5, 8)})
+    assert str(error.value) == (
+        "Draws could not be traced: the code in module '' calls 'aten._fft_r2c.default', "
+        "which is not an op of a program"
+    )

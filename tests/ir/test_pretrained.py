@@ -265,3 +265,10 @@ def test_a_broken_tokenizer_is_not_taken_for_none(changed):
     (place / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"the tokenizer of '.*' could not be loaded: ."):
         load_tokenizer(str(place))
+
+
+@pytest.mark.parametrize("name", ["", "./none", "/nowhere/x", "no/where/x"])
+def test_a_path_that_leads_nowhere_is_called_so(name):
+    with pytest.raises(DataError) as error:
+        load_model(name)
+    assert str(error.value) == f"there is no folder '{name}'; a model is a folder or a hub id"

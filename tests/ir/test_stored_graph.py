@@ -172,6 +172,7 @@ def test_functions_that_no_program_calls(target, saved):
     ("aten.gelu.default", [float("nan")], "the argument nan is none of a graph"),
     ("aten.gelu.default", [[[[[[[[1]]]]]]]], "the argument [1] is none of a graph"),
     ("aten.gelu.default", [1] * 9, "too many arguments"),
+    ("aten.softmax.int", [{"node": 0}, 2, -1], "'aten.softmax.int' takes no -1 for its dtype"),
 ])  # fmt: skip
 def test_arguments_that_no_graph_holds(target, args, why, saved):
     def change(about):

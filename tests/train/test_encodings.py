@@ -75,3 +75,12 @@ def test_a_column_of_another_type_is_refused(values, kind, tmp_path):
         other = tmp_path / "a.jsonl"
         other.write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"text": values[0]}))
         assert refused(read_texts, other) == f"'{other}' line 2 has no string field 'text'"
+
+
+@pytest.mark.parametrize(
+    "row", ['{"text": "half \\ud800"}', '{"text": "one", "n": ' + "9" * 5000 + "}"]
+)
+def test_a_row_that_no_program_can_hold_is_told_with_its_line(row, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n' + row)
+    assert refused(read_texts, path).startswith(f"'{path}' line 2 cannot be read: ")
