@@ -36,6 +36,7 @@ from sparsify.ir.packed_blocks import (
 )
 from sparsify.ir.pretrained import class_named, config_of, quiet
 from sparsify.ir.program import Program
+from sparsify.ir.rope import switch_length
 from sparsify.ir.shell import hollow
 from sparsify.ir.tables import Table, tables
 from sparsify.ir.types import propagate
@@ -251,7 +252,10 @@ def _in_two_steps(made: Program, batch: Mapping[str, Tensor]) -> Tensor:
     rows, length = batch["input_ids"].shape
     past = dict(empty_past(made, rows))
     found = []
-    for start, end in ((0, length // 2), (length // 2, length)):
+    # Keys from before a switch of the rotary angles are turned otherwise: both steps lie behind it.
+    switch = switch_length(made.source.config)
+    cut = length // 2 if switch is None or length <= switch else min(switch + 1, length - 1)
+    for start, end in ((0, cut), (cut, length)):
         part = {name: value[:, start:end] for name, value in batch.items()}
         if "attention_mask" in batch:
             part["attention_mask"] = batch["attention_mask"][:, :end]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparsify.stream.prune as module
+from sparsify.ir import architecture, pretrained
 from sparsify.ir.stages import stages
 from sparsify.ir.views import targeted
 from sparsify.select.one_shot import OneShot
@@ -44,7 +45,8 @@ def named(build, tmp_path, monkeypatch):
     model = build("llama")
     usual, other = tmp_path / "usual", tmp_path / "named"
     model.save_pretrained(usual)
-    monkeypatch.setattr(transformers, "NamedForCausalLM", NamedForCausalLM, raising=False)
+    for library in (transformers, architecture.transformers, pretrained.transformers):
+        monkeypatch.setattr(library, "NamedForCausalLM", NamedForCausalLM, raising=False)
     renamed = NamedForCausalLM(model.config)
     renamed.load_state_dict(
         {
