@@ -99,7 +99,8 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         where = f"'{path}' line {number}"
         try:
             row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()
+            if "\\u" in line:  # only an escape can spell half a pair of surrogates
+                json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise DataError(f"{where} is not JSON: {error.msg}") from error
         except RecursionError as error:
