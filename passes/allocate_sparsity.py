@@ -21,6 +21,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.views import Linear, composed_weight, out_in, targeted
 from sparsify.select.layers import Layer, feature_grams, layers_of
 from sparsify.select.statistics import by_wanda
+from sparsify.select.weights import NO_MASK
 from sparsify.tensors.alignment import redundancy
 from sparsify.tensors.allocation import (
     arithmetic,
@@ -82,7 +83,7 @@ class AllocateSparsity(Pass):
         """Write the shares into the plan; returns the number of layers."""
         views = [v for v in targeted(program, self.targets, self.ignore) if v.mask is not None]
         if not views:
-            raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
+            raise OptionError(NO_MASK)
         layers = layers_of(program, views)
         sizes = torch.tensor([layer.size(program) for layer in layers], dtype=torch.float64)
         found = self._shares(program, context, layers, sizes)

@@ -16,6 +16,7 @@ from sparsify.ir.bias import add_bias, refuse_unbiasable
 from sparsify.ir.groupmask import group_masks
 from sparsify.ir.program import Program
 from sparsify.ir.views import linears, targeted
+from sparsify.select.weights import NO_MASK
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class InsertBias(Pass):
             masked |= {view.weight for view in linears(program) if view.mask is not None}
         views = [view for view in linears(program) if view.weight in chosen & masked]
         if not views:
-            raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
+            raise OptionError(NO_MASK)
         refuse_unbiasable(program, views)
         for view in views:
             add_bias(program, view)

@@ -159,6 +159,11 @@ class Program:
         return owner, name
 
 
+def has_default(name: str) -> bool:
+    """Whether an input of that name may be missing from a batch: a mask, positions, segments."""
+    return name.endswith("attention_mask") or name in ("position_ids", "token_type_ids")
+
+
 def default_input(name: str, reference: Tensor) -> Tensor:
     """The value of a missing input, shaped like `reference [batch, length, ...]`.
 

@@ -53,6 +53,8 @@ def trace(
     random numbers or keeps state in evaluation mode, or the output that the program has otherwise; and
     for adapters and sharded weights.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"trace takes a model, and {type(model).__name__} is none; load it first")
     model = unwrapped(model)
     with unchanged(model):
         program = _traced(model, inputs, dynamic, tokenizer, check)

@@ -21,6 +21,7 @@ from sparsify.tensors.pattern import Pattern
 Scope = Literal["row", "layer", "global"]
 Gradients = Mapping[str, Tensor]
 EITHER = "choose either a sparsity, as in sparsity=0.5, or a pattern, as in 2:4"
+NO_MASK = "no target has a mask; widen the targets, or those of insert-masks (an output head has to be named)"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def masked(
         if (view.mask is not None if coming is None else view.weight in coming)
     ]
     if not found:
-        raise OptionError("no target has a mask; widen the targets, or those of insert-masks")
+        raise OptionError(NO_MASK)
     return found
 
 

@@ -15,7 +15,7 @@ from sparsify.ir.devices import following
 from sparsify.ir.modes import set_training
 from sparsify.ir.pickled import with_tensors
 from sparsify.ir.pretrained import class_named, config_of
-from sparsify.ir.program import Program
+from sparsify.ir.program import Program, has_default
 from sparsify.ir.segments import run_segments
 from sparsify.ir.store_into import save_into
 from sparsify.ir.tables import tables
@@ -29,6 +29,7 @@ from sparsify.train.likeness import (
 )
 from sparsify.train.losses import TaskLoss
 from sparsify.train.sharded import whole
+from sparsify.words import nearest
 
 _INSIDE = "graph_module."
 _INSTEAD = {
@@ -70,7 +71,7 @@ class ProgramModel(nn.Module):
 
         The loss, if labelled, is the mean over the labels that are not -100, or their sum over
         `num_items_in_batch`; padding counts unless its labels say otherwise, as in the Hugging Face
-        model. Raises SparsifyError for what the program cannot return.
+        model. Raises SparsifyError for what the program cannot return and for arguments it does not take.
         """
         given = self._named(values, batch)
         as_dict, items = given.pop("return_dict", True), given.pop("num_items_in_batch", None)
@@ -80,6 +81,7 @@ class ProgramModel(nn.Module):
                 f"the program returns {', '.join(self.program.source.outputs)} and cannot be asked for "
                 f"'{asked[0]}'; trace a model that returns it"
             )
+        self._refuse_strangers(given)
         labels = {k: given.pop(k) for k in (*LABELS, *SPANS) if k in given}
         outputs = self._outputs(self.program.complete(given))
         fields = dict(zip(self.program.source.outputs, outputs, strict=True))
@@ -252,6 +254,14 @@ class ProgramModel(nn.Module):
             raise SparsifyError(f"'{twice[0]}' was given twice, by its place and by its name")
         named = {**dict(zip(names, values, strict=False)), **batch}
         return {key: value for key, value in named.items() if value is not None}
+
+    def _refuse_strangers(self, given: Mapping[str, Any]) -> None:
+        """Refuse what would change nothing, as misspelt labels or a cache; masks and switches may stay."""
+        names = self._arguments()
+        for key, value in given.items():
+            off = not isinstance(value, Tensor) and value in (False, 0)
+            if not off and key not in names and not has_default(key):
+                raise SparsifyError(f"the program takes no '{key}'{nearest(key, names)}")
 
     def _arguments(self) -> tuple[str, ...]:
         return arguments(self.program.source, tuple(self.program.sample))

@@ -164,3 +164,6 @@ def test_a_plain_module_needs_inputs():
     assert str(caught.value) == (
         "a plain module needs example inputs by argument name to be traced"
     )
+    with pytest.raises(TraceError) as caught:
+        trace("folder")
+    assert str(caught.value) == "trace takes a model, and str is none; load it first"

@@ -285,7 +285,7 @@ def test_targets_without_a_mask_are_refused(traced):
     with pytest.raises(OptionError) as caught:
         choose(traced("mlp"), "insert-masks{targets=up} | choose-masks{targets=down sparsity=0.5}")
     assert str(caught.value).endswith(
-        ", no target has a mask; widen the targets, or those of insert-masks"
+        ", no target has a mask; widen the targets, or those of insert-masks (an output head has to be named)"
     )
 
 

@@ -58,5 +58,5 @@ def test_targets_without_a_mask_are_refused_before_the_run(odd):
         )
     assert str(caught.value) == (
         "pass 2 of 2, 'choose-masks{sparsity=0.5 targets=up}', no target has a mask; widen the targets, "
-        "or those of insert-masks"
+        "or those of insert-masks (an output head has to be named)"
     )

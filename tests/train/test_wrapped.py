@@ -77,6 +77,15 @@ def test_a_class_of_the_users_stays_itself(traced):
             "the program takes input_ids, attention_mask, position_ids, labels; 5 were given",
         ),
         (
+            lambda model: model(IDS, lables=IDS),
+            "the program takes no 'lables'; did you mean 'labels'?",
+        ),
+        (
+            lambda model: model(IDS, logits_to_keep=1),
+            "the program takes no 'logits_to_keep'; there are: attention_mask, input_ids, labels, "
+            "position_ids",
+        ),
+        (
             lambda model: model(IDS, input_ids=IDS),
             "'input_ids' was given twice, by its place and by its name",
         ),
