@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import Context, Program, load_data, load_model, parse, save, trace
-from sparsify.files import read_json, write_json
+from sparsify.data.sequences import Data
+from sparsify.disk.files import read_json, write_json
 from sparsify.measure.quality import perplexity
-from sparsify.train.data import Data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_embedded import read_source, split

@@ -26,14 +26,14 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify import Context, parse, trace
-from sparsify.engine.training import AdamS, ArsSte
-from sparsify.files import write_json
+from sparsify.data.sequences import TextData
+from sparsify.disk.files import write_json
 from sparsify.ir.program import Program
 from sparsify.measure.machine import machine, machine_line
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.adaptive import AdaptiveMasks, Refresh
-from sparsify.train.data import TextData
+from sparsify.train.moving_masks import AdaptiveMasks, Refresh
 from sparsify.train.optimizer import SparseAdamW
+from sparsify.train.options import AdamS, ArsSte
 
 LENGTH, VOCABULARY = 256, 4096
 MASKS = "insert-masks | choose-masks{pattern=2:4}"

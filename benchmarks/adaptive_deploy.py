@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import Context, Program, export, load, load_data, load_model, parse, trace
-from sparsify.artifacts import artifacts
-from sparsify.files import write_json
+from sparsify.commands.artifacts import artifacts
+from sparsify.data.sequences import Data
+from sparsify.disk.files import write_json
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import compare, to_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
-from sparsify.train.data import Data
 
 LENGTH = 128
 ROWS = {

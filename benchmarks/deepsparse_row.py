@@ -37,9 +37,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import native, onnxruntime_session
-from sparsify.files import write_json
+from sparsify.disk.files import write_json
 from sparsify.measure.machine import machine, machine_line
-from sparsify.tensors.packed import Layout, pack
+from sparsify.tensors.packing.packed import Layout, pack
 
 WORKER = Path(__file__).parent / "deepsparse_worker.py"
 PACKAGES = ("deepsparse==1.8.0", "numpy<2")

@@ -19,16 +19,16 @@ from typing import Any
 from rich.console import Console
 
 from sparsify import Context, Pipeline, Program, export, load_model, parse, recipe, trace
+from sparsify.commands.bar import Bar
+from sparsify.data.sequences import Data, SentenceData, split
+from sparsify.describe.count import count
+from sparsify.disk.files import write_json
 from sparsify.engine.contract import Pass
 from sparsify.errors import DataError
-from sparsify.files import write_json
-from sparsify.measure.count import count
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import compare
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import Similarity, cosine, embed
-from sparsify.progress import Bar
-from sparsify.train.data import Data, SentenceData, split
 
 LENGTH = 64
 

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import native
-from sparsify.files import write_json
+from sparsify.disk.files import write_json
 from sparsify.measure.latency import turn
 from sparsify.measure.machine import machine, machine_line
 

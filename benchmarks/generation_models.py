@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify import Program, export, load_model, parse, trace
-from sparsify.files import read_json, write_json
-from sparsify.ir.pretrained import quiet
+from sparsify.disk.files import read_json, write_json
+from sparsify.pretrained.load import quiet
 
 ROWS = "rows.json"
 DENSE, INT4 = "ours, dense float32", "ours, dense int4"

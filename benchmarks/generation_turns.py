@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import native
-from sparsify.caches import Caches, GrowingCaches, SharedCaches
-from sparsify.files import write_json
+from sparsify.disk.files import write_json
 from sparsify.measure.latency import turn
 from sparsify.measure.machine import machine, machine_line
-from sparsify.session import SHARED_CACHE, onnxruntime_session
+from sparsify.runtime.caches import Caches, GrowingCaches, SharedCaches
+from sparsify.runtime.session import SHARED_CACHE, onnxruntime_session
 
 CALM = {"session.force_spinning_stop": "1"}
 Seconds = dict[str, list[float]]

@@ -97,7 +97,7 @@ def empty_pasts(session: Any, length: int, heads: int, size: int) -> dict[str, A
 
 def write_logits(folder: Path, ids: Any, out: Path, heads: int, size: int) -> None:
     """The logits of a prompt, from an empty cache."""
-    from sparsify.session import onnxruntime_session
+    from sparsify.runtime.session import onnxruntime_session
 
     session = onnxruntime_session(folder / "model.onnx", threads=os.cpu_count() or 1)
     places = np.arange(ids.shape[1])[None]

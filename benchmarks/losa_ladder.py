@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import Context, load_model, parse, trace
+from sparsify.data.sequences import Data
+from sparsify.disk.files import read_json, write_json
 from sparsify.engine.report import Report, Row
-from sparsify.files import read_json, write_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.tensors.allocation import cubic
-from sparsify.train.data import Data
 
 RUNGS = 5
 # Name -> the share of zeros, and what makes it whole N of M.

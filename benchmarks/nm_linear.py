@@ -26,7 +26,7 @@ from rich.table import Table
 from roofline import roofline
 
 from sparsify import native
-from sparsify.files import write_json
+from sparsify.disk.files import write_json
 from sparsify.measure.machine import machine, machine_line
 
 SHAPES = "2048x2048,5632x2048,2048x5632,4096x4096"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from sparsify import native
-from sparsify.tensors.packed import Layout, pack
+from sparsify.tensors.packing.packed import Layout, pack
 from sparsify.tensors.quantize import absmax_scales, round_weight
 
 Array = NDArray[Any]

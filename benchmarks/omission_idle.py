@@ -19,12 +19,12 @@ from rich.table import Table
 from torch import Tensor
 
 from sparsify import Program, load_data, load_model, parse, trace
-from sparsify.files import write_json
+from sparsify.data.sequences import Data
+from sparsify.disk.files import write_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
-from sparsify.train.data import Data
-from sparsify.train.omission import Omitting
-from sparsify.train.wrapped import ProgramModel
+from sparsify.train.omitting import Omitting
+from sparsify.train.program_model import ProgramModel
 
 WAYS = {
     "maxip, topk": "metric=maxip select=topk",

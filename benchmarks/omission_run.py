@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import Context, Program, load_data, load_model, parse, trace
-from sparsify.files import read_json, write_json
-from sparsify.ir.modes import set_training
+from sparsify.data.sequences import Data, split
+from sparsify.disk.files import read_json, write_json
+from sparsify.ir.mode import set_training
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
-from sparsify.train.data import Data, split
 
 Results = dict[str, list[dict[str, Any]]]
 SAT = "SAT"

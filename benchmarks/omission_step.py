@@ -28,12 +28,12 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import sparsify.train.omission as site
+import sparsify.train.omitting as site
 from sparsify import Program, parse, trace
-from sparsify.files import write_json
+from sparsify.disk.files import write_json
 from sparsify.measure.machine import machine, machine_line
-from sparsify.train.omission import Omitting
-from sparsify.train.wrapped import ProgramModel
+from sparsify.train.omitting import Omitting
+from sparsify.train.program_model import ProgramModel
 
 VOCABULARY = 4096
 # Name -> options of insert-omission and the rate; the first is what all are compared with.

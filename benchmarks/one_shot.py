@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import Context, Program, load_data, load_model, parse, trace
-from sparsify.files import write_json
+from sparsify.data.sequences import Data, split
+from sparsify.disk.files import write_json
 from sparsify.measure.quality import perplexity
-from sparsify.train.data import Data, split
 
 TARGETS = ("sparsity=0.5", "sparsity=0.6", "sparsity=0.7", "pattern=4:8", "pattern=2:4")
 SCORES = ("magnitude", "wanda", "sparsegpt")

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify import Program, export, native, parse, trace
-from sparsify.files import write_json
+from sparsify.disk.files import write_json
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import Timing, compare, open_session
 from sparsify.measure.machine import machine, machine_line

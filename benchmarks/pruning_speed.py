@@ -28,11 +28,11 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify import load_data, load_model
-from sparsify.files import write_json
-from sparsify.ir.pretrained import quiet
+from sparsify.data.sequences import Data
+from sparsify.disk.files import write_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
-from sparsify.train.data import Data
+from sparsify.pretrained.load import quiet
 
 WORKER = Path(__file__).with_name("pruning_worker.py")
 # Held-out tokens that a written folder is measured on.

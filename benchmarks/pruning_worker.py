@@ -22,11 +22,11 @@ from torch import Tensor
 
 def ours(folder: str, ids: Tensor, score: str, out: Path, order: Any) -> Callable[[], Any]:
     """Prunes with `sparsify.stream`, 8 sequences at a time."""
+    from sparsify.data.sequences import TextData
     from sparsify.select.one_shot import OneShot
     from sparsify.select.weights import Target
     from sparsify.stream.job import Job
     from sparsify.stream.prune import prune
-    from sparsify.train.data import TextData
 
     data = TextData(ids.flatten(), ids.shape[1])
     how = OneShot(score, Target.of(None, "2:4"))  # type: ignore[arg-type]

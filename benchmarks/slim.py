@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import Context, Program, load_data, load_model, parse, trace
-from sparsify.files import write_json
-from sparsify.ir.beside import besides
-from sparsify.ir.names import adapter
-from sparsify.ir.views import effective_weight, out_in
+from sparsify.data.sequences import split
+from sparsify.disk.files import write_json
+from sparsify.ir.features.beside import besides
+from sparsify.ir.tensor_names import adapter
+from sparsify.ir.views.linear import effective_weight, out_in
 from sparsify.measure.quality import perplexity
-from sparsify.select.dense import Dense
+from sparsify.select.dense_twin import Dense
 from sparsify.select.statistics import statistics_of
-from sparsify.train.data import split
 
 SEEN = (
     "insert-probes{{gram=true}} | calibrate{{samples={samples}}} | insert-masks | "

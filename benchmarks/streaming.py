@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from sparsify import load_data, load_model
-from sparsify.files import write_json
+from sparsify.disk.files import write_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.select.one_shot import OneShot
 from sparsify.select.weights import Target

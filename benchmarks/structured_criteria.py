@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify import Context, Program, load_data, load_model, parse, trace
-from sparsify.files import write_json
-from sparsify.ir.groupmask import group_masks
+from sparsify.data.sequences import Data, split
+from sparsify.disk.files import write_json
+from sparsify.ir.features.group_mask import group_masks
 from sparsify.measure.quality import perplexity
-from sparsify.train.data import Data, split
 
 CRITERIA = (
     "random",

@@ -18,8 +18,8 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify import export, parse, trace
-from sparsify.files import write_json
-from sparsify.measure.count import count
+from sparsify.describe.count import count
+from sparsify.disk.files import write_json
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import compare, to_json
 from sparsify.measure.machine import machine, machine_line

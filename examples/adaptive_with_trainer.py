@@ -13,12 +13,12 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from sparsify import Context, ProgramModel, export, load_model, parse, trace
-from sparsify.demo import sequences
-from sparsify.engine.training import ArsSte
+from sparsify.commands.demo import sequences
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.adaptive import AdaptiveMasks, Refresh
 from sparsify.train.callback import AdaptiveMasksCallback
+from sparsify.train.moving_masks import AdaptiveMasks, Refresh
 from sparsify.train.optimizer import SparseAdamW
+from sparsify.train.options import ArsSte
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from sparsify import Context, ProgramModel, export, load_model, parse, trace
-from sparsify.demo import sequences
+from sparsify.commands.demo import sequences
 
 
 def main() -> None:

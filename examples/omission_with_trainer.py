@@ -13,10 +13,10 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from sparsify import Context, ProgramModel, export, load_model, parse, trace
-from sparsify.demo import sequences
-from sparsify.engine.training import Lors
+from sparsify.commands.demo import sequences
 from sparsify.train.callback import OmissionCallback
-from sparsify.train.omission import Omitting
+from sparsify.train.omitting import Omitting
+from sparsify.train.options import Lors
 
 
 def main() -> None:

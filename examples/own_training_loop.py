@@ -8,9 +8,9 @@ import argparse
 import torch
 
 from sparsify import Context, ProgramModel, load_model, parse, trace
-from sparsify.demo import sequences
-from sparsify.measure.count import count
-from sparsify.train.data import batches, sample
+from sparsify.commands.demo import sequences
+from sparsify.data.sequences import batches, sample
+from sparsify.describe.count import count
 from sparsify.train.trainable import select_trainable
 
 

@@ -10,17 +10,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from exporters.config_search import Misfit, Search, class_of, empty_model, holder
-from exporters.folder import dtype_of, write_about, write_beside, write_config
-from exporters.head_counts import check_head_counts
+from exporters.beside.config_search import Misfit, Search, class_of, empty_model, holder
+from exporters.beside.head_counts import check_head_counts
+from exporters.beside.transformers_files import dtype_of, write_about, write_beside, write_config
+from sparsify.disk.weights_file import write_tensors
 from sparsify.engine.contract import Exporter, Moves, Reader
-from sparsify.engine.shape import Heads
 from sparsify.errors import DataError, ExportError
-from sparsify.ir.loaded import check_loaded
-from sparsify.ir.pretrained import config_of, quiet
 from sparsify.ir.program import Program
+from sparsify.pretrained.completeness import check_loaded
+from sparsify.pretrained.load import config_of, quiet
+from sparsify.select.target_shape import Heads
 from sparsify.tensors.precision import largest_difference
-from sparsify.weights_file import write_tensors
 
 _SHOWN = 3
 

@@ -1,6 +1,6 @@
 """onnx: one `model.onnx` for any runtime that speaks the operator set, through `torch.onnx`.
 
-The program is lowered first (`sparsify.ir.lower`), so that every parameter stands in the file under
+The program is lowered first (`sparsify.ir.lower.pipeline`), so that every parameter stands in the file under
 its own name and grouped attention is one node. Inputs, outputs and varying dimensions keep their
 names. A packed linear is one node of our own domain, with its bytes as one initializer.
 """
@@ -19,20 +19,21 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporters import onnx_blocks, onnx_packed
-from exporters.folder import slow_notes, write_about, write_beside, write_config
-from exporters.onnx_experts import translations
+from exporters.beside.transformers_files import slow_notes, write_about, write_beside, write_config
+from exporters.onnx_graph import packed_dense as onnx_blocks
+from exporters.onnx_graph import packed_nm as onnx_packed
+from exporters.onnx_graph.experts import translations
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
-from sparsify.ir.cached import public_name
-from sparsify.ir.exclusive import EXCLUSIVE
-from sparsify.ir.lower import lowered
-from sparsify.ir.names import PACKED
-from sparsify.ir.packed import packed_linears
-from sparsify.ir.packed_blocks import block_weights, is_rounded
-from sparsify.ir.pretrained import class_named, config_of
+from sparsify.exclusive import EXCLUSIVE
+from sparsify.ir.decode.trace import public_name
+from sparsify.ir.features.packed_dense import block_weights, is_rounded
+from sparsify.ir.lower.pipeline import lowered
 from sparsify.ir.program import Program
-from sparsify.session import onnxruntime_session
+from sparsify.ir.tensor_names import PACKED
+from sparsify.ir.views.packed import packed_linears
+from sparsify.pretrained.load import class_named, config_of
+from sparsify.runtime.session import onnxruntime_session
 
 FILE = "model.onnx"
 # A protobuf message ends at 2 GiB; heavier weights go into a file of their own beside the graph. So do

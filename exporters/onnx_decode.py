@@ -16,14 +16,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporters.folder import write_about, write_beside, write_config
-from exporters.genai import write_cached
+from exporters.beside.genai import write_cached
+from exporters.beside.transformers_files import write_about, write_beside, write_config
 from exporters.onnx import FILE, Onnx
-from exporters.onnx_attention import fuse_attention
+from exporters.onnx_graph.attention import fuse_attention
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
-from sparsify.ir.causal import is_causal
-from sparsify.ir.decode import DECODED, check_decoder, decoder
+from sparsify.ir.decode.variant import DECODED, check_decoder, decoder
+from sparsify.ir.facts.causal import is_causal
 from sparsify.ir.program import Program
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.engine.export import EVERY_FEATURE
 from sparsify.ir.program import Program
-from sparsify.ir.store import load, write
+from sparsify.ir.storage.folder import load, write
 
 
 @dataclass(frozen=True)

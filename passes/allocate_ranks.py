@@ -10,15 +10,15 @@ scale c stays, and so does the text of the graph. Source: LoSA (2502.14816), sec
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sparsify.data.sequences import batches, sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
+from sparsify.ir.features.weight_side import resize_branch
 from sparsify.ir.program import Program
 from sparsify.ir.types import propagate
-from sparsify.ir.views import linears
-from sparsify.ir.weights import resize_branch
+from sparsify.ir.views.linear import linears
 from sparsify.select.layers import layer_errors, layers_of
 from sparsify.tensors.allocation import ranks
-from sparsify.train.data import batches, sample
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sparsify.data.sequences import sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, composed_weight, out_in, targeted
+from sparsify.ir.views.linear import Linear, composed_weight, out_in, targeted
 from sparsify.select.layers import Layer, feature_grams, layers_of
 from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import NO_MASK
@@ -33,7 +34,6 @@ from sparsify.tensors.allocation import (
     outlier_share,
 )
 from sparsify.tensors.masks import keep_across
-from sparsify.train.data import sample
 
 # What the papers take; `rmi` by how far the target is, `atp` has to be searched.
 _SPREADS = {"owl": 0.08, "alpha": 0.3}

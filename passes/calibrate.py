@@ -10,13 +10,13 @@ from typing import ClassVar
 
 import torch
 
+from sparsify.data.sequences import batches, sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.modes import evaluating
+from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
-from sparsify.ir.views import probes
+from sparsify.ir.views.linear import probes
 from sparsify.select.statistics import Collector
-from sparsify.train.data import batches, sample
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.ir.beside import Beside, besides
-from sparsify.ir.names import adapter
+from sparsify.ir.features.beside import Beside, besides
 from sparsify.ir.program import Program
-from sparsify.ir.views import effective_weight, out_in
-from sparsify.select.dense import Dense
+from sparsify.ir.tensor_names import adapter
+from sparsify.ir.views.linear import effective_weight, out_in
+from sparsify.select.dense_twin import Dense
 from sparsify.select.statistics import statistics_of
 from sparsify.select.weights import store_weight
 from sparsify.tensors.lowrank import best_rank, best_rank_by_gram, best_rank_by_saliency, saliency

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
-from sparsify.ir.bias import AddedBias, added_biases
-from sparsify.ir.groupmask import GroupMask, expand_group_mask, group_masks
+from sparsify.ir.features.bias import AddedBias, added_biases
+from sparsify.ir.features.group_mask import GroupMask, expand_group_mask, group_masks
 from sparsify.ir.program import Program
-from sparsify.ir.views import branched_weight, out_in
+from sparsify.ir.views.linear import branched_weight, out_in
 from sparsify.select.statistics import statistics_of
 from sparsify.tensors.importance import mean_bias
 

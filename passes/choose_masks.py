@@ -22,12 +22,20 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from sparsify.data.sequences import sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
-from sparsify.engine.shape import Heads, Shape
 from sparsify.errors import OptionError
-from sparsify.ir.blockmask import KINDS
+from sparsify.ir.features.block_mask import KINDS
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, linears, targeted
+from sparsify.ir.views.linear import Linear, linears, targeted
+from sparsify.select.channels_and_heads import (
+    choose_blocks,
+    choose_experts,
+    choose_groups,
+    choose_width,
+    keep_blocks,
+    most,
+)
 from sparsify.select.gradients import weight_gradients
 from sparsify.select.groups import Amount, Rule, heads_left
 from sparsify.select.importance import (
@@ -39,14 +47,7 @@ from sparsify.select.importance import (
     Score,
 )
 from sparsify.select.one_shot import Method, OneShot, prune_linears
-from sparsify.select.structure import (
-    choose_blocks,
-    choose_experts,
-    choose_groups,
-    choose_width,
-    keep_blocks,
-    most,
-)
+from sparsify.select.target_shape import Heads, Shape
 from sparsify.select.weights import (
     Gradients,
     Target,
@@ -57,7 +58,6 @@ from sparsify.select.weights import (
     targets_of,
 )
 from sparsify.tensors.masks import keep_top
-from sparsify.train.data import sample
 
 Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"]
 _OF_WEIGHTS = (*get_args(Method), "taylor")

@@ -14,12 +14,12 @@ from typing import ClassVar, Literal
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.ir.globs import matches
+from sparsify.ir.ops.rounding import BITS
 from sparsify.ir.program import Program
-from sparsify.ir.rounding import BITS
-from sparsify.ir.tables import Table, tables
-from sparsify.ir.targets import expected
-from sparsify.ir.views import Linear, composed_weight, linears, out_in
+from sparsify.ir.views.embedding import Table, tables
+from sparsify.ir.views.globs import matches
+from sparsify.ir.views.linear import Linear, composed_weight, linears, out_in
+from sparsify.ir.views.targets import expected
 from sparsify.select.weights import store_scales
 from sparsify.tensors.quantize import SCALES
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
+from sparsify.ir.features.slorb import slorbs
 from sparsify.ir.program import Program
-from sparsify.ir.slorb import slorbs
-from sparsify.ir.views import branched_weight, out_in
+from sparsify.ir.views.linear import branched_weight, out_in
 from sparsify.tensors.lowrank import block_indicator, block_means
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
-from sparsify.ir.bias import added_biases, fold_bias
+from sparsify.ir.features.bias import added_biases, fold_bias
 from sparsify.ir.program import Program
 
 

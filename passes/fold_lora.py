@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import SparsifyError
+from sparsify.ir.features.weight_side import drop_composition
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, branched_weight, linears, out_in
-from sparsify.ir.weights import drop_composition
+from sparsify.ir.views.linear import Linear, branched_weight, linears, out_in
 from sparsify.tensors.lowrank import delta
 
 

@@ -14,10 +14,10 @@ import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.groupmask import drop_group_mask, expand_group_mask, group_masks
+from sparsify.ir.features.group_mask import drop_group_mask, expand_group_mask, group_masks
+from sparsify.ir.features.weight_side import drop_composition
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, effective_weight, linears, out_in
-from sparsify.ir.weights import drop_composition
+from sparsify.ir.views.linear import Linear, effective_weight, linears, out_in
 
 
 @dataclass(frozen=True)

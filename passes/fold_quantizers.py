@@ -13,11 +13,11 @@ import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
+from sparsify.ir.features.weight_side import drop_quantizers, drop_rounding
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
-from sparsify.ir.tables import rounded_table, tables
-from sparsify.ir.views import effective_weight, linears
-from sparsify.ir.weights import drop_quantizers, drop_rounding
+from sparsify.ir.views.embedding import rounded_table, tables
+from sparsify.ir.views.linear import effective_weight, linears
 
 
 @dataclass(frozen=True)

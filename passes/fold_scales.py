@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
-from sparsify.ir.ops import scale_weight
+from sparsify.ir.features.weight_side import drop_composition
+from sparsify.ir.ops.registry import scale_weight
 from sparsify.ir.program import Program
-from sparsify.ir.views import linears
-from sparsify.ir.weights import drop_composition
+from sparsify.ir.views.linear import linears
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.beside import add_beside
-from sparsify.ir.names import adapter
+from sparsify.ir.features.beside import add_beside
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, out_in, refuse_shared, targeted
+from sparsify.ir.tensor_names import adapter
+from sparsify.ir.views.linear import Linear, out_in, refuse_shared, targeted
 from sparsify.tensors.lowrank import initial, seed_of
 
 

@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.bias import add_bias, refuse_unbiasable
-from sparsify.ir.groupmask import group_masks
+from sparsify.ir.features.bias import add_bias, refuse_unbiasable
+from sparsify.ir.features.group_mask import group_masks
 from sparsify.ir.program import Program
-from sparsify.ir.views import linears, targeted
+from sparsify.ir.views.linear import linears, targeted
 from sparsify.select.weights import NO_MASK
 
 

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.names import lora
+from sparsify.ir.features.weight_side import add_branch
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear, out_in, refuse_shared, targeted
-from sparsify.ir.weights import add_branch
+from sparsify.ir.tensor_names import lora
+from sparsify.ir.views.linear import Linear, out_in, refuse_shared, targeted
 from sparsify.tensors.lowrank import initial, seed_of
 
 

@@ -23,18 +23,18 @@ import torch
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Router
-from sparsify.ir.axes.index import expand_index
 from sparsify.ir.axes.residual import Block, blocks
+from sparsify.ir.axes.shrink.choice import expand_index
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.blockmask import KINDS, add_block_mask
-from sparsify.ir.experts import add_expert_mask
-from sparsify.ir.groupmask import add_group_mask
+from sparsify.ir.features.block_mask import KINDS, add_block_mask
+from sparsify.ir.features.expert_mask import add_expert_mask
+from sparsify.ir.features.group_mask import add_group_mask
+from sparsify.ir.features.weight_side import add_mask
+from sparsify.ir.features.width_mask import add_width_mask
 from sparsify.ir.program import Program
-from sparsify.ir.views import product_at, refuse_shared, targeted
-from sparsify.ir.weights import add_mask
-from sparsify.ir.widthmask import add_width_mask
+from sparsify.ir.views.linear import product_at, refuse_shared, targeted
+from sparsify.select.channels_and_heads import routers, width_at, widths
 from sparsify.select.groups import prunable
-from sparsify.select.structure import routers, width_at, widths
 
 Kind = Literal["weights", "channels", "heads", "experts", "layers", "blocks", "hidden"]
 

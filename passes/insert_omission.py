@@ -16,10 +16,10 @@ from typing import ClassVar, Literal
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import Analysis, analyse
-from sparsify.ir.names import PACKED, SUFFIXES
-from sparsify.ir.omission import Neurons, add_omission, neurons
+from sparsify.ir.features.omission import Neurons, add_omission, neurons
 from sparsify.ir.program import Program
-from sparsify.ir.views import targeted
+from sparsify.ir.tensor_names import PACKED, SUFFIXES
+from sparsify.ir.views.linear import targeted
 from sparsify.select.groups import prunable
 
 

@@ -15,9 +15,9 @@ from torch import fx
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.graph import Writer
-from sparsify.ir.ops import probe
+from sparsify.ir.ops.registry import probe
 from sparsify.ir.program import Program
-from sparsify.ir.views import feature_size, targeted
+from sparsify.ir.views.linear import feature_size, targeted
 from sparsify.select.statistics import empty_statistics
 
 

@@ -16,12 +16,12 @@ from typing import ClassVar, Literal
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
+from sparsify.ir.features.weight_side import add_quantizers
 from sparsify.ir.program import Program
-from sparsify.ir.tables import add_table_quantizer, heads, tables
-from sparsify.ir.targets import expected
-from sparsify.ir.views import Linear, refuse_shared, targeted
-from sparsify.ir.weights import add_quantizers
-from sparsify.tensors.layout import GROUPS
+from sparsify.ir.views.embedding import add_table_quantizer, heads, tables
+from sparsify.ir.views.linear import Linear, refuse_shared, targeted
+from sparsify.ir.views.targets import expected
+from sparsify.tensors.packing.layout import GROUPS
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
+from sparsify.ir.features.weight_side import add_row_scales
 from sparsify.ir.program import Program
-from sparsify.ir.views import out_in, refuse_shared, targeted
-from sparsify.ir.weights import add_row_scales
+from sparsify.ir.views.linear import out_in, refuse_shared, targeted
 
 
 @dataclass(frozen=True)

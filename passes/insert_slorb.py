@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
+from sparsify.ir.features.slorb import add_slorb
 from sparsify.ir.program import Program
-from sparsify.ir.slorb import add_slorb
-from sparsify.ir.views import Linear, out_in, refuse_shared, targeted
+from sparsify.ir.views.linear import Linear, out_in, refuse_shared, targeted
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
+from sparsify.ir.features.packed_dense import block_a_linear, block_a_table
 from sparsify.ir.graph import sweep
-from sparsify.ir.packed_blocks import block_a_linear, block_a_table
 from sparsify.ir.program import Program
-from sparsify.ir.tables import tables
-from sparsify.ir.views import linears
-from sparsify.select.blocking import Blocked, blocked
-from sparsify.select.packing import shrunk
+from sparsify.ir.views.embedding import tables
+from sparsify.ir.views.linear import linears
+from sparsify.pack.dense import Blocked, blocked
+from sparsify.pack.nm import shrunk
 
 
 @dataclass(frozen=True)

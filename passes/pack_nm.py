@@ -19,12 +19,12 @@ from typing import ClassVar, Literal
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.graph import sweep
-from sparsify.ir.packed import pack_linear
 from sparsify.ir.program import Program
-from sparsify.ir.views import refuse_shared, targeted
-from sparsify.select.packing import Request, layouts, packed_bytes, shrunk
-from sparsify.tensors.fit import Wanted
-from sparsify.tensors.layout import Layout
+from sparsify.ir.views.linear import refuse_shared, targeted
+from sparsify.ir.views.packed import pack_linear
+from sparsify.pack.nm import Request, layouts, packed_bytes, shrunk
+from sparsify.tensors.packing.fit import Wanted
+from sparsify.tensors.packing.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.program import Program
-from sparsify.select.prune import remove_experts
+from sparsify.select.remove import remove_experts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.program import Program
-from sparsify.select.prune import remove_masked
+from sparsify.select.remove import remove_masked
 
 
 @dataclass(frozen=True)

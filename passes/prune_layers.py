@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.blockmask import block_masks, drop_block_mask, remove_block
+from sparsify.ir.features.block_mask import block_masks, drop_block_mask, remove_block
 from sparsify.ir.program import Program
 
 

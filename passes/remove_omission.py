@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
-from sparsify.ir.omission import drop_omissions
+from sparsify.ir.features.omission import drop_omissions
 from sparsify.ir.program import Program
 
 

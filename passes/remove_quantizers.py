@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
+from sparsify.ir.features.weight_side import drop_quantizers, drop_rounding
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
-from sparsify.ir.tables import tables
-from sparsify.ir.views import linears
-from sparsify.ir.weights import drop_quantizers, drop_rounding
+from sparsify.ir.views.embedding import tables
+from sparsify.ir.views.linear import linears
 
 
 @dataclass(frozen=True)

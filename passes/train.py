@@ -14,19 +14,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from sparsify.data.sequences import Data
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
-from sparsify.engine.training import AdamS, ArsSte, Every, Kl, Lors, Pull, Squared, SrSte
 from sparsify.errors import OptionError
+from sparsify.ir.facts.fitting import extent
 from sparsify.ir.program import Program
-from sparsify.ir.recompute import recomputed_weights
-from sparsify.ir.views import linears, targeted
+from sparsify.ir.run.recomputed_weights import recomputed_weights
+from sparsify.ir.views.linear import linears, targeted
 from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import Target, check_axes
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.adaptive import Refresh
-from sparsify.train.data import Data
-from sparsify.train.fitting import extent
 from sparsify.train.loop import Figures, Settings, Sparse, train
+from sparsify.train.moving_masks import Refresh
+from sparsify.train.options import AdamS, ArsSte, Every, Kl, Lors, Pull, Squared, SrSte
 from sparsify.train.schedules import Shape, factor
 from sparsify.train.trainable import select_trainable
 

@@ -7,7 +7,6 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from sparsify.artifacts import open_program
 from sparsify.commands import bench as bench_command
 from sparsify.commands import evaluate as evaluate_command
 from sparsify.commands import generate as generate_command
@@ -15,6 +14,8 @@ from sparsify.commands import report as report_command
 from sparsify.commands import run as run_command
 from sparsify.commands import show as show_command
 from sparsify.commands import stream as stream_command
+from sparsify.commands.artifacts import open_program
+from sparsify.commands.demo import demo as run_demo
 from sparsify.commands.options import (
     Batch,
     Device,
@@ -38,15 +39,14 @@ from sparsify.commands.options import (
     writable_folder,
 )
 from sparsify.commands.run import show_notes
-from sparsify.demo import demo as run_demo
+from sparsify.disk.files import write_json
 from sparsify.engine.export import chosen_exporters
 from sparsify.engine.export import export as export_program
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, SparsifyError, sentence_of
-from sparsify.files import write_json
-from sparsify.ir.pretrained import Loading
-from sparsify.kernels import add_kernels, remove_kernels
+from sparsify.pretrained.load import Loading
 from sparsify.recipes import recipe as find_recipe
+from sparsify.runtime.library_beside import add_kernels, remove_kernels
 from sparsify.signals import Interrupted, listening
 
 app = typer.Typer(

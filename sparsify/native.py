@@ -25,7 +25,7 @@ _MESSAGE_BYTES = 512
 
 
 class Sizes(Hashable, Protocol):
-    """What the kernels must know of a packed W [out, in]; `sparsify.tensors.layout.Layout` is one."""
+    """What the kernels must know of a packed W [out, in]; `sparsify.tensors.packing.layout.Layout` is one."""
 
     @property
     def n(self) -> int:

@@ -12,9 +12,9 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparsify.data.sequences import TextData
 from sparsify.ir.program import Program
-from sparsify.ir.trace import trace
-from sparsify.train.data import TextData
+from sparsify.ir.trace.trace import trace
 
 torch.set_num_threads(1)
 _DECODER = {

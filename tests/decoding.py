@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sparsify.ir.axes.groups import heads
-from sparsify.ir.axes.keep import Keep, keep_to_json
-from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.shrink.keep import Keep, keep_to_json
+from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
 

@@ -15,7 +15,8 @@ from sparsify.engine import registry
 from sparsify.engine.contract import Context, Pass
 from sparsify.engine.pipeline import parse
 from sparsify.errors import PipelineError
-from sparsify.ir import names, verify
+from sparsify.ir import tensor_names as names
+from sparsify.ir import verify
 from sparsify.ir.text import to_text
 from sparsify.tensors.precision import largest_difference
 

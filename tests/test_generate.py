@@ -10,12 +10,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from exporters.onnx_decode import OnnxDecode
+from sparsify.disk.files import read_json, write_json
 from sparsify.engine.export import write_checked
 from sparsify.errors import DataError, OptionError
-from sparsify.files import read_json, write_json
-from sparsify.generate import load_onnx
-from sparsify.ir.rope import switch_length
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
+from sparsify.pretrained.rope import switch_length
+from sparsify.runtime.generate import load_onnx
 
 PROMPT = torch.tensor([[9, 8, 3, 7, 5, 6]])
 TEXTS = ["w9 w8 w3 w7 w5 w6", "w4 w11 w20", "w31"]

@@ -123,7 +123,7 @@ def start(traced):
     def make(name):
         if name != "conv":
             return traced(name)
-        from sparsify.ir.trace import trace
+        from sparsify.ir.trace.trace import trace
 
         class Conv(torch.nn.Module):
             def __init__(self):

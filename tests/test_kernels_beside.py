@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparsify import add_kernels, native, remove_kernels
+from sparsify.disk.files import read_json
 from sparsify.errors import DataError
-from sparsify.files import read_json
 
 DECODER = {"model": {"decoder": {"filename": "model.onnx", "session_options": {"log_id": "a"}}}}
 

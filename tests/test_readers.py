@@ -4,11 +4,11 @@ import os
 
 import pytest
 
+from sparsify.disk.files import notes, read_json, read_mapping, reading
 from sparsify.errors import DataError
-from sparsify.files import notes, read_json, read_mapping, reading
-from sparsify.ir.headers import headers_in
-from sparsify.kernels import add_kernels
-from sparsify.measure.record import record
+from sparsify.pretrained.headers import headers_in
+from sparsify.report.record import record
+from sparsify.runtime.library_beside import add_kernels
 
 
 def sentence(call, *args):

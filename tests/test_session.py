@@ -9,12 +9,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparsify
-from exporters.onnx_function import function
-from sparsify import native, session
+from exporters.onnx_graph.nm_function import function
+from sparsify import native
 from sparsify.errors import DataError, KernelError
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import compare
-from sparsify.session import has_packed_weights, onnxruntime_session
+from sparsify.runtime import session
+from sparsify.runtime.session import has_packed_weights, onnxruntime_session
 
 LAYOUT = {"n": 2, "m": 4, "in_features": 32, "out_features": 8, "group": 0, "layout": 1}
 

@@ -17,7 +17,7 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
-from sparsify.ir.axes.table import rows
+from sparsify.ir.axes.summary import rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.tensors.precision import largest_difference
 from tests.ir.axes.families import traced

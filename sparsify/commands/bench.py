@@ -9,20 +9,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sparsify.artifacts import open_program
+from sparsify.commands.artifacts import open_program
 from sparsify.commands.options import LONGEST
+from sparsify.describe.count import Counts, count
+from sparsify.disk.files import write_json
 from sparsify.engine.export import export
 from sparsify.errors import OptionError
-from sparsify.files import write_json
-from sparsify.ir.admission import admission_in
-from sparsify.ir.pretrained import STRICT, Loading, source_of
+from sparsify.ir.facts.admission import admission_in
 from sparsify.ir.program import Program
-from sparsify.ir.store import is_program
-from sparsify.measure.count import Counts, count
+from sparsify.ir.storage.folder import is_program
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import Timing, compare, to_json
 from sparsify.measure.machine import machine, machine_line
-from sparsify.measure.record import record
+from sparsify.pretrained.load import STRICT, Loading, source_of
+from sparsify.report.record import record
 
 
 def bench(

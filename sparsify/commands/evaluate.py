@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sparsify.artifacts import Artifact, artifacts
+from sparsify.commands.artifacts import Artifact, artifacts
+from sparsify.data.sequences import Data, load_data
+from sparsify.disk.files import write_json
 from sparsify.errors import DataError
-from sparsify.files import write_json
-from sparsify.ir.pretrained import STRICT, Loading
+from sparsify.ir.facts.fitting import check_data
 from sparsify.measure.quality import cosine, embed, perplexity
-from sparsify.measure.record import record
-from sparsify.train.data import Data, load_data
-from sparsify.train.fitting import check_data
+from sparsify.pretrained.load import STRICT, Loading
+from sparsify.report.record import record
 
 
 def evaluate(

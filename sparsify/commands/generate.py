@@ -5,10 +5,10 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
+from sparsify.disk.files import write_json
 from sparsify.errors import OptionError
-from sparsify.files import write_json
-from sparsify.generate import Generated, load_onnx
-from sparsify.ir.pretrained import STRICT, Loading
+from sparsify.pretrained.load import STRICT, Loading
+from sparsify.runtime.generate import Generated, load_onnx
 
 
 def generate(

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from sparsify.errors import DataError, OptionError
-from sparsify.ir.devices import device_of
-from sparsify.ir.pretrained import STRICT, Loading
+from sparsify.ir.device import device_of
+from sparsify.pretrained.load import STRICT, Loading
 
 LONGEST = 1 << 20  # tokens: what a model is traced for
 

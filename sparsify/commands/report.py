@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from sparsify.artifacts import open_program
-from sparsify.engine.facts import Facts
-from sparsify.engine.inspect import facts_of
+from sparsify.commands.artifacts import open_program
+from sparsify.describe.facts import Facts
+from sparsify.describe.of_program import facts_of
 from sparsify.errors import SparsifyError
-from sparsify.measure.found import Format, Found, find
-from sparsify.measure.page import write_page
+from sparsify.report.found import Format, Found, find
+from sparsify.report.page import write_page
 
 
 def report(folder: Path) -> Path:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sparsify.commands.bar import Bar
+from sparsify.data.sequences import Data, load_data
+from sparsify.disk.files import WORK, notes, read_mapping, refusals, require_free, write_json
+from sparsify.disk.locks import locked
 from sparsify.engine.contract import Context
 from sparsify.engine.export import check_exports, chosen_exporters, export
 from sparsify.engine.pipeline import Pipeline
@@ -14,18 +18,14 @@ from sparsify.engine.registry import exporters, parse_exporter
 from sparsify.engine.report import Report
 from sparsify.engine.resume import kept
 from sparsify.errors import DataError, ExportError, PipelineError
-from sparsify.files import WORK, notes, read_mapping, refusals, require_free, write_json
-from sparsify.ir.admission import admission_of_model
-from sparsify.ir.devices import move
-from sparsify.ir.pretrained import STRICT, Loading, load_model
+from sparsify.ir.device import move
+from sparsify.ir.facts.admission import admission_of_model
+from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.program import Program
-from sparsify.ir.trace import trace
-from sparsify.locks import locked
+from sparsify.ir.trace.trace import trace
 from sparsify.measure.machine import machine
-from sparsify.progress import Bar
+from sparsify.pretrained.load import STRICT, Loading, load_model
 from sparsify.signals import Interrupted
-from sparsify.train.data import Data, load_data
-from sparsify.train.fitting import check_data
 
 RUN = "run.json"
 # Beside the formats: what a run writes, and what was measured on its result.

@@ -8,17 +8,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sparsify.artifacts import open_program
+from sparsify.commands.artifacts import open_program
 from sparsify.engine.contract import Context
-from sparsify.engine.options import describe
 from sparsify.engine.pipeline import parse
 from sparsify.engine.registry import passes
 from sparsify.errors import PipelineError
-from sparsify.ir.axes.table import Row, rows
+from sparsify.ir.axes.summary import Row, rows
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.pretrained import STRICT, Loading
 from sparsify.ir.text import header, to_text
+from sparsify.pretrained.load import STRICT, Loading
 from sparsify.recipes import RECIPES, recipe
+from sparsify.text.options import describe
 from sparsify.words import nearest
 
 

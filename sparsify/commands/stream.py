@@ -8,18 +8,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sparsify.commands.bar import Bar
+from sparsify.data.sequences import load_data
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError
-from sparsify.ir.admission import admission_in
-from sparsify.ir.pretrained import load_tokenizer, source_of
-from sparsify.progress import Bar
+from sparsify.ir.facts.admission import admission_in
+from sparsify.ir.facts.fitting import check_data
+from sparsify.pretrained.load import load_tokenizer, source_of
 from sparsify.select.one_shot import OneShot
 from sparsify.select.weights import Target
 from sparsify.stream.job import Job
 from sparsify.stream.plan import Plan, plan
 from sparsify.stream.prune import prune
-from sparsify.train.data import load_data
-from sparsify.train.fitting import check_data
 
 
 @dataclass(frozen=True)

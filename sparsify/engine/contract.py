@@ -8,11 +8,11 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from sparsify.engine.options import Options
-from sparsify.engine.shape import Heads
-from sparsify.ir.devices import device_of
+from sparsify.data.sequences import Data
+from sparsify.ir.device import device_of
 from sparsify.ir.program import Program
-from sparsify.train.data import Data
+from sparsify.select.target_shape import Heads
+from sparsify.text.options import Options
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sparsify.files import refusals, require_free, write_text
+from sparsify.disk.files import refusals, require_free, write_text
 from sparsify.ir.program import Program
 from sparsify.ir.text import diff, header, to_text
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparsify.engine.card import describe
+from sparsify.describe.card import describe
+from sparsify.disk.files import new_folder
+from sparsify.disk.hashes import write_hashes
+from sparsify.disk.locks import InUse, locked
 from sparsify.engine.contract import Exporter, Moves
 from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
-from sparsify.engine.shape import Heads
 from sparsify.errors import DataError, ExportError, OptionError, SparsifyError, reason_of
-from sparsify.files import new_folder
-from sparsify.hashes import write_hashes
-from sparsify.ir.names import OF_VALUES, PACKED
 from sparsify.ir.program import Program, default_input
-from sparsify.locks import InUse, locked
+from sparsify.ir.tensor_names import OF_VALUES, PACKED
+from sparsify.select.target_shape import Heads
 from sparsify.tensors.precision import relative_difference
 
 # As an exporter's `accepts`: the format holds whatever a pass may put into a program.

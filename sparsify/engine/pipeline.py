@@ -9,22 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparsify.disk.locks import locked
 from sparsify.engine.contract import Context, Pass
 from sparsify.engine.dump import Dump
-from sparsify.engine.options import refuse_negative, refuse_unbounded
 from sparsify.engine.registry import parse_passes
 from sparsify.engine.remedies import REMEDIES, lacking, remedy
 from sparsify.engine.report import Report, Row, count_parameters, count_zeros
 from sparsify.engine.resume import Checkpoints, identity
-from sparsify.engine.shape import Heads
 from sparsify.errors import LawError, PipelineError, SparsifyError
-from sparsify.ir.admission import admission_of_program
+from sparsify.ir.facts.admission import admission_of_program
+from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
-from sparsify.locks import locked
+from sparsify.select.target_shape import Heads
 from sparsify.tensors.precision import largest_difference
-from sparsify.train.fitting import check_data
+from sparsify.text.options import refuse_negative, refuse_unbounded
 
 
 @dataclass(frozen=True)

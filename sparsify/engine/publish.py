@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from sparsify.files import forget, refusals
+from sparsify.disk.files import forget, refusals
 
 _EXPORTED, _EARLIER, _PLACING = "exported", "earlier", "placing"
 

@@ -5,8 +5,8 @@ from functools import cache
 from typing import Any
 
 from sparsify.engine.contract import Exporter, Pass
-from sparsify.engine.syntax import Call, parse_calls
 from sparsify.errors import PipelineError
+from sparsify.text.syntax import Call, parse_calls
 from sparsify.words import nearest
 
 

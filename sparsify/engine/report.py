@@ -7,11 +7,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sparsify.files import write_json
-from sparsify.ir.packed import packed_linears
-from sparsify.ir.packed_blocks import block_weights
+from sparsify.disk.files import write_json
+from sparsify.ir.facts.weights import linear_weights, zeros_in
+from sparsify.ir.features.packed_dense import block_weights
 from sparsify.ir.program import Program
-from sparsify.ir.stored import linear_weights, zeros_in
+from sparsify.ir.views.packed import packed_linears
 
 
 @dataclass(frozen=True)

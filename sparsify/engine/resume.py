@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from sparsify.disk.files import read_mapping, reading, write_json
 from sparsify.engine.contract import Context
+from sparsify.engine.fingerprint import data_fingerprint, fingerprint
 from sparsify.engine.report import Report, Row
 from sparsify.errors import PipelineError
-from sparsify.files import read_mapping, reading, write_json
 from sparsify.ir.program import Program
-from sparsify.ir.store import load, save
-from sparsify.train.fingerprint import data_fingerprint, fingerprint
+from sparsify.ir.storage.folder import load, save
 
 Figures = dict[str, list[dict[str, float]]]
 _IDENTITY, _STATE = "identity.json", "state.json"

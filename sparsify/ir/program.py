@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.errors import SparsifyError
-from sparsify.ir.modes import evaluating
+from sparsify.ir.mode import evaluating
 
 
 @dataclass(frozen=True)

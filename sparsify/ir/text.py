@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.modes import FLAGS
-from sparsify.ir.ops import OPS
+from sparsify.ir.mode import FLAGS
+from sparsify.ir.ops.registry import OPS
 from sparsify.ir.program import Program
 from sparsify.ir.types import dimension_names
 

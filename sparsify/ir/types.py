@@ -14,8 +14,8 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
+from sparsify.exclusive import exclusive
 from sparsify.ir.bounds import within_bounds
-from sparsify.ir.exclusive import exclusive
 from sparsify.ir.program import Program
 
 # Hint sizes of symbolic dimensions: distinct, so that duck shaping ties equal names and nothing else.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sparsify.errors import OptionError
 from sparsify.measure.inputs import Shape, model_inputs
 from sparsify.measure.machine import machine
-from sparsify.session import onnxruntime_session
+from sparsify.runtime.session import onnxruntime_session
 from sparsify.words import nearest
 
 Session = Any

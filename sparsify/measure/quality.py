@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sparsify.data.sequences import Data, batches
 from sparsify.errors import DataError, SparsifyError
-from sparsify.train.data import Data, batches
 
 # From a batch by input name to logits [b, T, V] or hidden states [b, T, H].
 Forward = Callable[[dict[str, Tensor]], Tensor]

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sparsify.ir.axes.index import reduce
-from sparsify.ir.modes import evaluating
+from sparsify.data.sequences import Data, batches
+from sparsify.ir.axes.shrink.choice import reduce
+from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
-from sparsify.ir.views import effective_weight, out_in, products
+from sparsify.ir.views.linear import effective_weight, out_in, products
 from sparsify.select.groups import Site, input_index
-from sparsify.train.data import Data, batches
 from sparsify.train.losses import TaskLoss
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.axes.groups import Group, Heads, groups, heads
-from sparsify.ir.axes.index import expand_index, group_scores
+from sparsify.ir.axes.shrink.choice import expand_index, group_scores
 from sparsify.ir.axes.walk import Analysis, analyse
-from sparsify.ir.groupmask import GroupMask
+from sparsify.ir.features.group_mask import GroupMask
 from sparsify.ir.program import Program
 from sparsify.tensors.masks import keep_affordable, keep_top, zeros_of
 

@@ -7,16 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sparsify.data.sequences import Data
 from sparsify.ir.axes.groups import Group, Heads
-from sparsify.ir.axes.index import group_scores, reduce
+from sparsify.ir.axes.shrink.choice import group_scores, reduce
 from sparsify.ir.program import Program
-from sparsify.ir.views import effective_weight, out_in
+from sparsify.ir.views.linear import effective_weight, out_in
 from sparsify.select.gradients import gradient_moments, mask_derivatives
 from sparsify.select.groups import Site, input_index, matrices
 from sparsify.select.statistics import statistics_of
 from sparsify.tensors import scores
 from sparsify.tensors.importance import fluctuation, standardise
-from sparsify.train.data import Data
 
 Normalise = Literal["none", "mean", "standard"]
 # All that `choose-masks` may ask for.

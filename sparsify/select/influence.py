@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from sparsify.data.sequences import Data, batches
 from sparsify.ir.axes.residual import Block
 from sparsify.ir.program import Program
+from sparsify.ir.run.values import Values
 from sparsify.select.statistics import kept_rows, padding
-from sparsify.select.values import Values
 from sparsify.tensors.moments import accumulate_cosine
-from sparsify.train.data import Data, batches
 
 
 @dataclass(frozen=True)

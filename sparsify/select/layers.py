@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from sparsify.data.sequences import Data, batches
 from sparsify.errors import DataError, SparsifyError
 from sparsify.ir.axes.residual import Block, blocks
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
-from sparsify.ir.views import Linear
-from sparsify.select.values import Values
-from sparsify.train.data import Data, batches
+from sparsify.ir.run.values import Values
+from sparsify.ir.views.linear import Linear
 
 # Features that a Gram matrix takes at a time, in float32.
 _COLUMNS = 1 << 16

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from sparsify.errors import OptionError
+from sparsify.ir.ops.rounding import BITS
 from sparsify.ir.program import Program
-from sparsify.ir.rounding import BITS
-from sparsify.ir.views import Linear, branched_weight, composed_weight, out_in
+from sparsify.ir.views.linear import Linear, branched_weight, composed_weight, out_in
 from sparsify.select.statistics import Statistics, statistics_of
 from sparsify.select.weights import Scope, Target, keep, store_scales, store_weight
 from sparsify.tensors import scores

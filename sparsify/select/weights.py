@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.ir.composition import WeightQuantizer
 from sparsify.ir.program import Program
-from sparsify.ir.tables import Table
-from sparsify.ir.views import Linear, composed_weight, out_in
+from sparsify.ir.views.composition import WeightQuantizer
+from sparsify.ir.views.embedding import Table
+from sparsify.ir.views.linear import Linear, composed_weight, out_in
 from sparsify.select.statistics import by_wanda
 from sparsify.tensors import scores
 from sparsify.tensors.masks import check_nm, keep_across, keep_global, keep_nm, keep_rows

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from sparsify.files import new_file, new_folder
-from sparsify.ir.stages import Values
+from sparsify.disk.files import new_file, new_folder
+from sparsify.ir.run.stages import Values
 
 
 class Activations:

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sparsify.errors import DataError
-from sparsify.ir.headers import headers_in
-from sparsify.ir.loaded import check_loaded, differences
-from sparsify.ir.pretrained import class_named, config_of
 from sparsify.ir.program import Program
-from sparsify.ir.shell import dug
+from sparsify.ir.trace.weightless import dug
+from sparsify.pretrained.completeness import check_loaded, differences
+from sparsify.pretrained.headers import headers_in
+from sparsify.pretrained.load import class_named, config_of
 from sparsify.stream.places import Places
 
 _LOOKED_AT = 1 << 14  # bytes at either end of a tensor

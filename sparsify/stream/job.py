@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sparsify.disk.files import WORK, read_json, refusals, require_free, write_json
 from sparsify.errors import DataError, OptionError
-from sparsify.files import WORK, read_json, refusals, require_free, write_json
-from sparsify.ir.devices import device_of
+from sparsify.ir.device import device_of
 from sparsify.select.one_shot import OneShot
 from sparsify.stream.places import DeviceMap
 

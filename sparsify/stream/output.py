@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from sparsify.files import new_file, read_mapping, write_json
-from sparsify.ir.headers import INDEX
-from sparsify.weights_file import write_tensors
+from sparsify.disk.files import new_file, read_mapping, write_json
+from sparsify.disk.weights_file import write_tensors
+from sparsify.pretrained.headers import INDEX
 
 # Files of a folder that say what its weights are; the shards bring their own.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", INDEX)

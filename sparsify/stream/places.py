@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from accelerate.utils import get_max_memory
 
-from sparsify.ir.devices import device_of
+from sparsify.ir.device import device_of
 
 DeviceMap = Mapping[str, str | int]
 

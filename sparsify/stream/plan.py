@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from sparsify.ir.pretrained import dtype_of
 from sparsify.ir.program import Program
-from sparsify.ir.shell import trace_shell
-from sparsify.ir.stages import Layer, Stage, features_across, stages
-from sparsify.ir.views import Linear, feature_size, out_in, targeted
+from sparsify.ir.run.stages import Layer, Stage, features_across, stages
+from sparsify.ir.trace.weightless import trace_shell
+from sparsify.ir.views.linear import Linear, feature_size, out_in, targeted
+from sparsify.pretrained.load import dtype_of
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Sums
 from sparsify.select.weights import Target

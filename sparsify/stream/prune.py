@@ -19,17 +19,20 @@ import torch
 from torch import Tensor, fx
 
 from sparsify import native
+from sparsify.data.sequences import Data, batches, sample
+from sparsify.disk.files import ABOUT, forget, read_mapping, reading, write_json
+from sparsify.disk.hashes import write_hashes
+from sparsify.disk.locks import locked
 from sparsify.engine.contract import Progress, Silent
+from sparsify.engine.fingerprint import data_fingerprint
 from sparsify.engine.publish import publish
 from sparsify.engine.resume import bind, surroundings
-from sparsify.files import ABOUT, forget, read_mapping, reading, write_json
-from sparsify.hashes import write_hashes
-from sparsify.ir.admission import admission_of_program
-from sparsify.ir.packed import PackedProduct, packed_product
-from sparsify.ir.shell import trace_shell
-from sparsify.ir.stages import Stage, Values, run_stage, stages
-from sparsify.ir.views import Linear, feature_size, out_in, refuse_shared, targeted
-from sparsify.locks import locked
+from sparsify.ir.facts.admission import admission_of_program
+from sparsify.ir.facts.fitting import check_data
+from sparsify.ir.run.stages import Stage, Values, run_stage, stages
+from sparsify.ir.trace.weightless import trace_shell
+from sparsify.ir.views.linear import Linear, feature_size, out_in, refuse_shared, targeted
+from sparsify.ir.views.packed import PackedProduct, packed_product
 from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
 from sparsify.select.weights import check_axes
 from sparsify.signals import Interrupted
@@ -38,10 +41,7 @@ from sparsify.stream.checkpoint import Borrowed, Checkpoint
 from sparsify.stream.job import Job, begin, described
 from sparsify.stream.output import Shards
 from sparsify.stream.places import Places
-from sparsify.tensors.layout import Layout, packable
-from sparsify.train.data import Data, batches, sample
-from sparsify.train.fingerprint import data_fingerprint
-from sparsify.train.fitting import check_data
+from sparsify.tensors.packing.layout import Layout, packable
 
 _PROGRESS = "progress.json"
 

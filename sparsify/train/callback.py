@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sparsify.train.adaptive import AdaptiveMasks
-from sparsify.train.omission import Omitting
+from sparsify.train.moving_masks import AdaptiveMasks
+from sparsify.train.omitting import Omitting
 from sparsify.train.optimizer import SparseAdamW
 
 

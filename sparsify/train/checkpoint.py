@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from sparsify.files import new_folder, read_mapping, reading, write_json
+from sparsify.disk.files import new_folder, read_mapping, reading, write_json
 
 _Figures = dict[str, float]
 

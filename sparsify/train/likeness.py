@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from sparsify.ir.pretrained import class_named
 from sparsify.ir.program import Source
+from sparsify.pretrained.load import class_named
 
 LABELS, SPANS = ("labels",), ("start_positions", "end_positions")
 

@@ -13,16 +13,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from sparsify.data.sequences import Data, order
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
-from sparsify.train.adaptive import AdaptiveMasks, Refresh
 from sparsify.train.checkpoint import latest, restore, store
-from sparsify.train.data import Data, order
 from sparsify.train.losses import TaskLoss
-from sparsify.train.omission import Omitting
+from sparsify.train.moving_masks import AdaptiveMasks, Refresh
+from sparsify.train.omitting import Omitting
 from sparsify.train.optimizer import Rule, SparseAdamW
+from sparsify.train.program_model import ProgramModel
 from sparsify.train.schedules import Shape, factor
-from sparsify.train.wrapped import ProgramModel
 
 Outputs = Sequence[Tensor]
 # Distance of the outputs to the dense twin's, given the attention mask of the batch.

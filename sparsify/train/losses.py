@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.errors import DataError
-from sparsify.ir.pretrained import class_named
 from sparsify.ir.program import Program
+from sparsify.pretrained.load import class_named
 
 IGNORED = -100
 

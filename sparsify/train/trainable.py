@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
-from sparsify.ir.names import feature_of
 from sparsify.ir.program import Program
+from sparsify.ir.tensor_names import feature_of
 
 
 @contextlib.contextmanager

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from sparsify.engine.facts import Facts, Weight, write_facts
-from sparsify.measure.found import find
-from sparsify.measure.page import write_page
+from sparsify.describe.facts import Facts, Weight, write_facts
+from sparsify.report.found import find
+from sparsify.report.page import write_page
 from tests.browser.chromium import browser
 from tests.browser.chromium import find as find_browser
 from tests.measure.test_page import BENCH, EVAL, PASSES, RUN

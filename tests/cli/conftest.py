@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify.cli import main
-from sparsify.ir.pretrained import load_tokenizer, quiet
+from sparsify.pretrained.load import load_tokenizer, quiet
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from rich.console import Console
 from transformers import GPT2Config
 
 from sparsify.commands.run import show_notes
-from sparsify.generate import load_onnx
-from sparsify.ir.pretrained import load_model
+from sparsify.pretrained.load import load_model
+from sparsify.runtime.generate import load_onnx
 
 
 def test_a_prompt_goes_on(model, text, cli, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sparsify import load, save
-from sparsify.measure.record import record
+from sparsify.disk.weights_file import write_tensors
+from sparsify.report.record import record
 from sparsify.train import loop
-from sparsify.weights_file import write_tensors
 
 PIPELINE = (
     "insert-masks | choose-masks{sparsity=0.5} | train{steps=6 batch=2 save_every=2} | fold-masks"

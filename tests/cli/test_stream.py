@@ -1,6 +1,6 @@
 """`stream` on the command line."""
 
-from sparsify.ir.pretrained import load_model
+from sparsify.pretrained.load import load_model
 
 MASKS = "choose-masks{score=sparsegpt pattern=2:4}"
 

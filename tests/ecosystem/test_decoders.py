@@ -13,11 +13,11 @@ from torch import Tensor
 
 from exporters.onnx_decode import OnnxDecode
 from sparsify import add_kernels, load_onnx, remove_kernels
+from sparsify.disk.files import notes, read_json
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
-from sparsify.files import notes, read_json
-from sparsify.ir.pretrained import load_tokenizer, source_of
 from sparsify.ir.program import Program
+from sparsify.pretrained.load import load_tokenizer, source_of
 from tests.decoding import MASK, PROMPTS, greedy, unevenly
 from tests.environments import answer
 

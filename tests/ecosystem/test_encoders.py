@@ -12,8 +12,8 @@ from exporters.huggingface import Huggingface
 from exporters.onnx import Onnx
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
-from sparsify.ir.pretrained import load_model, load_tokenizer, source_of
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
+from sparsify.pretrained.load import load_model, load_tokenizer, source_of
 from tests.environments import answer
 
 pytestmark = pytest.mark.ecosystem

@@ -12,9 +12,9 @@ import transformers
 from exporters.huggingface import Huggingface
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
-from sparsify.ir.pretrained import load_tokenizer, source_of
 from sparsify.ir.program import Program
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
+from sparsify.pretrained.load import load_tokenizer, source_of
 from tests.environments import answer
 from tests.ir.axes.families import FAMILIES
 from tests.ir.axes.families import traced as family_traced

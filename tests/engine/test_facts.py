@@ -4,14 +4,14 @@ import json
 
 import pytest
 
+from sparsify.describe.count import count
+from sparsify.describe.facts import FILE, Share, kind, read_facts, write_facts
+from sparsify.describe.of_program import facts_of, pattern_of, task_of
 from sparsify.engine.contract import Context
-from sparsify.engine.facts import FILE, Share, kind, read_facts, write_facts
-from sparsify.engine.inspect import facts_of, pattern_of, task_of
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError
-from sparsify.ir.store import load, save
-from sparsify.ir.stored import linear_weights
-from sparsify.measure.count import count
+from sparsify.ir.facts.weights import linear_weights
+from sparsify.ir.storage.folder import load, save
 
 PRUNED = (
     "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.34 multiple=4} | "

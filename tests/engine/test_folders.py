@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import sparsify
-from sparsify import files, locks
+from sparsify.disk import files, locks
+from sparsify.disk.files import folders, forget, new_file, new_folder, recover, write_json
+from sparsify.disk.locks import InUse, locked
 from sparsify.engine.publish import abandon, publish, publishing
 from sparsify.errors import DataError
-from sparsify.files import folders, forget, new_file, new_folder, recover, write_json
-from sparsify.locks import InUse, locked
 
 # No import of ours: what is tested is what the system says.
 HOLD = """

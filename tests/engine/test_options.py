@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import passes
-from sparsify.engine.options import Options, describe
 from sparsify.engine.pipeline import Pipeline, parse
-from sparsify.engine.syntax import parse_calls
 from sparsify.errors import OptionError, PipelineError
+from sparsify.text.options import Options, describe
+from sparsify.text.syntax import parse_calls
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_.*-:/", min_size=1, max_size=12)
 

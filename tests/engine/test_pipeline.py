@@ -5,14 +5,14 @@ from typing import ClassVar
 import pytest
 import torch
 
+from sparsify.data.sequences import TextData
 from sparsify.engine.contract import FUNCTION, NOTHING, ROUNDING, Context, Pass, effect
 from sparsify.engine.pipeline import Pipeline, parse
 from sparsify.engine.report import Report
 from sparsify.errors import DataError, LawError, PipelineError, SparsifyError, VerifyError
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.text import to_text
-from sparsify.ir.views import linears
-from sparsify.train.data import TextData
+from sparsify.ir.views.linear import linears
 
 
 @dataclass(frozen=True)

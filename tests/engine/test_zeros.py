@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from sparsify.describe.count import count
+from sparsify.describe.of_program import facts_of
 from sparsify.engine.contract import Context
-from sparsify.engine.inspect import facts_of
 from sparsify.engine.pipeline import parse
 from sparsify.engine.report import Report, count_parameters, count_zeros
-from sparsify.ir.views import linears, products
-from sparsify.measure.count import count
+from sparsify.ir.views.linear import linears, products
 
 MASKED = "insert-masks | choose-masks{pattern=2:4}"
 PACKED = (

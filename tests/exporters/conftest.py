@@ -9,11 +9,11 @@ import transformers
 from transformers import PreTrainedModel
 
 from sparsify.ir.axes.groups import groups, heads
-from sparsify.ir.axes.keep import Keep
-from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.shrink.keep import Keep
+from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 
 DECODER: dict[str, Any] = {
     "hidden_size": 64,

@@ -5,9 +5,9 @@ from huggingface_hub import metadata_load
 
 import exporters
 from exporters.safetensors import Safetensors
-from sparsify.engine.card import CARD, card, carry_over
+from sparsify.describe.card import CARD, card, carry_over
+from sparsify.describe.facts import Facts, Weight
 from sparsify.engine.export import write_checked
-from sparsify.engine.facts import Facts, Weight
 
 FACTS = Facts(
     model="SomeForCausalLM",

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from exporters.huggingface import Huggingface
 from exporters.onnx import Onnx
 from exporters.safetensors import Safetensors
-from sparsify.artifacts import artifacts
 from sparsify.cli import app
+from sparsify.commands.artifacts import artifacts
 from sparsify.engine.export import export, write_checked
 from sparsify.errors import DataError, ExportError
-from sparsify.ir.pretrained import load_model
-from sparsify.ir.store import load, save
-from sparsify.session import onnxruntime_session
+from sparsify.ir.storage.folder import load, save
+from sparsify.pretrained.load import load_model
+from sparsify.runtime.session import onnxruntime_session
 
 ADVICE = "copy it anew, or give --no-verify (verify=False) if it was changed on purpose"
 

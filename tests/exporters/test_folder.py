@@ -8,13 +8,13 @@ import pytest
 import torch
 import transformers
 
-from exporters.folder import spelt, write_tokenizer
+from exporters.beside.transformers_files import spelt, write_tokenizer
 from exporters.onnx import Onnx
+from sparsify.disk.files import read_json
 from sparsify.errors import DataError
-from sparsify.files import read_json
-from sparsify.ir.pretrained import load_tokenizer
-from sparsify.ir.store import load, save
-from sparsify.ir.surroundings import check_files, tool_files
+from sparsify.ir.storage.folder import load, save
+from sparsify.pretrained.companions import check_files, tool_files
+from sparsify.pretrained.load import load_tokenizer
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import transformers
 
-from exporters import genai
-from exporters.genai import caches, context_length, refusal, with_caches
+from exporters.beside import genai
+from exporters.beside.genai import caches, context_length, refusal, with_caches
 from exporters.onnx_decode import OnnxDecode
+from sparsify.disk.files import notes, read_json
 from sparsify.engine.pipeline import parse
-from sparsify.files import notes, read_json
-from sparsify.ir.decode import decoder
+from sparsify.ir.decode.variant import decoder
 from tests.ir.axes.families import traced as family_traced
 
 SHORTER = (

@@ -7,9 +7,9 @@ import transformers
 from exporters.huggingface import Huggingface
 from sparsify.engine.export import check_exports, write_checked
 from sparsify.engine.pipeline import parse
-from sparsify.engine.shape import Heads
 from sparsify.errors import ExportError
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
+from sparsify.select.target_shape import Heads
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.errors import ExportError
 from sparsify.ir.axes.groups import heads
-from sparsify.ir.axes.keep import Keep
-from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.shrink.keep import Keep
+from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.pretrained import quiet
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
+from sparsify.pretrained.load import quiet
 from sparsify.tensors.precision import relative_difference
 from tests.ir.axes.families import traced as family_traced
 

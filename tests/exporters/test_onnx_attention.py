@@ -7,8 +7,8 @@ import onnxruntime as ort
 import pytest
 from onnx import parser
 
-from exporters.onnx_attention import fuse_attention
-from sparsify.session import SHARED_CACHE
+from exporters.onnx_graph.attention import fuse_attention
+from sparsify.runtime.session import SHARED_CACHE
 
 HEADS, GROUPS, SIZE = 4, 2, 8
 NAMES = {

@@ -8,7 +8,7 @@ from torch import nn
 from exporters.onnx import FILE, Onnx
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 from sparsify.tensors.precision import relative_difference
 
 COLUMNS = 70  # no whole number of blocks

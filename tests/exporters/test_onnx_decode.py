@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from exporters.onnx_decode import OnnxDecode
-from sparsify.caches import GrowingCaches, SharedCaches, empty_caches
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, ExportError, OptionError
-from sparsify.generate import FILE, load_onnx
+from sparsify.runtime.caches import GrowingCaches, SharedCaches, empty_caches
+from sparsify.runtime.generate import FILE, load_onnx
 from tests.ir.axes.families import FAMILIES
 from tests.ir.axes.families import traced as family_traced
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.onnx_function import function
-from sparsify.tensors.packed import Layout, dense, pack
+from exporters.onnx_graph.nm_function import function
+from sparsify.tensors.packing.packed import Layout, dense, pack
 
 PATTERNS = [(1, 4), (2, 4), *((n, 8) for n in range(1, 8))]
 VALUES = [("float32", 0), ("int8", 32), ("int8", 96), ("int4", 32), ("int4", 64), ("int4", 128)]

@@ -16,13 +16,13 @@ from sparsify import native
 from sparsify.engine.export import write_checked
 from sparsify.errors import ExportError, KernelError
 from sparsify.ir.graph import sweep
-from sparsify.ir.names import PACKED
-from sparsify.ir.packed import pack_linear, packed_linears
 from sparsify.ir.program import Program
-from sparsify.ir.trace import trace
-from sparsify.ir.views import linears
-from sparsify.session import onnxruntime_session
-from sparsify.tensors.packed import Layout, pack
+from sparsify.ir.tensor_names import PACKED
+from sparsify.ir.trace.trace import trace
+from sparsify.ir.views.linear import linears
+from sparsify.ir.views.packed import pack_linear, packed_linears
+from sparsify.runtime.session import onnxruntime_session
+from sparsify.tensors.packing.packed import Layout, pack
 from sparsify.tensors.precision import relative_difference
 
 # The pattern, the values and the sizes of each linear; every second one has no bias.

@@ -4,8 +4,8 @@ import torch
 
 from exporters.onnx_decode import OnnxDecode
 from sparsify import load_onnx
+from sparsify.disk.files import notes, read_json
 from sparsify.engine.export import write_checked
-from sparsify.files import notes, read_json
 from tests.decoding import MASK, PROMPTS, greedy, unevenly
 
 TOKENS = 24

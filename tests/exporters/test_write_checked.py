@@ -9,16 +9,16 @@ import torch
 
 from exporters import ALL
 from exporters.safetensors import Safetensors
-from sparsify.engine.card import CARD
+from sparsify.describe.card import CARD
+from sparsify.describe.facts import FILE
 from sparsify.engine.contract import Exporter
 from sparsify.engine.export import (
     EVERY_FEATURE,
     second_batch,
     write_checked,
 )
-from sparsify.engine.facts import FILE
 from sparsify.errors import ExportError
-from sparsify.ir.store import load
+from sparsify.ir.storage.folder import load
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import torch
 import transformers
 
 from sparsify.engine.pipeline import parse
-from sparsify.ir.decode import decoder
-from sparsify.ir.store import save
-from sparsify.ir.trace import trace
+from sparsify.ir.decode.variant import decoder
+from sparsify.ir.storage.folder import save
+from sparsify.ir.trace.trace import trace
 from tests.conftest import Block, Mlp
 
 _SIZES = {

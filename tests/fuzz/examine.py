@@ -8,9 +8,9 @@ import time
 from collections import Counter
 
 from sparsify import native
-from sparsify.artifacts import guarded
+from sparsify.commands.artifacts import guarded
 from sparsify.errors import SparsifyError
-from sparsify.ir.store import load
+from sparsify.ir.storage.folder import load
 
 SECONDS = 5  # of this process's time, whatever else the machine does
 # What code that came out of a file would do; torch itself does none of it while it builds and runs a graph.

@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from sparsify.ir.allowed import OVERLOADS
+from sparsify.ir.ops.allowed import OVERLOADS
 
 DOCUMENT, TENSORS, SAMPLE = "program.json", "tensors.safetensors", "sample.safetensors"
 _END = 2**63 - 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsify.ir.store import load
+from sparsify.ir.storage.folder import load
 from tests.fuzz.bases import small
 from tests.fuzz.examine import examine, figures
 from tests.fuzz.mutate import Mutator

@@ -6,12 +6,12 @@ import pytest
 import torch
 import transformers
 
+from sparsify.data.sequences import TensorData, TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError
-from sparsify.ir.admission import Admission, admission_of_model, admission_of_program
-from sparsify.train.data import TensorData, TextData
-from sparsify.train.fitting import Extent, extent
+from sparsify.ir.facts.admission import Admission, admission_of_model, admission_of_program
+from sparsify.ir.facts.fitting import Extent, extent
 
 SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
 WIDE = {"hidden_size": 16, "intermediate_size": 16, **SMALL}

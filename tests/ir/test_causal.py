@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsify.ir.causal import is_causal
-from sparsify.ir.trace import trace
+from sparsify.ir.facts.causal import is_causal
+from sparsify.ir.trace.trace import trace
 
 LENGTH = 6
 

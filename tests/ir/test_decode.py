@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import TraceError
-from sparsify.ir.cached import empty_past, past_inputs, public_name
-from sparsify.ir.decode import decoder
-from sparsify.ir.packed_blocks import block_weights
-from sparsify.ir.trace import trace
-from sparsify.train.data import TextData
+from sparsify.ir.decode.trace import empty_past, past_inputs, public_name
+from sparsify.ir.decode.variant import decoder
+from sparsify.ir.features.packed_dense import block_weights
+from sparsify.ir.trace.trace import trace
 from tests.ir.axes.families import traced as family_traced
 
 HALVED = (

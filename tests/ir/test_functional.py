@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from sparsify.errors import TraceError
-from sparsify.ir.functional import is_mutable
-from sparsify.ir.store import load, save
-from sparsify.ir.trace import trace
+from sparsify.ir.storage.folder import load, save
+from sparsify.ir.trace.functional import is_mutable
+from sparsify.ir.trace.trace import trace
 
 
 def slices(y):

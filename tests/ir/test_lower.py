@@ -7,10 +7,10 @@ import pytest
 import torch
 import transformers
 
-from sparsify.ir.lower import lowered, shared_copy
+from sparsify.ir.lower.pipeline import lowered, shared_copy
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 from sparsify.tensors.precision import relative_difference
 
 

@@ -6,10 +6,10 @@ from torch.nn.functional import linear
 
 from sparsify import native
 from sparsify.errors import SparsifyError
-from sparsify.ir.ops import nm_linear, quantize_activations, quantize_weight
-from sparsify.tensors.layout import Layout
+from sparsify.ir.ops.registry import nm_linear, quantize_activations, quantize_weight
 from sparsify.tensors.masks import keep_nm
-from sparsify.tensors.packed import pack
+from sparsify.tensors.packing.layout import Layout
+from sparsify.tensors.packing.packed import pack
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.quantize import absmax_scales, dequantize, round_weight
 

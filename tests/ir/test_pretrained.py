@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsify.errors import DataError, TraceError
-from sparsify.ir.pretrained import load_model, load_tokenizer, quiet
-from sparsify.ir.shell import trace_shell
-from sparsify.ir.store import load, save
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
+from sparsify.ir.trace.weightless import trace_shell
+from sparsify.pretrained.load import load_model, load_tokenizer, quiet
 
 UP = "model.layers.1.mlp.up_proj.weight"
 PARTIAL = "mend the config or the files, or give allow_partial=True (--allow-partial)"

@@ -7,11 +7,11 @@ from torch import nn
 
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError
-from sparsify.ir import store
-from sparsify.ir.modes import set_training
-from sparsify.ir.store import is_program, load, save
+from sparsify.ir.mode import set_training
+from sparsify.ir.storage import folder as store
+from sparsify.ir.storage.folder import is_program, load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 
 
 def assert_same(found, wanted):

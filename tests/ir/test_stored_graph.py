@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError
-from sparsify.ir.store import load, save
+from sparsify.ir.storage.folder import load, save
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn import functional
 
 from sparsify.errors import TraceError
-from sparsify.ir.modes import set_training
+from sparsify.ir.mode import set_training
 from sparsify.ir.text import to_text
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 from sparsify.ir.verify import verify
 
 DROPOUT = ["gpt2", "opt", "bert"]

@@ -10,8 +10,8 @@ import transformers
 from torch import nn
 
 from sparsify.errors import TraceError
-from sparsify.ir.modes import evaluating, set_training
-from sparsify.ir.trace import trace
+from sparsify.ir.mode import evaluating, set_training
+from sparsify.ir.trace.trace import trace
 
 
 class DropPath(nn.Module):
@@ -105,7 +105,7 @@ class Two(nn.Module):
 
 def trace_two(monkeypatch, wrong, model=None):
     """Trace while every program is corrupted: its module's result goes through `wrong`."""
-    module = importlib.import_module("sparsify.ir.trace")
+    module = importlib.import_module("sparsify.ir.trace.trace")
     propagate = module.propagate
 
     def corrupted(program):
@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_exported_says_so_in_one_sentence():
 
 
 def test_sizes_that_fail_once_refined_are_tried_in_evaluation_mode(monkeypatch):
-    exported = importlib.import_module("sparsify.ir.exported")
+    exported = importlib.import_module("sparsify.ir.trace.exported")
     once, modes = exported._export_once, []
 
     def failing(model, sample, shapes, fixed):

@@ -4,10 +4,10 @@ import torch
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
-from sparsify.ir.composition import Composition, chain, composition_at, is_composing
-from sparsify.ir.groupmask import group_masks
-from sparsify.ir.trace import trace
-from sparsify.ir.views import (
+from sparsify.ir.features.group_mask import group_masks
+from sparsify.ir.trace.trace import trace
+from sparsify.ir.views.composition import Composition, chain, composition_at, is_composing
+from sparsify.ir.views.linear import (
     consumers,
     effective_weight,
     feature_size,

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from sparsify import native
-from sparsify.tensors.packed import Layout, pack
+from sparsify.tensors.packing.packed import Layout, pack
 from sparsify.tensors.quantize import absmax_scales, round_weight
 
 Model = onnx.ModelProto

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sparsify import native
-from sparsify.tensors.nm_linear import nm_linear_reference
-from sparsify.tensors.packed import Layout, dense
+from sparsify.tensors.packing.nm_linear import nm_linear_reference
+from sparsify.tensors.packing.packed import Layout, dense
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 EMULATE = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsify.tensors.packed import Layout
+from sparsify.tensors.packing.packed import Layout
 
 Session = Callable[..., onnxruntime.InferenceSession]
 Model = Callable[..., onnx.ModelProto]

@@ -10,8 +10,8 @@ import torch
 
 from sparsify import native
 from sparsify.errors import KernelError
-from sparsify.tensors.layout import Layout
-from sparsify.tensors.packed import pack
+from sparsify.tensors.packing.layout import Layout
+from sparsify.tensors.packing.packed import pack
 
 PATTERNS = [(1, 4), (2, 4), *((n, 8) for n in range(1, 8))]
 VALUES = [("float32", 0), *((v, g) for v in ("int8", "int4") for g in (32, 64, 96, 128))]

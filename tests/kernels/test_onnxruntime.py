@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsify.tensors.nm_linear import nm_linear_reference
-from sparsify.tensors.packed import Layout
+from sparsify.tensors.packing.nm_linear import nm_linear_reference
+from sparsify.tensors.packing.packed import Layout
 
 Session = Callable[..., onnxruntime.InferenceSession]
 Model = Callable[..., onnx.ModelProto]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sparsify import native
-from sparsify.tensors.nm_linear import nm_linear_reference
-from sparsify.tensors.packed import Layout, dense
+from sparsify.tensors.packing.nm_linear import nm_linear_reference
+from sparsify.tensors.packing.packed import Layout, dense
 
 PATTERNS = [(1, 4), (2, 4), *((n, 8) for n in range(1, 8))]
 ISAS = native.available_isas() if native.library() else ("none",)

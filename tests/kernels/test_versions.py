@@ -10,8 +10,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from sparsify.tensors.nm_linear import nm_linear_reference
-from sparsify.tensors.packed import Layout
+from sparsify.tensors.packing.nm_linear import nm_linear_reference
+from sparsify.tensors.packing.packed import Layout
 from tests.environments import environment, run_in, skip_unless_asked
 
 pytestmark = pytest.mark.versions

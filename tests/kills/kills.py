@@ -35,7 +35,7 @@ import exporters
 import sparsify
 import sparsify.commands.run
 from sparsify.cli import main
-from sparsify.ir.pretrained import load_tokenizer, quiet
+from sparsify.pretrained.load import load_tokenizer, quiet
 
 PIPELINE = (
     "insert-masks | choose-masks{sparsity=0.5} | insert-lora{rank=2} | "

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sparsify.ir.trace import trace
-from sparsify.ir.work import multiply_adds
-from sparsify.measure.count import count
+from sparsify.describe.count import count
+from sparsify.ir.facts.multiply_adds import multiply_adds
+from sparsify.ir.trace.trace import trace
 
 
 class Two(nn.Module):

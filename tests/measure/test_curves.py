@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sparsify.measure.curves import curves, thinned, ticks
+from sparsify.report.curves import curves, thinned, ticks
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 from html.parser import HTMLParser
 
-from sparsify.engine.facts import Weight
-from sparsify.measure.grid import grouped, stacks
-from sparsify.measure.heat import heat_maps
+from sparsify.describe.facts import Weight
+from sparsify.report.grid import grouped, stacks
+from sparsify.report.heat import heat_maps
 
 
 def weight(path, shape=(8, 8), was=(8, 8), zeros=0, pattern="", packed=False, values="float32"):

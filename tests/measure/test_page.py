@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 
 from sparsify.errors import DataError
-from sparsify.measure.figure import PANELS, bars, bars_figure, save, short
-from sparsify.measure.found import find
-from sparsify.measure.page import write_page
+from sparsify.report.figure import PANELS, bars, bars_figure, save, short
+from sparsify.report.found import find
+from sparsify.report.page import write_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VARIANTS = [

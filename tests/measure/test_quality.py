@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from sparsify.data.sequences import TensorData, TextData
 from sparsify.errors import DataError, SparsifyError
 from sparsify.measure.quality import cosine, embed, perplexity, pool
-from sparsify.train.data import TensorData, TextData
 
 VOCABULARY = 7
 

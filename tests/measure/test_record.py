@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sparsify.engine.card import CARD, MEASURED
-from sparsify.measure.record import record
+from sparsify.describe.card import CARD, MEASURED
+from sparsify.report.record import record
 from tests.measure.test_page import BENCH, EVAL
 
 TEXT = f"# Mine\n\n{MEASURED[0]}\nNothing yet.\n{MEASURED[1]}\n\nAnd more, *by hand*.\n"

@@ -9,11 +9,11 @@ from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import SparsifyError
 from sparsify.ir.text import to_text
-from sparsify.ir.views import linears, out_in
+from sparsify.ir.views.linear import linears, out_in
 from sparsify.tensors.masks import check_nm, keep_nm
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.adaptive import AdaptiveMasks, Refresh
-from sparsify.train.wrapped import ProgramModel
+from sparsify.train.moving_masks import AdaptiveMasks, Refresh
+from sparsify.train.program_model import ProgramModel
 
 AST = (
     "insert-masks | choose-masks{{pattern={0}}} | train{{steps=40 batch=8 lr=0.003 distill=kl "

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from sparsify.data.sequences import TensorData, TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError, PipelineError, SparsifyError
 from sparsify.ir.text import to_text
-from sparsify.train.data import TensorData, TextData
 
 MASKS = "insert-masks | "
 HEADS = "insert-masks{of=heads} | "

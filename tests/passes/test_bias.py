@@ -7,10 +7,10 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.errors import ExportError, OptionError, PipelineError
-from sparsify.ir.groupmask import group_masks
-from sparsify.ir.store import load, save
+from sparsify.ir.features.group_mask import group_masks
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.views import linears, out_in
+from sparsify.ir.views.linear import linears, out_in
 
 START = "insert-probes | calibrate{samples=6} | insert-masks{of=heads,channels} | "
 EVEN = "choose-masks{of=heads,channels score=fluctuation sparsity=0.5} | "

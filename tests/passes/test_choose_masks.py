@@ -5,9 +5,9 @@ from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.groupmask import group_masks
+from sparsify.ir.features.group_mask import group_masks
 from sparsify.ir.text import to_text
-from sparsify.ir.views import linears, out_in
+from sparsify.ir.views.linear import linears, out_in
 from sparsify.select.gradients import mask_derivatives, weight_gradients
 from sparsify.select.groups import sites
 from sparsify.train.losses import TaskLoss

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
+from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
 from sparsify.ir.axes.groups import groups
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.experts import expert_masks
-from sparsify.ir.store import load, save
+from sparsify.ir.features.expert_mask import expert_masks
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.tensors.precision import largest_difference
-from sparsify.train.data import TextData
 from tests.ir.axes.families import traced as family_traced
 from tests.ir.axes.masked import outputs
 

@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch.nn import functional
 
+from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
-from sparsify.ir.store import load, save
+from sparsify.ir.features.width_mask import width_masks
+from sparsify.ir.ops.masked_norms import masked_layer_norm, masked_mean, masked_rms_norm
+from sparsify.ir.run.values import Values
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.views import feature_size, linears
-from sparsify.ir.widthmask import width_masks
-from sparsify.ir.widthops import masked_layer_norm, masked_mean, masked_rms_norm
-from sparsify.select.values import Values
+from sparsify.ir.views.linear import feature_size, linears
 from sparsify.tensors.precision import largest_difference
-from sparsify.train.data import TextData
 from tests.ir.axes.families import traced as family_traced
 from tests.ir.axes.masked import outputs
 

@@ -7,7 +7,7 @@ from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.groupmask import group_masks
+from sparsify.ir.features.group_mask import group_masks
 from sparsify.select import groups
 from sparsify.select.importance import Criterion, gather, importance
 

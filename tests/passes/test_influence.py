@@ -9,7 +9,7 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError
 from sparsify.ir.axes.residual import blocks
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.blockmask import block_masks
+from sparsify.ir.features.block_mask import block_masks
 from sparsify.select.influence import Span, block_influence
 
 LAYERS = {"llama": "model.layers", "gpt2": "transformer.h"}

@@ -6,8 +6,8 @@ import torch
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError
-from sparsify.ir.packed import packed_linears, unpacked_weight
-from sparsify.ir.views import composed_weight, effective_weight, linears, out_in
+from sparsify.ir.views.linear import composed_weight, effective_weight, linears, out_in
+from sparsify.ir.views.packed import packed_linears, unpacked_weight
 from sparsify.recipes import recipe
 
 SEEN = "insert-probes{gram=true} | calibrate{samples=40} | insert-masks | insert-quantizers{%s}"

@@ -9,8 +9,8 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError
 from sparsify.ir.axes.residual import blocks
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.blockmask import block_masks
-from sparsify.ir.store import load, save
+from sparsify.ir.features.block_mask import block_masks
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.tensors.precision import largest_difference
 from tests.ir.axes.families import traced as family_traced

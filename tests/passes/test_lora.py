@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
+from sparsify.describe.count import count
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
 from sparsify.ir.text import to_text
-from sparsify.ir.trace import trace
-from sparsify.ir.views import linears, out_in
-from sparsify.measure.count import count
+from sparsify.ir.trace.trace import trace
+from sparsify.ir.views.linear import linears, out_in
 
 CHOICE = "insert-masks | choose-masks{pattern=2:4}"
 TRAIN = "insert-lora{rank=4} | train{steps=6 batch=8 lr=0.01 update=lora}"

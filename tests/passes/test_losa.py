@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from sparsify.data.sequences import batches
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError, SparsifyError
-from sparsify.ir.modes import set_training
-from sparsify.ir.recompute import recomputed_weights
+from sparsify.ir.mode import set_training
+from sparsify.ir.run.recomputed_weights import recomputed_weights
 from sparsify.ir.text import to_text
-from sparsify.ir.views import composed_weight, linears
+from sparsify.ir.views.linear import composed_weight, linears
 from sparsify.select.layers import layer_errors, layers_of
 from sparsify.tensors.masks import check_nm
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.data import batches
 
 MASKED = "insert-masks | choose-masks{pattern=2:4} | insert-lora{rank=3}"
 
@@ -205,7 +205,7 @@ def test_recomputed_weights_give_the_same_loss_and_gradients_and_keep_nothing(fa
 
 def test_gradients_are_those_of_finite_differences(traced):
     """In float64, and not those of the product without its mask."""
-    from sparsify.ir.recompute import recomputed_linear
+    from sparsify.ir.run.recomputed_weights import recomputed_linear
 
     draw = torch.Generator().manual_seed(0)
 

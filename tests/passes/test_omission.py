@@ -8,14 +8,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError
-from sparsify.ir.groupmask import group_masks
-from sparsify.ir.modes import set_training
-from sparsify.ir.omission import omissions
-from sparsify.ir.store import load, save
+from sparsify.ir.features.group_mask import group_masks
+from sparsify.ir.features.omission import omissions
+from sparsify.ir.mode import set_training
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.trace import trace
-from sparsify.train.omission import Omitting
-from sparsify.train.wrapped import ProgramModel
+from sparsify.ir.trace.trace import trace
+from sparsify.train.omitting import Omitting
+from sparsify.train.program_model import ProgramModel
 
 SAT = (
     "insert-omission{{multiple=8{0}}} | train{{steps={1} batch=4 lr=0.003 schedule=lors{{{2}}}}} | "

@@ -4,20 +4,20 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from sparsify.describe.count import count
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.engine.report import Report
 from sparsify.errors import DataError, ExportError, OptionError, SparsifyError
-from sparsify.ir.axes.table import rows
+from sparsify.ir.axes.summary import rows
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.ops import nm_linear, quantize_activations
-from sparsify.ir.packed import packed_linears, unpacked_weight
-from sparsify.ir.packed_blocks import block_weights
-from sparsify.ir.store import load, save
+from sparsify.ir.features.packed_dense import block_weights
+from sparsify.ir.ops.registry import nm_linear, quantize_activations
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.trace import trace
-from sparsify.ir.views import effective_weight, linears, out_in
-from sparsify.measure.count import count
+from sparsify.ir.trace.trace import trace
+from sparsify.ir.views.linear import effective_weight, linears, out_in
+from sparsify.ir.views.packed import packed_linears, unpacked_weight
 from sparsify.recipes import recipe
 
 SPARSE = "insert-masks | choose-masks{pattern=2:4} | fold-masks"
@@ -250,7 +250,7 @@ def test_huggingface_has_no_form_for_it(sparse, tmp_path):
 
 def test_bytes_that_say_something_else_are_never_kept(sparse, monkeypatch):
     """The weight is compared with what the bytes give before it is dropped."""
-    from sparsify.select import packing
+    from sparsify.pack import nm as packing
 
     program = sparse("mlp")
     honest = packing.pack

@@ -9,7 +9,7 @@ from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError
 from sparsify.ir.text import to_text
-from sparsify.ir.views import linears, out_in
+from sparsify.ir.views.linear import linears, out_in
 from sparsify.tensors.masks import keep_nm
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.precision import largest_difference

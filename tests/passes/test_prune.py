@@ -4,8 +4,8 @@ import torch
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.ir.groupmask import group_masks
-from sparsify.ir.store import load, save
+from sparsify.ir.features.group_mask import group_masks
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 
 INSERT = "insert-masks{of=heads,channels}"

@@ -6,12 +6,18 @@ import torch
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError, SparsifyError
-from sparsify.ir.axes.table import rows
+from sparsify.ir.axes.summary import rows
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.ops import quantize_activations
-from sparsify.ir.store import load, save
+from sparsify.ir.ops.registry import quantize_activations
+from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.views import composed_weight, effective_weight, linears, out_in, probe_behind
+from sparsify.ir.views.linear import (
+    composed_weight,
+    effective_weight,
+    linears,
+    out_in,
+    probe_behind,
+)
 from sparsify.tensors.quantize import dequantize, mse_scales, round_weight
 
 
@@ -117,7 +123,7 @@ def test_training_on_the_rounded_program_brings_it_nearer(traced, tokens):
 
 
 def test_a_shared_linear_has_one_set_of_scales():
-    from sparsify.ir.trace import trace
+    from sparsify.ir.trace.trace import trace
 
     class Twice(torch.nn.Module):
         def __init__(self):

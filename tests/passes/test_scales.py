@@ -6,8 +6,8 @@ import torch
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
-from sparsify.ir.ops import scale_weight
-from sparsify.ir.views import linears, out_in
+from sparsify.ir.ops.registry import scale_weight
+from sparsify.ir.views.linear import linears, out_in
 from sparsify.tensors.masks import check_nm
 from sparsify.tensors.pattern import Pattern
 

@@ -7,7 +7,7 @@ from torch import nn
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 
 
 class Odd(nn.Module):

@@ -8,14 +8,14 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError
-from sparsify.ir.beside import besides
-from sparsify.ir.names import adapter
-from sparsify.ir.packed import packed_linears, unpacked_weight
+from sparsify.ir.features.beside import besides
+from sparsify.ir.tensor_names import adapter
 from sparsify.ir.text import to_text
-from sparsify.ir.views import composed_weight, effective_weight, linears, out_in
+from sparsify.ir.views.linear import composed_weight, effective_weight, linears, out_in
+from sparsify.ir.views.packed import packed_linears, unpacked_weight
 from sparsify.recipes import recipe
+from sparsify.runtime.session import onnxruntime_session
 from sparsify.select.statistics import statistics_of
-from sparsify.session import onnxruntime_session
 from sparsify.tensors.lowrank import best_rank, best_rank_by_gram, best_rank_by_saliency, saliency
 from sparsify.tensors.masks import check_nm
 from sparsify.tensors.pattern import Pattern

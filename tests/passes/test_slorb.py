@@ -7,8 +7,8 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
-from sparsify.ir.slorb import slorbs
-from sparsify.ir.views import composed_weight, linears, out_in
+from sparsify.ir.features.slorb import slorbs
+from sparsify.ir.views.linear import composed_weight, linears, out_in
 
 PRUNED = "insert-masks | choose-masks{pattern=2:4} | insert-slorb{k=4} | choose-slorb"
 

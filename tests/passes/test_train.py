@@ -11,13 +11,13 @@ import time
 import pytest
 import torch
 
+from sparsify.data.sequences import TensorData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import SparsifyError
-from sparsify.ir.views import linears
-from sparsify.train.data import TensorData
+from sparsify.ir.views.linear import linears
 from sparsify.train.losses import TaskLoss
-from sparsify.train.wrapped import ProgramModel
+from sparsify.train.program_model import ProgramModel
 
 
 def run(program, pipeline, data, seed=0):
@@ -151,8 +151,8 @@ import torch
 from torch import nn
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.ir.trace import trace
-from sparsify.train.data import TextData
+from sparsify.ir.trace.trace import trace
+from sparsify.data.sequences import TextData
 
 TEXT = (
     "insert-masks | choose-masks{pattern=2:4} | "

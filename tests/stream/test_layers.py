@@ -9,14 +9,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparsify.stream.prune as module
-from sparsify.ir import architecture, pretrained
-from sparsify.ir.stages import stages
-from sparsify.ir.views import targeted
+from sparsify.data.sequences import TextData
+from sparsify.ir.run.stages import stages
+from sparsify.ir.views.linear import targeted
+from sparsify.pretrained import architecture
+from sparsify.pretrained import load as pretrained
 from sparsify.select.one_shot import OneShot
 from sparsify.select.weights import Target
 from sparsify.stream.job import Job
 from sparsify.stream.prune import prune
-from sparsify.train.data import TextData
 
 
 class Pair(nn.Module):

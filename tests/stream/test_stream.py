@@ -9,14 +9,15 @@ from safetensors.torch import load_file, save_file
 from torch.fx import Interpreter
 
 import sparsify.stream.prune as module
+from sparsify.data.sequences import TensorData, TextData, batches, sample
 from sparsify.errors import DataError, OptionError, PipelineError
-from sparsify.ir.headers import INDEX
-from sparsify.ir.pretrained import load_model, quiet
-from sparsify.ir.shell import trace_shell
-from sparsify.ir.stages import run_stage, stages
+from sparsify.ir.run.stages import run_stage, stages
 from sparsify.ir.text import to_text
-from sparsify.ir.trace import trace
-from sparsify.ir.views import linears, out_in, targeted
+from sparsify.ir.trace.trace import trace
+from sparsify.ir.trace.weightless import trace_shell
+from sparsify.ir.views.linear import linears, out_in, targeted
+from sparsify.pretrained.headers import INDEX
+from sparsify.pretrained.load import load_model, quiet
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Statistics
 from sparsify.select.weights import Target
@@ -27,7 +28,6 @@ from sparsify.stream.prune import prune
 from sparsify.tensors.masks import check_nm
 from sparsify.tensors.moments import add_upper_gram, mirrored
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.data import TensorData, TextData, batches, sample
 
 HALF = Target.of(None, "2:4")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsify.errors import DataError, SparsifyError
-from sparsify.tensors.bits import pack_bits, unpack_bits
+from sparsify.tensors.packing.bits import pack_bits, unpack_bits
 
 SHAPES = st.lists(st.integers(0, 7), max_size=4)
 

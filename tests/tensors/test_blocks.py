@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.tensors.blocks import pack_blocks, unpack_blocks
+from sparsify.tensors.packing.blocks import pack_blocks, unpack_blocks
 from sparsify.tensors.quantize import absmax_scales, dequantize, round_weight
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.tensors.fit import Wanted, fullest_group
+from sparsify.tensors.packing.fit import Wanted, fullest_group
 
 
 @pytest.mark.parametrize(("text", "n", "m"), [("2:4", 2, 4), ("N:8", None, 8), ("N:4", None, 4)])

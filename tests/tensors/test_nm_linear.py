@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import SparsifyError
-from sparsify.tensors.nm_linear import nm_linear_reference
-from sparsify.tensors.packed import Layout, pack
+from sparsify.tensors.packing.nm_linear import nm_linear_reference
+from sparsify.tensors.packing.packed import Layout, pack
 from sparsify.tensors.quantize import (
     absmax_scales,
     dequantize,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsify.tensors import packed as module
-from sparsify.tensors.packed import Layout, dense, pack, unpack
+from sparsify.tensors.packing import packed as module
+from sparsify.tensors.packing.packed import Layout, dense, pack, unpack
 
 PATTERNS = [(1, 4), (2, 4), *((n, 8) for n in range(1, 8))]
 VALUES = [("float32", 0), *itertools.product(["int8", "int4"], [32, 64, 96, 128])]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsify.errors import DataError, OptionError, SparsifyError
-from sparsify.tensors import packed as module
-from sparsify.tensors.packed import Layout, pack, packable, unpack
+from sparsify.tensors.packing import packed as module
+from sparsify.tensors.packing.packed import Layout, pack, packable, unpack
 from sparsify.tensors.pattern import Pattern
 
 FLOAT = Layout(2, 4, 40, 12)

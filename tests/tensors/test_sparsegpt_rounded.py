@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.tensors.masks import check_nm
-from sparsify.tensors.packed import Layout, dense, pack
+from sparsify.tensors.packing.packed import Layout, dense, pack
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.quantize import (
     Grid,

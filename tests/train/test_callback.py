@@ -11,15 +11,15 @@ from transformers import Trainer, TrainingArguments
 
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.engine.training import ArsSte
 from sparsify.ir.text import to_text
-from sparsify.ir.views import linears
+from sparsify.ir.views.linear import linears
 from sparsify.tensors.masks import check_nm, keep_nm
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.adaptive import AdaptiveMasks, Refresh
 from sparsify.train.callback import AdaptiveMasksCallback
+from sparsify.train.moving_masks import AdaptiveMasks, Refresh
 from sparsify.train.optimizer import SparseAdamW
-from sparsify.train.wrapped import ProgramModel
+from sparsify.train.options import ArsSte
+from sparsify.train.program_model import ProgramModel
 
 WAYS = ["ddp", "ragged", "fsdp"]
 METRICS = ["maxip", "wanda", "uniform"]

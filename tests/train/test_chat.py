@@ -9,11 +9,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from sparsify.data.sequences import load_data
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError
-from sparsify.train.data import load_data
-from sparsify.train.wrapped import ProgramModel
+from sparsify.train.program_model import ProgramModel
 
 WORDS = ("[PAD]", "[END]", "[UNK]", "one", "two", "three", "four", "user", "assistant", "system")
 TEMPLATE = (

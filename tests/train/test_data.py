@@ -15,9 +15,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from sparsify.errors import DataError
-from sparsify.train import data as data_file
-from sparsify.train.data import (
+from sparsify.data import sequences as data_file
+from sparsify.data.sequences import (
     SentenceData,
     TensorData,
     TextData,
@@ -28,7 +27,8 @@ from sparsify.train.data import (
     split,
     tokenize,
 )
-from sparsify.train.sources import parse_dataset, read_texts
+from sparsify.data.sources import parse_dataset, read_texts
+from sparsify.errors import DataError
 
 WORDS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "one", "two", "three", "four", "five")
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from sparsify.data.dialogues import read_dialogues
+from sparsify.data.sources import read_texts
 from sparsify.errors import DataError
-from sparsify.train.chat import read_dialogues
-from sparsify.train.sources import read_texts
 
 BOM = b"\xef\xbb\xbf"
 DIALOGUE = {"prompt": "grüß", "response": "Gott"}

@@ -7,12 +7,12 @@ from transformers import Trainer, TrainingArguments
 
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.engine.training import Lors
-from sparsify.ir.modes import set_training
+from sparsify.ir.mode import set_training
 from sparsify.ir.text import to_text
 from sparsify.train.callback import OmissionCallback
-from sparsify.train.omission import Omitting
-from sparsify.train.wrapped import ProgramModel
+from sparsify.train.omitting import Omitting
+from sparsify.train.options import Lors
+from sparsify.train.program_model import ProgramModel
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sparsify.engine.training import AdamS, ArsSte, Pull, SrSte
 from sparsify.errors import SparsifyError
 from sparsify.train.optimizer import SparseAdamW
+from sparsify.train.options import AdamS, ArsSte, Pull, SrSte
 
 
 class WrongSign(ArsSte):

@@ -9,8 +9,8 @@ import transformers
 from accelerate.state import AcceleratorState
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from sparsify.ir.trace import trace
-from sparsify.train.wrapped import ProgramModel
+from sparsify.ir.trace.trace import trace
+from sparsify.train.program_model import ProgramModel
 
 KINDS = ("decoder", "encoder", "classifier")
 ENCODER = {

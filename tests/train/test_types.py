@@ -8,7 +8,7 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import SparsifyError
 from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
-from sparsify.train.wrapped import ProgramModel
+from sparsify.train.program_model import ProgramModel
 
 IDS = torch.randint(3, 300, (3, 11), generator=torch.Generator().manual_seed(1))
 MASK = (torch.arange(11) < torch.tensor([[11], [7], [9]])).long()

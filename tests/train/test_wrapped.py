@@ -15,11 +15,11 @@ import sparsify
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, SparsifyError
-from sparsify.ir.pretrained import load_tokenizer, source_of
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
-from sparsify.train.wrapped import ProgramModel
+from sparsify.pretrained.load import load_tokenizer, source_of
+from sparsify.train.program_model import ProgramModel
 
 IDS = torch.randint(3, 300, (3, 11), generator=torch.Generator().manual_seed(1))
 MASK = (torch.arange(11) < torch.tensor([[11], [7], [9]])).long()

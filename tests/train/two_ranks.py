@@ -8,17 +8,17 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, init_device_mesh
 
+from sparsify.data.sequences import TensorData, TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.engine.training import ArsSte
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.adaptive import AdaptiveMasks, Refresh
-from sparsify.train.data import TensorData, TextData
-from sparsify.train.omission import Omitting
+from sparsify.train.moving_masks import AdaptiveMasks, Refresh
+from sparsify.train.omitting import Omitting
 from sparsify.train.optimizer import SparseAdamW
+from sparsify.train.options import ArsSte
+from sparsify.train.program_model import ProgramModel
 from sparsify.train.sharded import whole
-from sparsify.train.wrapped import ProgramModel
 
 STEPS = 8
 

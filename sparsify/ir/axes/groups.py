@@ -9,7 +9,7 @@ from torch import fx
 from sparsify.ir.axes.analysis import Analysis, Contraction
 from sparsify.ir.axes.axis import Axis
 from sparsify.ir.axes.roles import Roles, roles
-from sparsify.ir.axes.rules_compute import averaging, normalising
+from sparsify.ir.axes.rules.compute import averaging, normalising
 
 # Path of a tensor, dimension, number of the leaf in that dimension from left to right.
 Key = tuple[str, int, int]

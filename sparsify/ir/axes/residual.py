@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.axes.analysis import Analysis
-from sparsify.ir.axes.rules import overloads
+from sparsify.ir.axes.rules.elementwise import overloads
 
 _ADD = torch.ops.aten.add.Tensor
 # What may stand between a sum and the stream of the next block.

@@ -8,12 +8,12 @@ from torch import Tensor, fx
 
 from sparsify.ir.axes.analysis import Analysis, Axes, arguments, opname
 from sparsify.ir.axes.axis import Axis, Conflict
-from sparsify.ir.axes.rules import ELEMENTWISE, overloads
-from sparsify.ir.axes.rules_compute import COMPUTE
-from sparsify.ir.axes.rules_cut import CUT
-from sparsify.ir.axes.rules_product import PRODUCT
-from sparsify.ir.axes.rules_route import KEEPING, ROUTE
-from sparsify.ir.axes.rules_shape import SHAPE
+from sparsify.ir.axes.rules.compute import COMPUTE
+from sparsify.ir.axes.rules.cut import CUT
+from sparsify.ir.axes.rules.elementwise import ELEMENTWISE, overloads
+from sparsify.ir.axes.rules.product import PRODUCT
+from sparsify.ir.axes.rules.route import KEEPING, ROUTE
+from sparsify.ir.axes.rules.shape import SHAPE
 from sparsify.ir.program import Program
 
 __all__ = ["Analysis", "analyse"]

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from sparsify.ir.program import Program
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 
 WORDS = 60
 _SMALL = {

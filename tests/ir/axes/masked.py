@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir.axes.groups import Consumer, Group, Heads, groups, heads
-from sparsify.ir.axes.index import expand_index, spread
-from sparsify.ir.axes.keep import Keep
-from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.shrink.choice import expand_index, spread
+from sparsify.ir.axes.shrink.keep import Keep
+from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
 from sparsify.tensors.precision import largest_difference

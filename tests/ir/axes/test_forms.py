@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from sparsify.ir.axes import walk
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 
 aten = torch.ops.aten
 

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from sparsify.errors import OptionError
 from sparsify.ir.axes.groups import Group, groups, heads
-from sparsify.ir.axes.index import expand_index, group_scores, reduce, spread
-from sparsify.ir.axes.table import in_words, rows
+from sparsify.ir.axes.shrink.choice import expand_index, group_scores, reduce, spread
+from sparsify.ir.axes.summary import in_words, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 from tests.ir.axes.families import traced
 
 

@@ -11,8 +11,8 @@ from torch import fx
 
 from sparsify.errors import OptionError
 from sparsify.ir.axes.groups import groups
-from sparsify.ir.axes.keep import Keep
-from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.shrink.keep import Keep
+from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.graph import Writer
 from sparsify.ir.program import Program, Source

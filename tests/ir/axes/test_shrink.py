@@ -9,18 +9,18 @@ from torch.nn import functional
 
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.axes.groups import Group, groups, heads
-from sparsify.ir.axes.index import expand_index
-from sparsify.ir.axes.keep import Keep, keep_from_json, keep_to_json
-from sparsify.ir.axes.shrink import shrink
+from sparsify.ir.axes.shrink.choice import expand_index
+from sparsify.ir.axes.shrink.keep import Keep, keep_from_json, keep_to_json
+from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.features.group_mask import add_group_mask
+from sparsify.ir.features.weight_side import add_branch, add_mask
 from sparsify.ir.graph import Writer
-from sparsify.ir.groupmask import add_group_mask
-from sparsify.ir.ops import probe
+from sparsify.ir.ops.registry import probe
 from sparsify.ir.program import Program
-from sparsify.ir.trace import trace
+from sparsify.ir.trace.trace import trace
 from sparsify.ir.types import infer
-from sparsify.ir.views import linear_at, linears
-from sparsify.ir.weights import add_branch, add_mask
+from sparsify.ir.views.linear import linear_at, linears
 from sparsify.tensors.precision import largest_difference
 from tests.ir.axes.families import traced
 from tests.ir.axes.masked import outputs, prune

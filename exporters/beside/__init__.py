@@ -1,0 +1,1 @@
+"""Files beside an exported model, for the tools that read it."""

@@ -1,0 +1,1 @@
+"""Parts of an ONNX graph that the converter does not write by itself."""

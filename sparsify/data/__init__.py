@@ -1,0 +1,1 @@
+"""Text and dialogues as token sequences to calibrate, train and measure on."""

@@ -1,0 +1,289 @@
+"""Sequences to calibrate, train and measure on, and the deterministic orders they are taken in."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sparsify.data.dialogues import IGNORED, encode, read_dialogues
+from sparsify.data.sources import read_texts
+from sparsify.errors import DataError
+
+KINDS = ("text", "sentences", "chat")
+# A piece of text is tokenised at once; pieces end at a line end where there is one.
+_PIECE_CHARACTERS = 1 << 20
+
+
+class Data(Protocol):
+    """Numbered sequences; equal indices always give equal tensors."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest sequence a batch may hold."""
+
+    def __len__(self) -> int:
+        """The number of sequences."""
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and, for text, `labels`, each `[b, T]`."""
+
+
+class TextData:
+    """Running text cut into consecutive blocks that do not overlap; the labels are the input ids.
+
+    `tokens [n]` are token ids; the n mod `length` last of them are left out.
+    Raises DataError when there are fewer than `length`.
+    """
+
+    def __init__(self, tokens: Tensor, length: int, name: str = "the data") -> None:
+        _check_length(length, 2)
+        if tokens.dim() != 1:
+            raise DataError(f"{name} must be one row of tokens, and has {tokens.dim()} dimensions")
+        if tokens.numel() < length:
+            raise DataError(
+                f"{name} has {tokens.numel()} tokens, fewer than one sequence of {length}; "
+                "use a shorter length or more text"
+            )
+        count = tokens.numel() // length
+        self._blocks = tokens[: count * length].long().view(count, length)
+
+    @property
+    def length(self) -> int:
+        """Tokens in every sequence."""
+        return self._blocks.shape[1]
+
+    def __len__(self) -> int:
+        """The number of blocks."""
+        return self._blocks.shape[0]
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` (ones) and `labels`, each `[b, length]`."""
+        blocks = self._blocks[torch.as_tensor(list(indices), dtype=torch.long)]
+        return {
+            "input_ids": blocks,
+            "attention_mask": torch.ones_like(blocks),
+            "labels": blocks.clone(),
+        }
+
+
+class SentenceData:
+    """Separate sentences with the tokenizer's special tokens, cut to `length`, without labels.
+
+    A batch is padded on the right to its longest sentence, so a sentence's own tokens never depend
+    on its neighbours. Raises DataError when there is no sentence or no tokenizer.
+    """
+
+    def __init__(self, sentences: Sequence[str], tokenizer: Any, length: int) -> None:
+        _check_length(length, 2)
+        _check_tokenizer(tokenizer)
+        if not sentences:
+            raise DataError("the data has no sentence")
+        encoded = tokenizer(list(sentences), truncation=True, max_length=length)["input_ids"]
+        self._rows = [torch.tensor(row, dtype=torch.long) for row in encoded]
+        self._padding = tokenizer.pad_token_id or 0
+        self._length = length
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest sentence a batch may hold."""
+        return self._length
+
+    def __len__(self) -> int:
+        """The number of sentences."""
+        return len(self._rows)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, each `[b, T]`, T the longest sentence of the batch."""
+        rows = [self._rows[index] for index in indices]
+        masks = [torch.ones_like(row) for row in rows]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(rows, batch_first=True, padding_value=self._padding),
+            "attention_mask": pad(masks, batch_first=True, padding_value=0),
+        }
+
+
+class ChatData:
+    """Dialogues cut to `length`; labels are -100 where something was asked, and on padding.
+
+    A batch is padded on the right to its longest dialogue. Dialogues whose answers lie beyond
+    `length` are left out. Raises DataError when none is left or there is no tokenizer.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, length: int) -> None:
+        _check_length(length, 2)
+        _check_tokenizer(tokenizer)
+        encoded = [encode(row, tokenizer, length) for row in rows]
+        # The first token is never predicted.
+        kept = [item for item in encoded if any(label != IGNORED for label in item[1][1:])]
+        if not kept:
+            raise DataError(
+                f"no dialogue has an answer within {length} tokens; use a greater length"
+            )
+        self._rows = [(torch.tensor(ids), torch.tensor(labels)) for ids, labels in kept]
+        self._padding = tokenizer.pad_token_id or 0
+        self._length = length
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest dialogue a batch may hold."""
+        return self._length
+
+    def __len__(self) -> int:
+        """The number of dialogues."""
+        return len(self._rows)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and `labels`, each `[b, T]`, T the longest of the batch."""
+        rows = [self._rows[index] for index in indices]
+        pad = torch.nn.utils.rnn.pad_sequence
+        masks = [torch.ones_like(ids) for ids, _ in rows]
+        return {
+            "input_ids": pad([ids for ids, _ in rows], True, self._padding),
+            "attention_mask": pad(masks, True, 0),
+            "labels": pad([labels for _, labels in rows], True, IGNORED),
+        }
+
+
+class TensorData:
+    """Ready tensors: each `[sequences, ...]`, all with the same first size.
+
+    `length` is the second size of the first tensor (1 for vectors).
+    Raises DataError when there is no tensor, no sequence, or sizes that differ.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        sizes = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in tensors.items()}
+        if not sizes or 0 in sizes.values():
+            raise DataError("the data has no sequence")
+        if len(set(sizes.values())) > 1:
+            raise DataError(f"the tensors differ in their number of sequences: {sizes}")
+        self._tensors = dict(tensors)
+        self._first = next(iter(self._tensors.values()))
+
+    @property
+    def length(self) -> int:
+        """The second size of the first tensor."""
+        return self._first.shape[1] if self._first.dim() > 1 else 1
+
+    def __len__(self) -> int:
+        """The number of sequences."""
+        return self._first.shape[0]
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The rows of every tensor at the indices, `[b, ...]`."""
+        rows = torch.as_tensor(list(indices), dtype=torch.long)
+        return {name: tensor[rows] for name, tensor in self._tensors.items()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The sequences `start` to `stop - 1` of other data, numbered from 0."""
+
+    data: Data
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Tokens per sequence of the whole."""
+        return self.data.length
+
+    def __len__(self) -> int:
+        """The number of sequences in the part."""
+        return self.stop - self.start
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The batch of the whole at the shifted indices."""
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"sequence {index} of a part that has {len(self)}")
+        return self.data.batch([self.start + index for index in indices])
+
+
+def order(size: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of 0..size-1 of one epoch, int64 `[size]`, from the seed and epoch alone."""
+    # Seeds a step apart must not share epochs, hence the stride by a prime.
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(size, generator=generator)
+
+
+def sample(data: Data, count: int, seed: int) -> list[int]:
+    """Indices of `count` distinct sequences drawn with a seed; all of them when there are fewer."""
+    indices: list[int] = order(len(data), seed, 0)[: max(count, 0)].tolist()
+    return indices
+
+
+def batches(data: Data, indices: Sequence[int], batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """The sequences at `indices` in that order, `batch_size` at a time; the last may be smaller."""
+    if batch_size < 1:
+        raise DataError(f"a batch size of {batch_size} is not possible; use 1 or more")
+    for start in range(0, len(indices), batch_size):
+        yield data.batch(indices[start : start + batch_size])
+
+
+def split(data: Data, fraction: float) -> tuple[Part, Part]:
+    """The first `fraction` of the sequences and the rest; both have at least one sequence.
+
+    Raises DataError when the fraction is outside (0, 1) or there is only one sequence.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise DataError(f"a part of {fraction:g} is not between 0 and 1")
+    size = len(data)
+    if size < 2:
+        raise DataError(f"the data has {size} sequence, too few to be split; bring more text")
+    border = min(max(round(size * fraction), 1), size - 1)
+    return Part(data, 0, border), Part(data, border, size)
+
+
+def load_data(spec: str, tokenizer: Any, length: int, kind: str = "text") -> Data:
+    """Sequences of `length` tokens from a file, a folder or a dataset (see `read_texts`).
+
+    `kind="text"` joins the documents by a blank line and cuts the tokens into blocks, as is usual
+    for perplexity; `kind="sentences"` takes every line that is not blank as one, for encoders;
+    `kind="chat"` takes dialogues from .jsonl and labels their answers only, for fine-tuning.
+    Raises DataError when the data is missing, empty or too short, or there is no tokenizer.
+    """
+    if kind not in KINDS:
+        raise DataError(f"there is no kind of data '{kind}'; there are: {', '.join(KINDS)}")
+    _check_tokenizer(tokenizer)
+    if kind == "chat":
+        return ChatData(read_dialogues(spec), tokenizer, length)
+    texts = read_texts(spec)
+    if kind == "sentences":
+        lines = [line.strip() for text in texts for line in text.splitlines()]
+        return SentenceData([line for line in lines if line], tokenizer, length)
+    return TextData(tokenize("\n\n".join(texts), tokenizer), length, f"the data '{spec}'")
+
+
+def tokenize(text: str, tokenizer: Any) -> Tensor:
+    """Token ids `[n]` of a text of any size, without special tokens."""
+    ids: list[int] = []
+    for piece in _pieces(text):
+        # verbose=False: the text is cut into sequences later, its length here means nothing.
+        ids.extend(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        stop = start + _PIECE_CHARACTERS
+        if stop < len(text):
+            stop = text.rfind("\n", start, stop) + 1 or stop
+        yield text[start:stop]
+        start = stop
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if tokenizer is None:
+        raise DataError(
+            "text needs a tokenizer, and the model has none; save one into the model folder"
+        )
+
+
+def _check_length(length: int, least: int) -> None:
+    if length < least:
+        raise DataError(f"a length of {length} is too short; use {least} or more tokens")

@@ -1,0 +1,1 @@
+"""What a program or an export holds, in figures and in words."""

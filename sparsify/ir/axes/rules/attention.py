@@ -1,0 +1,73 @@
+"""Where attention happens when it is written out: scores, softmax, product with the values."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from sparsify.ir.axes.analysis import Analysis, Site
+from sparsify.ir.axes.axis import Axis
+from sparsify.ir.axes.rules.elementwise import ELEMENTWISE, overloads
+
+_MOVES = frozenset(
+    overloads(
+        """view.default reshape.default unsqueeze.default expand.default transpose.int
+        permute.default contiguous.default clone.default to.dtype repeat_interleave.self_int
+        slice.Tensor cat.default flatten.using_ints unflatten.int squeeze.dim"""
+    )
+)
+_SLICE = frozenset(overloads("slice.Tensor"))
+_PRODUCTS = frozenset(overloads("matmul.default bmm.default baddbmm.default"))
+
+
+def repeated(analysis: Analysis, node: fx.Node) -> Iterator[Axis]:
+    """The axes that were repeated on the way to a node through ops that only move elements."""
+    seen = {node}
+    queue = [node]
+    while queue:
+        here = queue.pop()
+        if here.op == "call_function" and here.target in _MOVES:
+            yield from analysis.made.get(here, [])
+            sources = [s for s in here.all_input_nodes if s in analysis.axes and s not in seen]
+            seen.update(sources)
+            queue += sources
+
+
+def softmax_site(analysis: Analysis, node: fx.Node, weights: fx.Node, values: fx.Node) -> None:
+    """Record an attention when the left operand of a product comes out of a softmax."""
+    source = _through_elementwise(weights, analysis.softmaxes)
+    if source is None or min(len(analysis.axes[weights]), len(analysis.axes[values])) < 3:
+        return
+    scores = _scores(source)
+    made = list(repeated(analysis, values))
+    key_size = None
+    if scores is not None:
+        keys = scores.all_input_nodes[-1]
+        made += list(repeated(analysis, keys))
+        if len(analysis.axes[keys]) > 1:
+            key_size = analysis.axes[keys][-2]
+    left, right = analysis.axes[weights], analysis.axes[values]
+    analysis.sites.append(Site(node, left[-3], right[-3], key_size, right[-1], tuple(made)))
+
+
+def _through_elementwise(node: fx.Node, wanted: set[fx.Node]) -> fx.Node | None:
+    """The nearest wanted node upstream, elementwise ops and slices on first operands passed over."""
+    while node not in wanted:
+        if (
+            node.target not in ELEMENTWISE and node.target not in _SLICE
+        ) or not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _scores(softmax: fx.Node) -> fx.Node | None:
+    """The product of queries and keys that a softmax runs over."""
+    node = softmax.all_input_nodes[0]
+    for _ in range(16):
+        if isinstance(node.target, torch._ops.OpOverload) and node.target in _PRODUCTS:
+            return node
+        if node.target not in ELEMENTWISE or not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]
+    return None

@@ -1,0 +1,137 @@
+"""Rules of ops that route tokens to experts: top-k, sort, counts, products in groups.
+
+    scores [n, E] -> topk -> numbers of experts -> sort, count -> one product a group of rows
+
+An integer tensor may hold numbers of indices of an axis, its *domain*. Ops that know it keep the axis
+free: what is removed is chosen by no token when its score is -inf, and counts of it are zero.
+"""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from sparsify.ir.axes.analysis import Analysis, Axes, Router, opname, over, place
+from sparsify.ir.axes.axis import Axis, Conflict
+from sparsify.ir.axes.rules.elementwise import Rule, overloads
+
+aten = torch.ops.aten
+_SOFTMAX = frozenset(overloads("softmax.int _softmax.default"))
+_CASTS = frozenset(overloads("to.dtype _to_copy.default contiguous.default clone.default"))
+# What numbers of indices stay numbers of indices through.
+KEEPING = frozenset(
+    overloads(
+        """view.default reshape.default flatten.using_ints unsqueeze.default squeeze.dim
+        transpose.int permute.default expand.default to.dtype _to_copy.default contiguous.default
+        clone.default slice.Tensor"""
+    )
+)
+
+
+def topk(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
+    """The largest entries along one dimension and their numbers."""
+    axes = analysis.axes[args["self"]]
+    if not isinstance(args["k"], int):
+        raise Conflict("a number of entries that is known only at run time")
+    dim = place(axes, args["dim"])
+    axis = axes[dim]
+    reason = over(node)
+    axis.pin(reason)
+    taken = analysis.fresh(args["k"], f"{opname(node)} at {node.name} takes so many")
+    result = [*axes[:dim], taken, *axes[dim + 1 :]]
+    analysis.part_domains[node] = [None, axis]
+    if dim == len(axes) - 1 and args["largest"]:
+        _record_router(analysis, node, args, axis)
+    return [result, list(result)]
+
+
+def _record_router(analysis: Analysis, node: fx.Node, args: dict[str, Any], axis: Axis) -> None:
+    """Remember a top-k over the outputs of a linear map, with the ops that -inf passes through."""
+    excuses = {over(node)}
+    source = args["self"]
+    while source.target in _SOFTMAX or source.target in _CASTS or source.target in _MASKING:
+        if source.target in _SOFTMAX:
+            excuses.add(over(source))
+        source = source.args[1 if source.target in _MASKING else 0]
+    if source.target is not aten.linear.default or not _only_ranked(source):
+        return
+    weight = source.args[1]
+    rows = analysis.axes[weight][0]
+    if weight.op == "get_attr" and rows.root() is axis.root():
+        found = Router(node, source, str(weight.target), axis, int(args["k"]), frozenset(excuses))
+        analysis.routers.append(found)
+
+
+def _only_ranked(scores: fx.Node) -> bool:
+    """Whether nothing but a top-k, after softmax and the like, reads scores: -inf harms no one else."""
+    passing = _SOFTMAX | _CASTS | _MASKING
+    return all(
+        user.target is aten.topk.default or (user.target in passing and _only_ranked(user))
+        for user in scores.users
+    )
+
+
+def sort(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
+    """Entries in order along one dimension, and where they stood."""
+    axes = list(analysis.axes[args["self"]])
+    axes[place(axes, args["dim"])].pin(over(node))
+    analysis.part_domains[node] = [analysis.domains.get(args["self"]), None]
+    return [axes, list(axes)]
+
+
+def count(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """`histc` of numbers of indices, one bin an index: how often each occurs."""
+    domain = analysis.domains.get(args["self"])
+    if domain is None:
+        return analysis.like(node.meta["val"], f"{node.name} counts along it")
+    if (args["bins"], args["min"], args["max"]) != (domain.root().size, 0, domain.root().size - 1):
+        raise Conflict("bins that are not one an index")
+    analysis.counts.add(node)
+    return [domain]
+
+
+def cumulate(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Running sums along one dimension; where counts are zero, an index may go."""
+    axes = list(analysis.axes[args["self"]])
+    if args["self"] not in analysis.counts and axes:
+        axes[args["dim"]].pin(over(node))
+    return axes
+
+
+def grouped(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """`y[n, out] = x[n, in] W[g(n), in, out]`, rows of one group together, ends `offs [g]`."""
+    x, weight, ends, *others = args.values()
+    if ends is None or any(value is not None for value in others):
+        raise Conflict("a grouped product of another form")
+    rows, groups = analysis.axes[x], analysis.axes[weight]
+    if len(rows) != 2 or len(groups) != 3:
+        raise Conflict("a grouped product of another form")
+    analysis.tie(node, rows[1], groups[1])
+    analysis.tie(node, analysis.axes[ends][0], groups[0])
+    analysis.contract(node, x, rows[1], weight, 1)
+    return [rows[0], groups[2]]
+
+
+def put(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """Entries replaced by number."""
+    axes = list(analysis.axes[args["self"]])
+    for dim, number in enumerate(args["indices"]):
+        if number is not None:
+            axes[dim].pin(f"looked up by {opname(node)} at {node.name}")
+    if len(axes) != 1:
+        raise Conflict("entries put into more than one dimension")
+    return axes
+
+
+_MASKING = frozenset(overloads("where.ScalarOther"))
+_GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
+
+ROUTE: dict[object, Rule] = {
+    **dict.fromkeys(overloads("topk.default"), topk),
+    **dict.fromkeys(overloads("sort.default sort.stable"), sort),
+    **dict.fromkeys(overloads("histc.default"), count),
+    **dict.fromkeys(overloads("cumsum.default"), cumulate),
+    **dict.fromkeys(overloads("index_put.default"), put),
+    # By name: some of these ops exist only when their library is loaded.
+    **dict.fromkeys(_GROUPED, grouped),
+}

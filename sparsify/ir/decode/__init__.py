@@ -1,0 +1,1 @@
+"""The variant of a program with a key/value cache."""

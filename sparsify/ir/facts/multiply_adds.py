@@ -1,0 +1,143 @@
+"""The arithmetic of a program: multiply-adds read off the types of its nodes at given sizes."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from sparsify.ir.ops.registry import block_linear, nm_linear
+from sparsify.ir.program import Program
+
+aten = torch.ops.aten
+
+# The arguments of a call and its result, as fake tensors -> multiply-adds.
+Rule = Callable[[Sequence[Any], Tensor], int]
+
+
+def multiply_adds(program: Program, batch: int, length: int, *, packed_whole: bool = False) -> int:
+    """Multiply-adds of one forward at `[batch, length]`, zeros in dense weights counted like any number.
+
+    Counted are linear maps, matrix products, attention (keys that a mask hides included),
+    convolutions and grouped products; elementwise work and softmax are not. A packed linear counts
+    the N of every M that it multiplies by, or all with `packed_whole`.
+    The dimension called `batch` takes `batch`, every other varying dimension takes `length`.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    inputs = _inputs(program, batch, length, mode)
+    values: dict[fx.Node, Any] = {}
+    total = 0
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                assert callable(node.target)
+                values[node] = node.target(*args, **kwargs)
+                whole = packed_whole and node.target is nm_linear
+                rule = _product(0) if whole else _rule(node.target)
+                total += rule(args, values[node])
+            elif node.op == "placeholder":
+                values[node] = inputs[str(node.target)]
+            elif node.op == "get_attr":
+                tensor = program.tensor(str(node.target))
+                values[node] = mode.from_tensor(tensor, static_shapes=True)
+    return total
+
+
+def _inputs(program: Program, batch: int, length: int, mode: FakeTensorMode) -> dict[str, Tensor]:
+    """Fake inputs with every symbolic dimension replaced by its number."""
+    inputs = {}
+    for key, value in program.sample.items():
+        dims = program.dynamic.get(key, {})
+        sizes = [
+            (batch if dims[i] == "batch" else length) if i in dims else size
+            for i, size in enumerate(value.shape)
+        ]
+        # A meta tensor costs nothing however large the sizes are.
+        with mode:
+            inputs[key] = torch.empty(sizes, dtype=value.dtype, device=value.device)
+    return inputs
+
+
+def _rule(target: Any) -> Rule:
+    named = _NAMED.get(str(target).removesuffix(".default"))
+    return _RULES.get(target) or named or (lambda args, result: 0)
+
+
+def _product(left: int) -> Rule:
+    """Result elements times the last axis of the left operand, whatever the leading axes are."""
+    return lambda args, result: result.numel() * args[left].shape[-1]
+
+
+def _stored(args: Sequence[Any], result: Tensor) -> int:
+    """A packed linear: result elements times the N of every M inputs that are stored."""
+    n, m = args[3:5]
+    return int(result.numel() * args[0].shape[-1] * n // m)
+
+
+def _attention(args: Sequence[Any], result: Tensor) -> int:
+    """`q k^T` and `weights v`: q `[b, h, t, d]`, k `[b, g, s, d]`, v `[b, g, s, e]`."""
+    q, k, v = args[:3]
+    return int(math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
+
+
+def _convolution(args: Sequence[Any], result: Tensor) -> int:
+    """Result elements times the inputs each reads: weight `[out, in / groups, *window]`."""
+    return int(result.numel() * math.prod(args[1].shape[1:]))
+
+
+def _scattering(args: Sequence[Any], result: Tensor) -> int:
+    """Input elements times the outputs each touches: weight `[in, out / groups, *window]`."""
+    return int(args[0].numel() * math.prod(args[1].shape[1:]))
+
+
+def _any_convolution(args: Sequence[Any], result: Tensor) -> int:
+    transposed = args[6]
+    return _scattering(args, result) if transposed else _convolution(args, result)
+
+
+def _einsum(args: Sequence[Any], result: Tensor) -> int:
+    """The product of the sizes of all letters, for two operands; a sum of one costs nothing."""
+    equation, operands = args[0], args[1]
+    if len(operands) != 2 or "." in equation:
+        return 0
+    terms = equation.replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        sizes.update(zip(term, operand.shape, strict=True))
+    return math.prod(sizes.values())
+
+
+_RULES: Mapping[Any, Rule] = {
+    aten.linear.default: _product(0),
+    aten.mm.default: _product(0),
+    aten.bmm.default: _product(0),
+    aten.mv.default: _product(0),
+    aten.dot.default: _product(0),
+    aten.matmul.default: _product(0),
+    aten.addmm.default: _product(1),
+    aten.baddbmm.default: _product(1),
+    aten.einsum.default: _einsum,
+    nm_linear: _stored,
+    block_linear: _product(0),
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.conv1d.default: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.conv3d.default: _convolution,
+    aten.conv1d.padding: _convolution,
+    aten.conv2d.padding: _convolution,
+    aten.conv3d.padding: _convolution,
+    aten.convolution.default: _any_convolution,
+    aten.conv_transpose1d.default: _scattering,
+    aten.conv_transpose2d.input: _scattering,
+    aten.conv_transpose3d.input: _scattering,
+}
+# Ops that exist only when their library is loaded: by name. Rows are already grouped, `[n, in]`.
+_NAMED: Mapping[str, Rule] = {
+    "transformers.grouped_mm_fallback": _product(0),
+    "aten._grouped_mm": _product(0),
+}

@@ -1,0 +1,55 @@
+"""Low-rank branches beside a linear, `y + linear(linear(x, A), B)`: their insertion and reading."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.ir.graph import Writer, redirect
+from sparsify.ir.program import Program
+from sparsify.ir.views.linear import Linear, linears
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A branch beside a linear: the paths of `A [rank, in]` and `B [out, rank]`."""
+
+    linear: Linear
+    a: str
+    b: str
+
+
+def add_beside(program: Program, uses: Sequence[Linear], pair: Mapping[str, Tensor]) -> None:
+    """Add a trainable branch to every use of one weight.
+
+    `pair` holds `A [rank, in]` and `B [out, rank]` by path. The branch reads the input of the linear before
+    any rounding, and stays when the linear is packed.
+    """
+    for path, value in pair.items():
+        program.put(path, value, trainable=True)
+    a_path, b_path = pair
+    for use in uses:
+        writer = Writer(program, after=use.node)
+        inner = writer.call(aten.linear.default, _unrounded(use), writer.read(a_path))
+        branch = writer.call(aten.linear.default, inner, writer.read(b_path))
+        total = writer.call(aten.add.Tensor, use.node, branch)
+        redirect(use.node, total, but=(total,))
+
+
+def besides(program: Program, names: Callable[[str], tuple[str, str]]) -> list[Beside]:
+    """Every linear, once a weight, that has a branch whose paths `names` gives for that of the weight."""
+    views = {view.weight: view for view in linears(program)}
+    found = [Beside(view, *names(path)) for path, view in views.items()]
+    return [one for one in found if program.has(one.a) and program.has(one.b)]
+
+
+def _unrounded(linear: Linear) -> fx.Node:
+    """What enters a linear before its input quantizer, if it has one."""
+    if linear.input_quantizer is None:
+        return linear.x
+    inner = linear.input_quantizer.node.args[0]
+    assert isinstance(inner, fx.Node)
+    return inner

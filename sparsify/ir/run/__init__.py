@@ -1,0 +1,1 @@
+"""The graph run piece by piece, or changed while it runs."""

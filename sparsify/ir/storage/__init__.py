@@ -1,0 +1,1 @@
+"""Programs on disk: written, and held against what we write before anything is built."""

@@ -1,0 +1,97 @@
+"""A model without its weights: traced as ever, while every parameter is a hole in an empty file."""
+
+import copy
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparsify.errors import DataError, reason_of
+from sparsify.exclusive import exclusive
+from sparsify.ir.program import Program
+from sparsify.ir.trace.example_inputs import example_inputs
+from sparsify.ir.trace.trace import trace
+from sparsify.pretrained.adapters import refuse_adapter
+from sparsify.pretrained.architecture import class_of_config, config_at
+from sparsify.pretrained.load import dtype_of, load_tokenizer, quiet, source_of
+
+
+@exclusive
+def trace_shell(name: str, dtype: str, *, trust_remote_code: bool = False) -> Program:
+    """The program of a Hugging Face folder whose parameters take no memory and read as zeros.
+
+    Shapes, names and buffers that the model computes for itself are real. `name` is a folder or
+    `embedded`; code that comes with it runs only when trusted. Raises DataError when it is no folder of a
+    model, TraceError as `trace` does.
+    """
+    source = source_of(name)
+    if not Path(source).is_dir():
+        raise DataError(f"'{name}' is no folder; download the model and name its folder")
+    refuse_adapter(source)
+    try:
+        with quiet(), warnings.catch_warnings(action="ignore"):
+            config = config_at(source, name, trust_remote_code)
+            make = class_of_config(config, source, name, trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"no model could be loaded from '{name}': {reason_of(error)}") from error
+    model = hollow(make, config, dtype_of(dtype))
+    # Whether positions are counted is asked of a twin of one layer: it must compute something.
+    small = copy.deepcopy(config)
+    if getattr(small, "num_hidden_layers", 1) > 1:
+        small.num_hidden_layers = 1
+    inputs, dynamic = example_inputs(_made(make, small, dtype_of(dtype), holes=False))
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    # Without numbers there is nothing to compare.
+    return trace(model, inputs, dynamic, tokenizer=tokenizer, check=False)
+
+
+@exclusive
+def hollow(
+    make: Callable[..., PreTrainedModel], config: object, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A model of a config whose parameters take no memory and read as zeros."""
+    return _made(make, config, dtype, holes=True)
+
+
+def _made(
+    make: Callable[..., PreTrainedModel], config: object, dtype: torch.dtype, *, holes: bool
+) -> PreTrainedModel:
+    """A model with random weights, or with holes in their place."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            with init_empty_weights(include_buffers=False) if holes else nullcontext():
+                model = make(config)
+    finally:
+        torch.set_default_dtype(before)
+    if holes:
+        model.tie_weights()  # undone where modules registered their parameters once more
+        _dig(model)
+    model.eval()
+    return model
+
+
+def _dig(model: nn.Module) -> None:
+    """Put in place of every parameter one that maps an empty file, the same for tied ones."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            hole = made.setdefault(id(parameter), nn.Parameter(dug(parameter), requires_grad=False))
+            setattr(module, name, hole)
+
+
+def dug(like: torch.Tensor) -> torch.Tensor:
+    """Zeros of a shape and dtype that take neither memory nor disk until they are written."""
+    with tempfile.NamedTemporaryFile() as file:
+        os.truncate(file.name, max(1, like.numel() * like.element_size()))
+        flat = torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype)
+    return flat.view(like.shape)

@@ -1,0 +1,1 @@
+"""Typed readings of nodes: passes look at programs through these and never at `node.args`."""

@@ -1,0 +1,290 @@
+"""Typed readings of nodes: passes look at programs through these and never at `node.args`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sparsify.errors import OptionError
+from sparsify.ir.ops.registry import probe as probe_op
+from sparsify.ir.ops.registry import quantize_activations, quantize_weight, scale_weight
+from sparsify.ir.program import Program
+from sparsify.ir.tensor_names import feature_of
+from sparsify.ir.views.composition import (
+    Branch,
+    WeightQuantizer,
+    composition_at,
+    is_composing,
+)
+from sparsify.ir.views.globs import matches, meant
+from sparsify.words import nearest
+
+aten = torch.ops.aten
+# One product a group of rows; by name, since some exist only when their library is loaded.
+_GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
+
+
+@dataclass(frozen=True)
+class InputQuantizer:
+    """The rounding of the input of a linear, `group` features to a step; `on` is the path of its switch."""
+
+    node: fx.Node
+    on: str
+    group: int
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One use of a weight as a linear map `y = x W^T` (plus a bias, if any).
+
+    `weight` is its path, stored `[out, in]`, or `[in, out]` when `transposed`. `operand` is the node
+    that enters the op as weight: the weight itself, or its composition `Q(S * mask * (W + c * B A))`.
+    `x` is the node that enters as input, the rounded one where there is an input quantizer.
+    """
+
+    node: fx.Node
+    x: fx.Node
+    weight: str
+    operand: fx.Node
+    transposed: bool
+    mask: str | None = None
+    branch: Branch | None = None
+    quantizer: WeightQuantizer | None = None
+    row_scales: str | None = None
+    input_quantizer: InputQuantizer | None = None
+
+
+def linears(program: Program) -> list[Linear]:
+    """Every linear map of the program whose weight is a named tensor, in graph order."""
+    return [view for node in program.graph.nodes if (view := linear_at(program, node)) is not None]
+
+
+def linear_at(program: Program, node: fx.Node) -> Linear | None:
+    """The linear map a node computes; None when it is another op or its weight is not a named tensor."""
+    if node.op != "call_function":
+        return None
+    if node.target is aten.linear.default:
+        x, operand, transposed = node.args[0], node.args[1], False
+    elif node.target is aten.addmm.default:
+        x, operand, transposed = node.args[1], node.args[2], True
+    else:
+        return None
+    if not isinstance(x, fx.Node) or not isinstance(operand, fx.Node):
+        return None
+    found = composition_at(operand)
+    if found is None or program.tensor(found.weight).dim() != 2:
+        return None
+    return Linear(
+        node=node,
+        x=x,
+        weight=found.weight,
+        operand=operand,
+        transposed=transposed,
+        mask=found.mask,
+        branch=found.branch,
+        quantizer=found.quantizer,
+        row_scales=found.row_scales,
+        input_quantizer=_input_quantizer(x),
+    )
+
+
+def products(program: Program) -> list[Linear]:
+    """Every linear map, those of experts too, in graph order."""
+    return [view for node in program.graph.nodes if (view := product_at(program, node)) is not None]
+
+
+def product_at(program: Program, node: fx.Node) -> Linear | None:
+    """The linear map that a node computes: as `linear_at`, or one a group of rows.
+
+    The matrices of such a one are stored together, `[experts, out, in]`, or `[experts, in, out]` when
+    it is `transposed`.
+    """
+    if str(node.target) not in _GROUPED:
+        return linear_at(program, node)
+    x, operand = node.args[:2]
+    if not isinstance(x, fx.Node) or not isinstance(operand, fx.Node):
+        return None
+    turned = operand.target is aten.transpose.int and set(operand.args[1:]) in ({-1, -2}, {1, 2})
+    stored = operand.args[0] if turned else operand
+    if not isinstance(stored, fx.Node) or stored.op != "get_attr":
+        return None
+    return Linear(node, x, str(stored.target), operand, transposed=not turned)
+
+
+def branched_weight(program: Program, linear: Linear) -> Tensor:
+    """`W + c * B A` as the graph computes it, in the layout the weight is stored in."""
+    weight = program.tensor(linear.weight).detach()
+    if linear.branch is None:
+        return weight
+    a, b = program.tensor(linear.branch.a).detach(), program.tensor(linear.branch.b).detach()
+    delta = b @ a
+    return weight + (delta.t() if linear.transposed else delta) * linear.branch.scale
+
+
+def composed_weight(program: Program, linear: Linear) -> Tensor:
+    """`S * mask * (W + c * B A)`, before any rounding, in the layout the weight is stored in."""
+    weight = branched_weight(program, linear)
+    if linear.mask is not None:
+        weight = weight * program.tensor(linear.mask)
+    if linear.row_scales is None:
+        return weight
+    scaled: Tensor = scale_weight(
+        weight, program.tensor(linear.row_scales).detach(), linear.transposed
+    )
+    return scaled
+
+
+def effective_weight(program: Program, linear: Linear) -> Tensor:
+    """`Q(S * mask * (W + c * B A))` as the graph computes it, in the layout the weight is stored in."""
+    weight = composed_weight(program, linear)
+    if linear.quantizer is None:
+        return weight
+    scales, quantizer = program.tensor(linear.quantizer.scales), linear.quantizer
+    rounded: Tensor = quantize_weight(
+        weight, scales, quantizer.values, quantizer.group, linear.transposed
+    )
+    return rounded
+
+
+def out_in(linear: Linear, stored: Tensor) -> Tensor:
+    """A tensor in the weight's stored layout seen as `[out, in]` (a view; its own inverse).
+
+    For experts `[experts, out, in]`.
+    """
+    return stored.mT if linear.transposed else stored
+
+
+def consumers(program: Program, path: str) -> list[fx.Node]:
+    """Every node that reads a tensor, through whichever read node."""
+    return [
+        user
+        for node in program.graph.nodes
+        if node.op == "get_attr" and node.target == path
+        for user in node.users
+    ]
+
+
+def targeted(
+    program: Program, targets: Sequence[str], ignore: Sequence[str], *, experts: bool = False
+) -> list[Linear]:
+    """The linears, with `experts` theirs too, whose weight path matches `targets` and not `ignore`.
+
+    A weight that also serves as an embedding table, or whose output is the program's output (the
+    language-model head), is left out unless a glob without wildcards names it; one that a pass has added
+    unless a glob matches no weight of the model's own. Raises OptionError when a glob of `targets` matches
+    no linear at all, with the nearest path, or none but a head, with its name.
+    """
+    every = products(program) if experts else linears(program)
+    for glob in (*targets, *ignore):
+        if not any(matches(view.weight, glob) for view in every):
+            paths = {view.weight for view in every}
+            if not glob.endswith(".weight"):
+                paths = {path.removesuffix(".weight") for path in paths}
+            raise OptionError(f"the target '{glob}' matches no linear{nearest(glob, paths)}")
+    known = {path for path, _ in program.tensors()}
+    added = {view.weight for view in every if feature_of(view.weight, known) is not None}
+    heads = {view.weight for view in every if view.weight not in added and is_head(program, view)}
+    chosen: set[str] = set()
+    for glob in targets:
+        chosen |= meant(glob, {view.weight for view in every}, heads, added)
+    return [
+        view
+        for view in every
+        if view.weight in chosen and not any(matches(view.weight, g) for g in ignore)
+    ]
+
+
+def refuse_shared(
+    program: Program,
+    views: Sequence[Linear],
+    why: str = "a mask or branch on it could not be folded",
+    *,
+    tables: bool = False,
+) -> None:
+    """Raise OptionError for a weight that another kind of op reads as well, a tied embedding say.
+
+    A mask or a branch on it could never be folded: the other reader would change. With `tables` an
+    embedding may read it.
+    """
+    for view in views:
+        others = (u for u in _readers(program, view.weight) if linear_at(program, u) is None)
+        if any(not tables or user.target is not aten.embedding.default for user in others):
+            raise OptionError(
+                f"@{view.weight} is no weight of linears alone (a tied embedding?), so that {why}; "
+                "leave it out of targets"
+            )
+
+
+def _readers(program: Program, path: str) -> list[fx.Node]:
+    """The nodes that read a tensor, those that compose a weight passed over."""
+    found = []
+    queue = consumers(program, path)
+    while queue:
+        node = queue.pop()
+        if is_composing(node, path):
+            queue += node.users
+        else:
+            found.append(node)
+    return found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe on an activation `x [..., features]`; `statistics` are the paths of its buffers."""
+
+    node: fx.Node
+    x: fx.Node
+    statistics: tuple[str, ...]
+
+
+def probes(program: Program) -> Iterator[Probe]:
+    """Every probe of the program, in graph order."""
+    for node in program.graph.nodes:
+        if (view := probe_at(node)) is not None:
+            yield view
+
+
+def probe_at(node: fx.Node) -> Probe | None:
+    """The probe at a node, if it is one."""
+    if node.op != "call_function" or node.target is not probe_op:
+        return None
+    x, *statistics = node.args
+    assert isinstance(x, fx.Node)
+    return Probe(node, x, tuple(str(s.target) for s in statistics if isinstance(s, fx.Node)))
+
+
+def probe_behind(x: fx.Node) -> Probe | None:
+    """The probe that watches an activation; a quantizer or group mask inserted after it is passed over."""
+    for target in (quantize_activations, aten.mul.Tensor):
+        first = x.args[0] if x.op == "call_function" and x.target is target else None
+        x = first if isinstance(first, fx.Node) else x
+    return probe_at(x)
+
+
+def feature_size(node: fx.Node) -> int:
+    """The size of the last axis of a node's value."""
+    return int(node.meta["val"].shape[-1])
+
+
+def _input_quantizer(x: fx.Node) -> InputQuantizer | None:
+    """The quantizer that an input has come through, a probe inserted after it passed over."""
+    probe = probe_at(x)
+    node = x if probe is None else probe.x
+    if node.op != "call_function" or node.target is not quantize_activations:
+        return None
+    switch, group = node.args[1:3]
+    assert isinstance(switch, fx.Node)
+    assert isinstance(group, int)
+    return InputQuantizer(node, str(switch.target), group)
+
+
+def is_head(program: Program, view: Linear) -> bool:
+    """Whether a linear produces the program's output or shares its weight with another kind of op."""
+    (output,) = program.graph.find_nodes(op="output")
+    if view.node in output.all_input_nodes:
+        return True
+    return any(
+        linear_at(program, user) is None and user.target is aten.embedding.default
+        for user in consumers(program, view.weight)
+    )

@@ -1,0 +1,1 @@
+"""Weights into the byte layouts of the kernels, N:M and dense."""

@@ -1,0 +1,209 @@
+"""Load a Hugging Face model, from a folder or a hub id, with its tokenizer."""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from sparsify.disk.files import require_files
+from sparsify.disk.hashes import check_hashes
+from sparsify.errors import DataError, OptionError, reason_of
+from sparsify.exclusive import EXCLUSIVE
+from sparsify.pretrained.adapters import adapter_in, base_of, merged, without_adapter
+from sparsify.pretrained.architecture import (
+    class_of_config,
+    config_at,
+    foreign_code,
+    refuse_kernels,
+)
+from sparsify.pretrained.completeness import NOTHING, check_loaded, differences
+from sparsify.pretrained.headers import headers_in
+from sparsify.words import nearest
+
+EMBEDDED = "embedded"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Either says that a folder means to have a tokenizer.
+_OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What may be loaded that is refused otherwise: the options of `load_model` that say so."""
+
+    allow_partial: bool = False
+    trust_remote_code: bool = False
+    merge_adapter: bool = False
+    verify: bool = True
+
+
+STRICT = Loading()
+
+
+def load_model(
+    name: str,
+    dtype: str = "float32",
+    *,
+    allow_partial: bool = False,
+    trust_remote_code: bool = False,
+    merge_adapter: bool = False,
+    verify: bool = True,
+) -> tuple[PreTrainedModel, Any]:
+    """The model and its tokenizer (None when it has none), in evaluation mode.
+
+    Args:
+        name: a folder, a hub id, or `embedded` for the small model that comes with the package.
+        dtype: of the weights: float32, bfloat16 or float16.
+        allow_partial: load although the files lack tensors of the model, which are then random (the same
+            every time), or hold more than the model has; sizes must fit all the same.
+        trust_remote_code: run the Python code that comes with a model or its tokenizer.
+        merge_adapter: add an adapter of the package peft that the folder holds to the weights.
+        verify: hold a folder that we have written against its hashes.
+
+    Raises:
+        DataError: when there is no such model, its files are damaged, its tensors are not those of its
+            class, or it needs one of the options above.
+        OptionError: for a dtype.
+    """
+    chosen, source = dtype_of(dtype), source_of(name)
+    if Path(source).is_file():
+        raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
+    if not name or (not Path(source).is_dir() and _is_path(source)):
+        raise DataError(f"there is no folder '{name}'; a model is a folder or a hub id")
+    if Path(source).is_dir():
+        require_files(Path(source))
+        if verify:
+            check_hashes(Path(source))
+        source = str(Path(source).resolve())  # the config keeps it, and is read from other places
+    adapter = adapter_in(source)
+    if adapter is None:
+        model = _model(source, name, chosen, allow_partial, trust_remote_code)
+    else:
+        base = base_of(adapter, name, merge=merge_adapter)
+        with without_adapter(base) as place:
+            model = _model(place, base, chosen, allow_partial, trust_remote_code)
+            model = merged(model, adapter, name)
+            model.config._name_or_path = base
+    for path, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise DataError(f"the model '{name}' holds values that are not finite in '{path}'")
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    if tokenizer is None and adapter is not None:
+        tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+    return model.eval(), tokenizer
+
+
+def _model(
+    source: str, name: str, dtype: torch.dtype, partial: bool, trust: bool
+) -> PreTrainedModel:
+    """The model of a folder or hub id, held against what its class wants."""
+    try:
+        with quiet(), warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # what the files lack is drawn alike every time
+            config = config_at(source, name, trust)
+            model, found = class_of_config(config, source, name, trust).from_pretrained(
+                source,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=trust,
+            )
+    except DataError:
+        raise
+    except Exception as error:
+        _check_names(source, name, trust)
+        raise DataError(f"no model could be loaded from '{name}': {reason_of(error)}") from error
+    if getattr(model, "peft_config", None):  # of a hub id: what lies in a folder was seen before
+        raise DataError(f"'{name}' holds an adapter; download it and give merge_adapter=True")
+    check_loaded(type(model).__name__, name, found, partial=partial)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _check_names(source: str, name: str, trust: bool) -> None:
+    """Where a model cannot be put together (the tensors of experts, say), name what is wrong in its files."""
+    kind, found = "", NOTHING
+    with quiet(), contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+        config = config_at(source, name, trust)
+        cls = class_of_config(config, source, name, trust)
+        shapes = {key: header.shape for key, header in headers_in(Path(source)).items()}
+        found = differences(cls, config, shapes)
+        kind = cls.__name__
+    check_loaded(kind, name, found)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a path: a hub id is one or two words."""
+    return name.startswith((".", "~", "/")) or name.count("/") > 1
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """A floating-point type by name; OptionError for another."""
+    if name not in _DTYPES:
+        raise OptionError(f"no dtype is called '{name}'{nearest(name, _DTYPES)}")
+    return _DTYPES[name]
+
+
+def class_named(name: str) -> type[PreTrainedModel] | None:
+    """The model class of transformers with a name; None when there is none."""
+    found = getattr(transformers, name, None)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+def config_of(cls: type[PreTrainedModel], values: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config object of a model class with these entries."""
+    assert cls.config_class is not None
+    config = cls.config_class.from_dict(copy.deepcopy(dict(values)))
+    assert isinstance(config, PreTrainedConfig)
+    refuse_kernels(config, f"the {cls.__name__}")
+    return config
+
+
+def source_of(name: str) -> str:
+    """The folder or hub id of a model's name: `embedded` lies inside the package."""
+    return str(resources.files("sparsify") / "embedded") if name == EMBEDDED else name
+
+
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder or hub id; None when there is none.
+
+    Raises DataError for files of a tokenizer that cannot be read, or that need code of their own.
+    """
+    try:
+        with quiet(), warnings.catch_warnings(action="ignore"):
+            found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        if foreign_code(error):
+            raise DataError(foreign_code(error, f"the tokenizer of '{source}'")) from error
+        if any((Path(source) / file).is_file() for file in _OF_TOKENIZERS):
+            raise DataError(
+                f"the tokenizer of '{source}' could not be loaded: {reason_of(error)}"
+            ) from error
+        return None
+    # Of a folder without its files the library makes one that knows no words.
+    files = set(found.vocab_files_names.values())
+    empty = Path(source).is_dir() and not any((Path(source) / file).is_file() for file in files)
+    return None if files and empty else found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the model library's bars and advice off the terminal, and leave its settings as they were."""
+    logs: Any = transformers.utils.logging
+    with EXCLUSIVE:
+        level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+        logs.set_verbosity_error()
+        logs.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logs.set_verbosity(level)
+            if bars:
+                logs.enable_progress_bar()

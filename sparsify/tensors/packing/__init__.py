@@ -1,0 +1,1 @@
+"""Byte layouts of packed weights, and the arithmetic that reads them."""

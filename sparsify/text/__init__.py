@@ -1,0 +1,1 @@
+"""The grammar of pipelines, and options that print and parse themselves."""
