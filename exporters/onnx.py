@@ -26,12 +26,11 @@ from exporters.onnx_graph.experts import translations
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.exclusive import EXCLUSIVE
-from sparsify.ir.decode.trace import public_name
-from sparsify.ir.features.packed_dense import block_weights, is_rounded
+from sparsify.ir.decode.caches import public_name
 from sparsify.ir.lower.pipeline import lowered
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import PACKED
-from sparsify.ir.views.packed import packed_linears
+from sparsify.ir.views.packed import block_weights, is_rounded, packed_linears
 from sparsify.pretrained.load import class_named, config_of
 from sparsify.runtime.session import onnxruntime_session
 

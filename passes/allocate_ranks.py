@@ -13,7 +13,7 @@ from typing import ClassVar
 from sparsify.data.sequences import batches, sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.features.weight_side import resize_branch
+from sparsify.ir.features.lora import resize_branch
 from sparsify.ir.program import Program
 from sparsify.ir.types import propagate
 from sparsify.ir.views.linear import linears

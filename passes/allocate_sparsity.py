@@ -19,7 +19,8 @@ from sparsify.data.sequences import sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, composed_weight, out_in, targeted
+from sparsify.ir.views.linear import Linear, composed_weight, out_in
+from sparsify.ir.views.targets import targeted
 from sparsify.select.layers import Layer, feature_grams, layers_of
 from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import NO_MASK

@@ -15,7 +15,7 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError
 from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import probes
+from sparsify.ir.views.probe import probes
 from sparsify.select.statistics import Collector
 
 

@@ -27,7 +27,8 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError
 from sparsify.ir.features.block_mask import KINDS
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, linears, targeted
+from sparsify.ir.views.linear import Linear, linears
+from sparsify.ir.views.targets import targeted
 from sparsify.select.channels_and_heads import (
     choose_blocks,
     choose_experts,

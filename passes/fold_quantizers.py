@@ -13,7 +13,7 @@ import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.features.weight_side import drop_quantizers, drop_rounding
+from sparsify.ir.features.quantizers import drop_quantizers, drop_rounding
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import rounded_table, tables

@@ -16,7 +16,8 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.beside import add_beside
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import adapter
-from sparsify.ir.views.linear import Linear, out_in, refuse_shared, targeted
+from sparsify.ir.views.linear import Linear, out_in
+from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.tensors.lowrank import initial, seed_of
 
 

@@ -15,7 +15,8 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.bias import add_bias, refuse_unbiasable
 from sparsify.ir.features.group_mask import group_masks
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import linears, targeted
+from sparsify.ir.views.linear import linears
+from sparsify.ir.views.targets import targeted
 from sparsify.select.weights import NO_MASK
 
 

@@ -12,10 +12,11 @@ from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.features.weight_side import add_branch
+from sparsify.ir.features.lora import add_branch
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import lora
-from sparsify.ir.views.linear import Linear, out_in, refuse_shared, targeted
+from sparsify.ir.views.linear import Linear, out_in
+from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.tensors.lowrank import initial, seed_of
 
 

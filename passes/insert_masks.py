@@ -32,7 +32,8 @@ from sparsify.ir.features.group_mask import add_group_mask
 from sparsify.ir.features.weight_side import add_mask
 from sparsify.ir.features.width_mask import add_width_mask
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import product_at, refuse_shared, targeted
+from sparsify.ir.views.linear import product_at
+from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.select.channels_and_heads import routers, width_at, widths
 from sparsify.select.groups import prunable
 

@@ -19,7 +19,7 @@ from sparsify.ir.axes.walk import Analysis, analyse
 from sparsify.ir.features.omission import Neurons, add_omission, neurons
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import PACKED, SUFFIXES
-from sparsify.ir.views.linear import targeted
+from sparsify.ir.views.targets import targeted
 from sparsify.select.groups import prunable
 
 

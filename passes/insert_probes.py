@@ -17,7 +17,8 @@ from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effe
 from sparsify.ir.graph import Writer
 from sparsify.ir.ops.registry import probe
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import feature_size, targeted
+from sparsify.ir.views.linear import feature_size
+from sparsify.ir.views.targets import targeted
 from sparsify.select.statistics import empty_statistics
 
 

@@ -16,11 +16,11 @@ from typing import ClassVar, Literal
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.features.weight_side import add_quantizers
+from sparsify.ir.features.quantizers import add_quantizers, add_table_quantizer
 from sparsify.ir.program import Program
-from sparsify.ir.views.embedding import add_table_quantizer, heads, tables
-from sparsify.ir.views.linear import Linear, refuse_shared, targeted
-from sparsify.ir.views.targets import expected
+from sparsify.ir.views.embedding import heads, tables
+from sparsify.ir.views.linear import Linear
+from sparsify.ir.views.targets import expected, refuse_shared, targeted
 from sparsify.tensors.packing.layout import GROUPS
 
 

@@ -14,7 +14,8 @@ from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effe
 from sparsify.errors import OptionError
 from sparsify.ir.features.weight_side import add_row_scales
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import out_in, refuse_shared, targeted
+from sparsify.ir.views.linear import out_in
+from sparsify.ir.views.targets import refuse_shared, targeted
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effe
 from sparsify.errors import OptionError
 from sparsify.ir.features.slorb import add_slorb
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, out_in, refuse_shared, targeted
+from sparsify.ir.views.linear import Linear, out_in
+from sparsify.ir.views.targets import refuse_shared, targeted
 
 
 @dataclass(frozen=True)

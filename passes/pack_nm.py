@@ -18,10 +18,10 @@ from typing import ClassVar, Literal
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
+from sparsify.ir.features.packed_nm import pack_linear
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import refuse_shared, targeted
-from sparsify.ir.views.packed import pack_linear
+from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.pack.nm import Request, layouts, packed_bytes, shrunk
 from sparsify.tensors.packing.fit import Wanted
 from sparsify.tensors.packing.layout import Layout

@@ -22,7 +22,8 @@ from sparsify.ir.axes.groups import Group
 from sparsify.ir.axes.shrink.shrink import reorder
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, composed_weight, out_in, targeted
+from sparsify.ir.views.linear import Linear, composed_weight, out_in
+from sparsify.ir.views.targets import targeted
 from sparsify.select.groups import prunable
 from sparsify.select.statistics import statistics_of
 from sparsify.tensors import scores

@@ -11,7 +11,7 @@ from typing import ClassVar
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.graph import redirect, sweep
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import probes
+from sparsify.ir.views.probe import probes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
-from sparsify.ir.features.weight_side import drop_quantizers, drop_rounding
+from sparsify.ir.features.quantizers import drop_quantizers, drop_rounding
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables

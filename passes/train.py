@@ -20,7 +20,8 @@ from sparsify.errors import OptionError
 from sparsify.ir.facts.fitting import extent
 from sparsify.ir.program import Program
 from sparsify.ir.run.recomputed_weights import recomputed_weights
-from sparsify.ir.views.linear import linears, targeted
+from sparsify.ir.views.linear import linears
+from sparsify.ir.views.targets import targeted
 from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import Target, check_axes
 from sparsify.tensors.pattern import Pattern

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from sparsify.errors import PipelineError
+from sparsify.errors import PipelineError, nearest
 from sparsify.tensors.allocation import cubic
-from sparsify.words import nearest
 
 
 @dataclass(frozen=True)

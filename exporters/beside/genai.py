@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from exporters.beside.transformers_files import generation_of, slow_notes
 from sparsify.disk.files import write_json
-from sparsify.ir.decode.trace import CACHES, past_inputs
+from sparsify.ir.decode.caches import CACHES, past_inputs
 from sparsify.ir.decode.variant import check_decoder
 from sparsify.ir.program import Program
 from sparsify.pretrained.companions import ids_of

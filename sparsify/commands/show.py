@@ -12,14 +12,13 @@ from sparsify.commands.artifacts import open_program
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.engine.registry import passes
-from sparsify.errors import PipelineError
+from sparsify.errors import PipelineError, nearest
 from sparsify.ir.axes.summary import Row, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.text import header, to_text
 from sparsify.pretrained.load import STRICT, Loading
 from sparsify.recipes import RECIPES, recipe
 from sparsify.text.options import describe
-from sparsify.words import nearest
 
 
 def show(

@@ -7,25 +7,16 @@ from typing import Any
 
 from huggingface_hub import ModelCardData, metadata_load
 
-from sparsify.describe.facts import Facts, Share, Weight, kind, write_facts
-from sparsify.describe.of_program import facts_of
-from sparsify.engine.contract import Exporter
-from sparsify.ir.program import Program
+from sparsify.describe.facts import Facts, Share, Weight, kind
 
 CARD, TAG = "README.md", "sparsify-fx"
+
+
 # What stands between is brought up to date when figures are measured; see `sparsify.report.record`.
 MEASURED = ("<!-- measured -->", "<!-- /measured -->")
+
+
 _LICENCE = ("license", "license_name", "license_link")
-
-
-def describe(exporter: Exporter, program: Program, folder: Path) -> None:
-    """Write the figures of an export and its model card beside the files of the format."""
-    facts = facts_of(program)
-    carried = carry_over(str(program.source.config.get("_name_or_path") or ""), folder)
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    write_facts(facts, folder)
-    text = card(facts, exporter.name, exporter.library, exporter.usage(program), size, carried)
-    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def card(

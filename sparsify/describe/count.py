@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from sparsify.engine.report import count_parameters
 from sparsify.ir.facts.multiply_adds import multiply_adds
 from sparsify.ir.facts.weights import linear_weights, other_weights, zeros_in
 from sparsify.ir.program import Program
-from sparsify.ir.views.packed import packed_linears
+from sparsify.ir.views.packed import block_weights, packed_linears
 
 
 @dataclass(frozen=True)
@@ -66,3 +65,19 @@ def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
         batch=batch,
         length=length,
     )
+
+
+def count_parameters(program: Program) -> int:
+    """Entries of all parameters and of packed weights; a tied one counts once, buffers do not."""
+    packed = {view.weight: view.layout for view in packed_linears(program)}
+    blocks = {
+        v.codes: len(program.tensor(v.codes)) * v.form.columns for v in block_weights(program)
+    }
+    stored = sum(parameter.numel() for parameter in program.module.parameters())
+    sparse = sum(layout.out_features * layout.in_features for layout in packed.values())
+    return stored + sparse + sum(blocks.values())
+
+
+def count_zeros(program: Program) -> int:
+    """Zeros among the effective weights of linears and experts, packed ones too, each weight once."""
+    return sum(zeros_in(weight) for _, weight in linear_weights(program))

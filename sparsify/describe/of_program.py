@@ -10,15 +10,21 @@ from torch import Tensor
 from transformers.modelcard import TASK_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from sparsify.describe.count import count_parameters
 from sparsify.describe.facts import Facts, Weight, kind
-from sparsify.engine.report import count_parameters
 from sparsify.ir.facts.multiply_adds import multiply_adds
 from sparsify.ir.facts.weights import other_weights, zeros_in
-from sparsify.ir.features.packed_dense import BlockWeight, block_weights, unblocked_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import blocks, packed
 from sparsify.ir.views.linear import Linear, effective_weight, out_in, products
-from sparsify.ir.views.packed import PackedLinear, packed_linears, unpacked_weight
+from sparsify.ir.views.packed import (
+    BlockWeight,
+    PackedLinear,
+    block_weights,
+    packed_linears,
+    unblocked_weight,
+    unpacked_weight,
+)
 from sparsify.pretrained.load import class_named, config_of
 
 _LENGTH = 128

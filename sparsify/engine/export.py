@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparsify.describe.card import describe
+from sparsify.describe.card import CARD, card, carry_over
+from sparsify.describe.facts import write_facts
+from sparsify.describe.of_program import facts_of
 from sparsify.disk.files import new_folder
 from sparsify.disk.hashes import write_hashes
 from sparsify.disk.locks import InUse, locked
@@ -189,3 +191,13 @@ def _refuse_difference(
             f"{format_} was written, but read back it gives another {where}: "
             f"the difference is {difference:.2g} of the largest value, allowed is {allowed:.2g}"
         )
+
+
+def describe(exporter: Exporter, program: Program, folder: Path) -> None:
+    """Write the figures of an export and its model card beside the files of the format."""
+    facts = facts_of(program)
+    carried = carry_over(str(program.source.config.get("_name_or_path") or ""), folder)
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    write_facts(facts, folder)
+    text = card(facts, exporter.name, exporter.library, exporter.usage(program), size, carried)
+    (folder / CARD).write_text(text, encoding="utf-8")

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparsify.describe.count import count_parameters, count_zeros
 from sparsify.disk.locks import locked
 from sparsify.engine.contract import Context, Pass
 from sparsify.engine.dump import Dump
 from sparsify.engine.registry import parse_passes
 from sparsify.engine.remedies import REMEDIES, lacking, remedy
-from sparsify.engine.report import Report, Row, count_parameters, count_zeros
+from sparsify.engine.report import Report, Row
 from sparsify.engine.resume import Checkpoints, identity
 from sparsify.errors import LawError, PipelineError, SparsifyError
 from sparsify.ir.facts.admission import admission_of_program

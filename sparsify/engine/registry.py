@@ -5,9 +5,8 @@ from functools import cache
 from typing import Any
 
 from sparsify.engine.contract import Exporter, Pass
-from sparsify.errors import PipelineError
+from sparsify.errors import PipelineError, nearest
 from sparsify.text.syntax import Call, parse_calls
-from sparsify.words import nearest
 
 
 @cache

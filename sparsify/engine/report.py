@@ -8,10 +8,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sparsify.disk.files import write_json
-from sparsify.ir.facts.weights import linear_weights, zeros_in
-from sparsify.ir.features.packed_dense import block_weights
-from sparsify.ir.program import Program
-from sparsify.ir.views.packed import packed_linears
 
 
 @dataclass(frozen=True)
@@ -69,19 +65,3 @@ class Report:
     def write(self, folder: Path) -> None:
         """Write `report.json` into a folder."""
         write_json(folder / "report.json", self.to_json())
-
-
-def count_parameters(program: Program) -> int:
-    """Entries of all parameters and of packed weights; a tied one counts once, buffers do not."""
-    packed = {view.weight: view.layout for view in packed_linears(program)}
-    blocks = {
-        v.codes: len(program.tensor(v.codes)) * v.form.columns for v in block_weights(program)
-    }
-    stored = sum(parameter.numel() for parameter in program.module.parameters())
-    sparse = sum(layout.out_features * layout.in_features for layout in packed.values())
-    return stored + sparse + sum(blocks.values())
-
-
-def count_zeros(program: Program) -> int:
-    """Zeros among the effective weights of linears and experts, packed ones too, each weight once."""
-    return sum(zeros_in(weight) for _, weight in linear_weights(program))

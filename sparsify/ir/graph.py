@@ -9,8 +9,6 @@ from torch import Tensor, fx
 from sparsify.ir.program import Program
 from sparsify.ir.types import type_node
 
-aten = torch.ops.aten
-
 
 class Writer:
     """Makes typed nodes one after the other, beginning before or after a given node."""

@@ -126,6 +126,12 @@ class Program:
         """A program with its own graph and its own weights; only the tokenizer is shared."""
         return self.over(copy.deepcopy(self.module))
 
+    def shared(self) -> "Program":
+        """A program with its own graph whose module holds the very tensors of this one."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        return self.over(fx.GraphModule(self.module, graph))
+
     def over(self, module: fx.GraphModule) -> "Program":
         """What the program says, over another module; neither sees what the other changes later."""
         return replace(

@@ -5,13 +5,12 @@ from typing import Any
 from torch import Tensor, fx
 
 from sparsify.errors import VerifyError, reason_of
-from sparsify.ir.features.packed_dense import block_weights
 from sparsify.ir.ops.allowed import allowed
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import OF_VALUES, PACKED, SUFFIXES, feature_of
 from sparsify.ir.text import line_of, to_text
 from sparsify.ir.types import infer
-from sparsify.ir.views.packed import packed_linears
+from sparsify.ir.views.packed import block_weights, packed_linears
 
 _KINDS = {"placeholder", "get_attr", "call_function", "output"}
 # Features that the graph shows.

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, nearest
 from sparsify.measure.inputs import Shape, model_inputs
 from sparsify.measure.machine import machine
 from sparsify.runtime.session import onnxruntime_session
-from sparsify.words import nearest
 
 Session = Any
 

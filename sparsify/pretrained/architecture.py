@@ -10,8 +10,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING,
 )
 
-from sparsify.errors import DataError
-from sparsify.words import nearest
+from sparsify.errors import DataError, nearest
 
 # The word by which the library says that it would have to run code of others.
 _ASKED = "trust_remote_code"

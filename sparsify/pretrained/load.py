@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from sparsify.disk.files import require_files
 from sparsify.disk.hashes import check_hashes
-from sparsify.errors import DataError, OptionError, reason_of
+from sparsify.errors import DataError, OptionError, nearest, reason_of
 from sparsify.exclusive import EXCLUSIVE
 from sparsify.pretrained.adapters import adapter_in, base_of, merged, without_adapter
 from sparsify.pretrained.architecture import (
@@ -26,7 +26,6 @@ from sparsify.pretrained.architecture import (
 )
 from sparsify.pretrained.completeness import NOTHING, check_loaded, differences
 from sparsify.pretrained.headers import headers_in
-from sparsify.words import nearest
 
 EMBEDDED = "embedded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -15,7 +15,7 @@ from sparsify.ir.features.expert_mask import expert_masks
 from sparsify.ir.features.group_mask import group_masks
 from sparsify.ir.features.width_mask import width_masks
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import probe_behind
+from sparsify.ir.views.probe import probe_behind
 from sparsify.select.gradients import gradient_moments
 from sparsify.select.groups import (
     Amount,

@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import probe as probe_path
-from sparsify.ir.views.linear import Linear, Probe, probe_at, probe_behind
+from sparsify.ir.views.linear import Linear
+from sparsify.ir.views.probe import Probe, probe_at, probe_behind
 from sparsify.tensors import scores
 from sparsify.tensors.moments import (
     accumulate_gram,

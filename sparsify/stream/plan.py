@@ -12,7 +12,8 @@ import torch
 from sparsify.ir.program import Program
 from sparsify.ir.run.stages import Layer, Stage, features_across, stages
 from sparsify.ir.trace.weightless import trace_shell
-from sparsify.ir.views.linear import Linear, feature_size, out_in, targeted
+from sparsify.ir.views.linear import Linear, feature_size, out_in
+from sparsify.ir.views.targets import targeted
 from sparsify.pretrained.load import dtype_of
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Sums

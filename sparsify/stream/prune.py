@@ -29,10 +29,11 @@ from sparsify.engine.publish import publish
 from sparsify.engine.resume import bind, surroundings
 from sparsify.ir.facts.admission import admission_of_program
 from sparsify.ir.facts.fitting import check_data
+from sparsify.ir.features.packed_nm import PackedProduct, packed_product
 from sparsify.ir.run.stages import Stage, Values, run_stage, stages
 from sparsify.ir.trace.weightless import trace_shell
-from sparsify.ir.views.linear import Linear, feature_size, out_in, refuse_shared, targeted
-from sparsify.ir.views.packed import PackedProduct, packed_product
+from sparsify.ir.views.linear import Linear, feature_size, out_in
+from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
 from sparsify.select.weights import check_axes
 from sparsify.signals import Interrupted

@@ -6,9 +6,8 @@ import types
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, nearest, shortened
 from sparsify.text.syntax import Call
-from sparsify.words import nearest, shortened
 
 # No size, count or number of steps that is meant is larger.
 MOST = 10_000_000

@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from sparsify.errors import PipelineError
-from sparsify.words import shortened
+from sparsify.errors import PipelineError, shortened
 
 # More than any pipeline that is meant.
 _PASSES, _DEPTH, _CHARACTERS, _WORD = 1000, 20, 1_000_000, 1000

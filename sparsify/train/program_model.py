@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils.generic import ModelOutput
 
-from sparsify.errors import DataError, SparsifyError
+from sparsify.errors import DataError, SparsifyError, nearest
 from sparsify.ir.device import following
 from sparsify.ir.mode import set_training
 from sparsify.ir.program import Program, has_default
@@ -29,7 +29,6 @@ from sparsify.train.likeness import (
 )
 from sparsify.train.losses import TaskLoss
 from sparsify.train.sharded import whole
-from sparsify.words import nearest
 
 _INSIDE = "graph_module."
 _INSTEAD = {

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from sparsify.describe.count import count
+from sparsify.describe.count import count, count_parameters, count_zeros
 from sparsify.describe.of_program import facts_of
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.engine.report import Report, count_parameters, count_zeros
+from sparsify.engine.report import Report
 from sparsify.ir.views.linear import linears, products
 
 MASKED = "insert-masks | choose-masks{pattern=2:4}"

@@ -15,12 +15,13 @@ from exporters.onnx import FILE, Onnx
 from sparsify import native
 from sparsify.engine.export import write_checked
 from sparsify.errors import ExportError, KernelError
+from sparsify.ir.features.packed_nm import pack_linear
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import PACKED
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.linear import linears
-from sparsify.ir.views.packed import pack_linear, packed_linears
+from sparsify.ir.views.packed import packed_linears
 from sparsify.runtime.session import onnxruntime_session
 from sparsify.tensors.packing.packed import Layout, pack
 from sparsify.tensors.precision import relative_difference

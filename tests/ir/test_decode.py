@@ -7,10 +7,10 @@ from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import TraceError
-from sparsify.ir.decode.trace import empty_past, past_inputs, public_name
+from sparsify.ir.decode.caches import empty_past, past_inputs, public_name
 from sparsify.ir.decode.variant import decoder
-from sparsify.ir.features.packed_dense import block_weights
 from sparsify.ir.trace.trace import trace
+from sparsify.ir.views.packed import block_weights
 from tests.ir.axes.families import traced as family_traced
 
 HALVED = (

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from sparsify.ir.lower.pipeline import lowered, shared_copy
+from sparsify.ir.lower.pipeline import lowered
 from sparsify.ir.program import Program
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
@@ -110,9 +110,9 @@ def test_tied_weight_keeps_its_layout():
     assert any(tuple(p.shape) == (50, 32) for p in module.parameters())
 
 
-def test_shared_copy_has_the_same_tensors():
+def test_a_shared_copy_has_the_same_tensors():
     program = llama()
-    copy = shared_copy(program)
+    copy = program.shared()
     assert to_text(copy) == to_text(program)
     assert all(copy.tensor(path) is tensor for path, tensor in program.tensors())
     assert copy.graph is not program.graph

@@ -7,16 +7,9 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.group_mask import group_masks
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.composition import Composition, chain, composition_at, is_composing
-from sparsify.ir.views.linear import (
-    consumers,
-    effective_weight,
-    feature_size,
-    linears,
-    out_in,
-    probe_behind,
-    probes,
-    targeted,
-)
+from sparsify.ir.views.linear import consumers, effective_weight, feature_size, linears, out_in
+from sparsify.ir.views.probe import probe_behind, probes
+from sparsify.ir.views.targets import targeted
 
 
 def by_path(program):

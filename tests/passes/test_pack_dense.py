@@ -4,19 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify.describe.count import count
+from sparsify.describe.count import count, count_parameters, count_zeros
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.engine.report import Report, count_parameters, count_zeros
+from sparsify.engine.report import Report
 from sparsify.errors import OptionError, PipelineError
 from sparsify.ir.axes.summary import rows
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.features.packed_dense import block_weights, unblocked_weight
 from sparsify.ir.ops.block_linear import block_linear
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.linear import effective_weight, linears, out_in
+from sparsify.ir.views.packed import block_weights, unblocked_weight
 
 ROUND = "insert-quantizers{values=%s group=32 ends=true} | choose-scales"
 SPARSE = (

@@ -11,13 +11,12 @@ from sparsify.engine.report import Report
 from sparsify.errors import DataError, ExportError, OptionError, SparsifyError
 from sparsify.ir.axes.summary import rows
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.features.packed_dense import block_weights
 from sparsify.ir.ops.registry import nm_linear, quantize_activations
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.linear import effective_weight, linears, out_in
-from sparsify.ir.views.packed import packed_linears, unpacked_weight
+from sparsify.ir.views.packed import block_weights, packed_linears, unpacked_weight
 from sparsify.recipes import recipe
 
 SPARSE = "insert-masks | choose-masks{pattern=2:4} | fold-masks"

@@ -11,13 +11,8 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.ops.registry import quantize_activations
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
-from sparsify.ir.views.linear import (
-    composed_weight,
-    effective_weight,
-    linears,
-    out_in,
-    probe_behind,
-)
+from sparsify.ir.views.linear import composed_weight, effective_weight, linears, out_in
+from sparsify.ir.views.probe import probe_behind
 from sparsify.tensors.quantize import dequantize, mse_scales, round_weight
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import sparsify.stream.prune as module
 from sparsify.data.sequences import TextData
 from sparsify.ir.run.stages import stages
-from sparsify.ir.views.linear import targeted
+from sparsify.ir.views.targets import targeted
 from sparsify.pretrained import architecture
 from sparsify.pretrained import load as pretrained
 from sparsify.select.one_shot import OneShot

@@ -15,7 +15,8 @@ from sparsify.ir.run.stages import run_stage, stages
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.trace.weightless import trace_shell
-from sparsify.ir.views.linear import linears, out_in, targeted
+from sparsify.ir.views.linear import linears, out_in
+from sparsify.ir.views.targets import targeted
 from sparsify.pretrained.headers import INDEX
 from sparsify.pretrained.load import load_model, quiet
 from sparsify.select.one_shot import OneShot

@@ -11,6 +11,7 @@ from sparsify.ir.axes.axis import Axis, Conflict
 from sparsify.ir.axes.rules.compute import COMPUTE
 from sparsify.ir.axes.rules.cut import CUT
 from sparsify.ir.axes.rules.elementwise import ELEMENTWISE, overloads
+from sparsify.ir.axes.rules.own import OWN
 from sparsify.ir.axes.rules.product import PRODUCT
 from sparsify.ir.axes.rules.route import KEEPING, ROUTE
 from sparsify.ir.axes.rules.shape import SHAPE
@@ -18,7 +19,7 @@ from sparsify.ir.program import Program
 
 __all__ = ["Analysis", "analyse"]
 
-RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **PRODUCT, **ROUTE}
+RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **PRODUCT, **ROUTE, **OWN}
 # Ops whose rules read the domain of the numbers they are given.
 _KNOWING = frozenset(
     overloads("sort.default sort.stable histc.default index.Tensor index_select.default")

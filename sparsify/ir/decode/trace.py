@@ -8,7 +8,6 @@
 The past may be empty. Names are Optimum's, with `_` for `.` where Python has a say.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,35 +19,16 @@ from transformers.cache_utils import DynamicCache
 
 from sparsify.errors import TraceError, reason_of
 from sparsify.exclusive import exclusive
+from sparsify.ir.decode.caches import _PAST, CACHES, output_names, past_name
 from sparsify.ir.program import Program, Source
 from sparsify.ir.trace.exported import flat_forward
 from sparsify.ir.trace.trace import built
 
 BATCH, LENGTH, PAST = 2, 5, 7
-CACHES = ("key", "value")
+
+
 # Said of tables that a model makes on its first run; once they are there it can be followed.
 _LATE = "was assigned during export"
-_PAST = re.compile(r"past_key_values_(\d+)_(key|value)")
-
-
-def past_name(layer: int, kind: str) -> str:
-    """The input that holds the keys or values of a layer."""
-    return f"past_key_values_{layer}_{kind}"
-
-
-def output_names(layers: int) -> tuple[str, ...]:
-    """The outputs: logits, then the keys and values of each layer, the new ones at their end."""
-    return "logits", *(f"present.{layer}.{kind}" for layer in range(layers) for kind in CACHES)
-
-
-def public_name(name: str) -> str:
-    """An input's name as runtimes know it: `past_key_values.N.key`."""
-    return _PAST.sub(r"past_key_values.\1.\2", name)
-
-
-def past_inputs(program: Program) -> list[str]:
-    """The inputs of a program that are caches, in order."""
-    return [name for name in program.sample if _PAST.fullmatch(name)]
 
 
 @exclusive
@@ -133,12 +113,3 @@ def _call(layers: int) -> Callable[..., tuple[Tensor, ...]]:
         return tuple(found)
 
     return call
-
-
-def empty_past(program: Program, batch: int) -> Mapping[str, Tensor]:
-    """Caches of length 0 for a batch."""
-    return {
-        name: program.sample[name].new_zeros(batch, shape[1], 0, shape[3])
-        for name in past_inputs(program)
-        if (shape := program.sample[name].shape)
-    }

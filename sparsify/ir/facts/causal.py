@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.lower.pipeline import shared_copy
 from sparsify.ir.program import Program
 
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -15,7 +14,7 @@ def is_causal(program: Program) -> bool:
     A mask is boolean or added to scores, `[.., queries, keys]`; the last key is the last query's. False
     for an attention without a mask, and for a program without attention.
     """
-    copy = shared_copy(program)
+    copy = program.shared()
     calls = [node for node in copy.graph.nodes if node.target is _SDPA]
     masks = [node.args[3] if len(node.args) > 3 else None for node in calls]
     found = [mask for mask in masks if isinstance(mask, fx.Node)]

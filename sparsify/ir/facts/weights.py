@@ -5,11 +5,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sparsify.ir.features.packed_dense import block_weights, unblocked_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
 from sparsify.ir.views.linear import effective_weight, products
-from sparsify.ir.views.packed import packed_linears, unpacked_weight
+from sparsify.ir.views.packed import (
+    block_weights,
+    packed_linears,
+    unblocked_weight,
+    unpacked_weight,
+)
 
 
 def linear_weights(program: Program) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import added_bias
-from sparsify.ir.views.linear import Linear, consumers, linear_at, linears, out_in
+from sparsify.ir.views.linear import Linear, consumers, linear_at, linears, out_in, own_bias
 
 aten = torch.ops.aten
 
@@ -61,13 +61,6 @@ def refuse_unbiasable(program: Program, views: Sequence[Linear]) -> None:
                 f"@{view.weight} shares its weight or its bias with another op, so that a bias of its "
                 "own cannot be added; leave it out of targets"
             )
-
-
-def own_bias(linear: Linear) -> fx.Node | None:
-    """The node that a linear adds as its bias."""
-    args, place = linear.node.args, 0 if linear.transposed else 2
-    bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")
-    return bias if isinstance(bias, fx.Node) else None
 
 
 def fold_bias(program: Program, found: AddedBias) -> None:

@@ -1,72 +1,17 @@
 """Dense weights in blocks: views of linears and tables that read them, and the rewrites into such."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
 from torch import Tensor, fx
 
+from sparsify.ir.features.packed_nm import replace_product
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.ops.registry import block_embedding, block_linear
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import blocks
 from sparsify.ir.views.embedding import Table
 from sparsify.ir.views.linear import Linear
-from sparsify.ir.views.packed import packed_linears, replace_product
-from sparsify.tensors.packing.blocks import unpack_blocks
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How a dense weight `[out, columns]` is rounded: `int8` or `int4`, a scale for `group` columns."""
-
-    columns: int
-    values: str
-    group: int
-
-
-@dataclass(frozen=True)
-class BlockWeight:
-    """One use of a weight in blocks: `codes` and `scales` are paths; `bias` is None or a node."""
-
-    node: fx.Node
-    codes: str
-    scales: str
-    form: Blocks
-    bias: fx.Node | None = None
-
-    @property
-    def is_table(self) -> bool:
-        """Whether ids pick rows of it."""
-        return self.node.target is block_embedding
-
-
-def block_weights(program: Program) -> list[BlockWeight]:
-    """Every linear and table of the program whose weight lies in blocks, in graph order."""
-    return [view for node in program.graph.nodes if (view := block_weight_at(node)) is not None]
-
-
-def block_weight_at(node: fx.Node) -> BlockWeight | None:
-    """The weight in blocks that a node reads, if it does."""
-    if node.op != "call_function" or node.target not in (block_linear, block_embedding):
-        return None
-    _, codes, scales, *rest = node.args
-    assert isinstance(codes, fx.Node)
-    assert isinstance(scales, fx.Node)
-    bias = rest.pop(0) if node.target is block_linear else None
-    assert bias is None or isinstance(bias, fx.Node)
-    form = Blocks(*rest)  # type: ignore[arg-type]
-    return BlockWeight(node, str(codes.target), str(scales.target), form, bias)
-
-
-def unblocked_weight(program: Program, view: BlockWeight) -> Tensor:
-    """The weight that codes and scales stand for, float32 `[out, columns]`."""
-    codes, scales = program.tensor(view.codes), program.tensor(view.scales)
-    return unpack_blocks(codes, scales, view.form.columns, view.form.values)
-
-
-def is_rounded(program: Program) -> bool:
-    """Whether a packed linear rounds its input: a last digit may then move the outputs by a step."""
-    found = any(view.layout.group for view in packed_linears(program))
-    return found or any(not view.is_table for view in block_weights(program))
+from sparsify.ir.views.packed import Blocks
 
 
 def block_a_linear(

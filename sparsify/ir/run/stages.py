@@ -14,9 +14,9 @@ from torch import Tensor, fx
 
 from sparsify.ir.axes.residual import blocks, flow_of
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.features.packed_nm import PackedProduct
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
-from sparsify.ir.views.packed import PackedProduct
 
 Values = dict[str, Any]
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.features.weight_side import scales_buffer
-from sparsify.ir.graph import Writer
 from sparsify.ir.ops.registry import quantize_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import WeightQuantizer, composition_at
-from sparsify.ir.views.linear import Linear, is_head, linears
+from sparsify.ir.views.linear import Linear, linears
+from sparsify.ir.views.targets import is_head
 
 aten = torch.ops.aten
 
@@ -47,15 +46,6 @@ def table_at(node: fx.Node) -> Table | None:
 def heads(program: Program) -> list[Linear]:
     """The linears that make the outputs, or share their weight with a table."""
     return [view for view in linears(program) if is_head(program, view)]
-
-
-def add_table_quantizer(program: Program, table: Table, values: str, group: int) -> None:
-    """Round the rows that ids pick to `values`, a scale for `group` columns, zero at first: the identity."""
-    rows, width = program.tensor(table.weight).shape
-    writer = Writer(program, before=table.node)
-    scales = scales_buffer(writer, table.weight, rows, width, group)
-    rounded = writer.call(quantize_weight, table.operand, scales, values, group)
-    table.node.replace_input_with(table.operand, rounded)
 
 
 def rounded_table(program: Program, table: Table) -> Tensor:

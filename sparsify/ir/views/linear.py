@@ -1,26 +1,22 @@
 """Typed readings of nodes: passes look at programs through these and never at `node.args`."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from sparsify.errors import OptionError
-from sparsify.ir.ops.registry import probe as probe_op
 from sparsify.ir.ops.registry import quantize_activations, quantize_weight, scale_weight
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import feature_of
 from sparsify.ir.views.composition import (
     Branch,
     WeightQuantizer,
     composition_at,
-    is_composing,
 )
-from sparsify.ir.views.globs import matches, meant
-from sparsify.words import nearest
+from sparsify.ir.views.probe import probe_at
 
 aten = torch.ops.aten
+
+
 # One product a group of rows; by name, since some exist only when their library is loaded.
 _GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
 
@@ -165,103 +161,6 @@ def consumers(program: Program, path: str) -> list[fx.Node]:
     ]
 
 
-def targeted(
-    program: Program, targets: Sequence[str], ignore: Sequence[str], *, experts: bool = False
-) -> list[Linear]:
-    """The linears, with `experts` theirs too, whose weight path matches `targets` and not `ignore`.
-
-    A weight that also serves as an embedding table, or whose output is the program's output (the
-    language-model head), is left out unless a glob without wildcards names it; one that a pass has added
-    unless a glob matches no weight of the model's own. Raises OptionError when a glob of `targets` matches
-    no linear at all, with the nearest path, or none but a head, with its name.
-    """
-    every = products(program) if experts else linears(program)
-    for glob in (*targets, *ignore):
-        if not any(matches(view.weight, glob) for view in every):
-            paths = {view.weight for view in every}
-            if not glob.endswith(".weight"):
-                paths = {path.removesuffix(".weight") for path in paths}
-            raise OptionError(f"the target '{glob}' matches no linear{nearest(glob, paths)}")
-    known = {path for path, _ in program.tensors()}
-    added = {view.weight for view in every if feature_of(view.weight, known) is not None}
-    heads = {view.weight for view in every if view.weight not in added and is_head(program, view)}
-    chosen: set[str] = set()
-    for glob in targets:
-        chosen |= meant(glob, {view.weight for view in every}, heads, added)
-    return [
-        view
-        for view in every
-        if view.weight in chosen and not any(matches(view.weight, g) for g in ignore)
-    ]
-
-
-def refuse_shared(
-    program: Program,
-    views: Sequence[Linear],
-    why: str = "a mask or branch on it could not be folded",
-    *,
-    tables: bool = False,
-) -> None:
-    """Raise OptionError for a weight that another kind of op reads as well, a tied embedding say.
-
-    A mask or a branch on it could never be folded: the other reader would change. With `tables` an
-    embedding may read it.
-    """
-    for view in views:
-        others = (u for u in _readers(program, view.weight) if linear_at(program, u) is None)
-        if any(not tables or user.target is not aten.embedding.default for user in others):
-            raise OptionError(
-                f"@{view.weight} is no weight of linears alone (a tied embedding?), so that {why}; "
-                "leave it out of targets"
-            )
-
-
-def _readers(program: Program, path: str) -> list[fx.Node]:
-    """The nodes that read a tensor, those that compose a weight passed over."""
-    found = []
-    queue = consumers(program, path)
-    while queue:
-        node = queue.pop()
-        if is_composing(node, path):
-            queue += node.users
-        else:
-            found.append(node)
-    return found
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A probe on an activation `x [..., features]`; `statistics` are the paths of its buffers."""
-
-    node: fx.Node
-    x: fx.Node
-    statistics: tuple[str, ...]
-
-
-def probes(program: Program) -> Iterator[Probe]:
-    """Every probe of the program, in graph order."""
-    for node in program.graph.nodes:
-        if (view := probe_at(node)) is not None:
-            yield view
-
-
-def probe_at(node: fx.Node) -> Probe | None:
-    """The probe at a node, if it is one."""
-    if node.op != "call_function" or node.target is not probe_op:
-        return None
-    x, *statistics = node.args
-    assert isinstance(x, fx.Node)
-    return Probe(node, x, tuple(str(s.target) for s in statistics if isinstance(s, fx.Node)))
-
-
-def probe_behind(x: fx.Node) -> Probe | None:
-    """The probe that watches an activation; a quantizer or group mask inserted after it is passed over."""
-    for target in (quantize_activations, aten.mul.Tensor):
-        first = x.args[0] if x.op == "call_function" and x.target is target else None
-        x = first if isinstance(first, fx.Node) else x
-    return probe_at(x)
-
-
 def feature_size(node: fx.Node) -> int:
     """The size of the last axis of a node's value."""
     return int(node.meta["val"].shape[-1])
@@ -279,12 +178,8 @@ def _input_quantizer(x: fx.Node) -> InputQuantizer | None:
     return InputQuantizer(node, str(switch.target), group)
 
 
-def is_head(program: Program, view: Linear) -> bool:
-    """Whether a linear produces the program's output or shares its weight with another kind of op."""
-    (output,) = program.graph.find_nodes(op="output")
-    if view.node in output.all_input_nodes:
-        return True
-    return any(
-        linear_at(program, user) is None and user.target is aten.embedding.default
-        for user in consumers(program, view.weight)
-    )
+def own_bias(linear: Linear) -> fx.Node | None:
+    """The node that a linear adds as its bias."""
+    args, place = linear.node.args, 0 if linear.transposed else 2
+    bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")
+    return bias if isinstance(bias, fx.Node) else None

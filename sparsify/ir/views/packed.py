@@ -1,21 +1,13 @@
 """Packed linears: the view of `sparsify.nm_linear`, and the rewrite of a linear into one."""
 
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx
 
-from sparsify.errors import OptionError
-from sparsify.ir.features.weight_side import drop_quantizers
-from sparsify.ir.graph import Writer, redirect
-from sparsify.ir.ops.registry import nm_linear
+from sparsify.ir.ops.registry import block_embedding, block_linear, nm_linear
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import packed
-from sparsify.ir.views.linear import Linear, linear_at
-from sparsify.tensors.packing.packed import Layout, dense, pack
-
-aten = torch.ops.aten
+from sparsify.tensors.packing.blocks import unpack_blocks
+from sparsify.tensors.packing.packed import Layout, dense
 
 
 @dataclass(frozen=True)
@@ -48,76 +40,56 @@ def unpacked_weight(program: Program, view: PackedLinear) -> Tensor:
     return dense(program.tensor(view.weight), view.layout)
 
 
-def pack_linear(program: Program, linear: Linear, value: Tensor, layout: Layout) -> None:
-    """Let a linear read a packed weight, uint8 `[bytes]`, in place of its dense one and its quantizers.
+@dataclass(frozen=True)
+class Blocks:
+    """How a dense weight `[out, columns]` is rounded: `int8` or `int4`, a scale for `group` columns."""
 
-    The dense weight goes with the next `sweep` once nobody reads it. Raises OptionError for a product
-    that the model scales (`addmm` with `alpha` or `beta`).
-    """
-    name = packed(linear.weight)
-
-    def make(writer: Writer, x: fx.Node, bias: fx.Node | None) -> fx.Node:
-        if not program.has(name):
-            program.put(name, value)
-        return writer.call(nm_linear, x, writer.read(name), bias, *astuple(layout))
-
-    replace_product(program, linear, layout.out_features, make)
-
-
-def replace_product(
-    program: Program,
-    linear: Linear,
-    outputs: int,
-    make: Callable[[Writer, fx.Node, fx.Node | None], fx.Node],
-) -> None:
-    """Let `make` write a linear anew, from its unrounded input and a bias `[out]` or None.
-
-    Any other bias is added behind. Raises OptionError for a product that the model scales.
-    """
-    if linear.node.target is aten.addmm.default and linear.node.kwargs:
-        raise OptionError(f"@{linear.weight} is in a product that the model scales; leave it out")
-    drop_quantizers(linear)
-    fresh = linear_at(program, linear.node)
-    assert fresh is not None
-    bias, is_vector = _bias(fresh, outputs)
-    writer = Writer(program, before=fresh.node)
-    made = make(writer, fresh.x, bias if is_vector else None)
-    if bias is not None and not is_vector:
-        made = writer.call(aten.add.Tensor, made, bias)
-    redirect(fresh.node, made)
+    columns: int
+    values: str
+    group: int
 
 
 @dataclass(frozen=True)
-class PackedProduct:
-    """What a linear of a program computes, from packed bytes that are no part of the program."""
+class BlockWeight:
+    """One use of a weight in blocks: `codes` and `scales` are paths; `bias` is None or a node."""
 
-    x: fx.Node
-    bias: fx.Node | None
-    value: Tensor
-    layout: Layout
+    node: fx.Node
+    codes: str
+    scales: str
+    form: Blocks
+    bias: fx.Node | None = None
 
-    def __call__(self, read: Callable[[fx.Node], Tensor]) -> Tensor:
-        """`y = x W^T + b [..., out]`; `read` gives the value of a node."""
-        bias = None if self.bias is None else read(self.bias)
-        y: Tensor = nm_linear(read(self.x), self.value, bias, *astuple(self.layout))
-        return y
+    @property
+    def is_table(self) -> bool:
+        """Whether ids pick rows of it."""
+        return self.node.target is block_embedding
 
 
-def packed_product(linear: Linear, weight: Tensor, layout: Layout) -> PackedProduct | None:
-    """A linear's product from a weight `[out, in]` that has the zeros of a layout.
+def block_weights(program: Program) -> list[BlockWeight]:
+    """Every linear and table of the program whose weight lies in blocks, in graph order."""
+    return [view for node in program.graph.nodes if (view := block_weight_at(node)) is not None]
 
-    None where it is more than a product and a bias `[out]`.
-    """
-    bias, is_vector = _bias(linear, layout.out_features)
-    if linear.node.kwargs.keys() - {"bias"} or (bias is not None and not is_vector):
+
+def block_weight_at(node: fx.Node) -> BlockWeight | None:
+    """The weight in blocks that a node reads, if it does."""
+    if node.op != "call_function" or node.target not in (block_linear, block_embedding):
         return None
-    return PackedProduct(linear.x, bias, pack(weight, layout), layout)
+    _, codes, scales, *rest = node.args
+    assert isinstance(codes, fx.Node)
+    assert isinstance(scales, fx.Node)
+    bias = rest.pop(0) if node.target is block_linear else None
+    assert bias is None or isinstance(bias, fx.Node)
+    form = Blocks(*rest)  # type: ignore[arg-type]
+    return BlockWeight(node, str(codes.target), str(scales.target), form, bias)
 
 
-def _bias(linear: Linear, outputs: int) -> tuple[fx.Node | None, bool]:
-    """The bias of a linear, and whether it is a vector `[out]`: `addmm` adds whatever broadcasts."""
-    args, place = linear.node.args, 0 if linear.transposed else 2
-    bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")
-    if not isinstance(bias, fx.Node):
-        return None, False
-    return bias, tuple(bias.meta["val"].shape) == (outputs,)
+def unblocked_weight(program: Program, view: BlockWeight) -> Tensor:
+    """The weight that codes and scales stand for, float32 `[out, columns]`."""
+    codes, scales = program.tensor(view.codes), program.tensor(view.scales)
+    return unpack_blocks(codes, scales, view.form.columns, view.form.values)
+
+
+def is_rounded(program: Program) -> bool:
+    """Whether a packed linear rounds its input: a last digit may then move the outputs by a step."""
+    found = any(view.layout.group for view in packed_linears(program))
+    return found or any(not view.is_table for view in block_weights(program))

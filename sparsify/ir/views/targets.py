@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 
+import torch
+from torch import fx
+
+from sparsify.errors import OptionError, nearest
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import SUFFIXES
-from sparsify.ir.views.globs import matches
-from sparsify.ir.views.linear import Linear, linears, targeted
+from sparsify.ir.tensor_names import SUFFIXES, feature_of
+from sparsify.ir.views.composition import (
+    is_composing,
+)
+from sparsify.ir.views.globs import matches, meant
+from sparsify.ir.views.linear import Linear, consumers, linear_at, linears, products
 
 
 def expected(program: Program, targets: Sequence[str], ignore: Sequence[str]) -> list[Linear]:
@@ -25,4 +32,82 @@ def expected(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
         program,
         [glob for glob in targets if not is_late(glob)],
         [glob for glob in ignore if not is_late(glob)],
+    )
+
+
+aten = torch.ops.aten
+
+
+def targeted(
+    program: Program, targets: Sequence[str], ignore: Sequence[str], *, experts: bool = False
+) -> list[Linear]:
+    """The linears, with `experts` theirs too, whose weight path matches `targets` and not `ignore`.
+
+    A weight that also serves as an embedding table, or whose output is the program's output (the
+    language-model head), is left out unless a glob without wildcards names it; one that a pass has added
+    unless a glob matches no weight of the model's own. Raises OptionError when a glob of `targets` matches
+    no linear at all, with the nearest path, or none but a head, with its name.
+    """
+    every = products(program) if experts else linears(program)
+    for glob in (*targets, *ignore):
+        if not any(matches(view.weight, glob) for view in every):
+            paths = {view.weight for view in every}
+            if not glob.endswith(".weight"):
+                paths = {path.removesuffix(".weight") for path in paths}
+            raise OptionError(f"the target '{glob}' matches no linear{nearest(glob, paths)}")
+    known = {path for path, _ in program.tensors()}
+    added = {view.weight for view in every if feature_of(view.weight, known) is not None}
+    heads = {view.weight for view in every if view.weight not in added and is_head(program, view)}
+    chosen: set[str] = set()
+    for glob in targets:
+        chosen |= meant(glob, {view.weight for view in every}, heads, added)
+    return [
+        view
+        for view in every
+        if view.weight in chosen and not any(matches(view.weight, g) for g in ignore)
+    ]
+
+
+def refuse_shared(
+    program: Program,
+    views: Sequence[Linear],
+    why: str = "a mask or branch on it could not be folded",
+    *,
+    tables: bool = False,
+) -> None:
+    """Raise OptionError for a weight that another kind of op reads as well, a tied embedding say.
+
+    A mask or a branch on it could never be folded: the other reader would change. With `tables` an
+    embedding may read it.
+    """
+    for view in views:
+        others = (u for u in _readers(program, view.weight) if linear_at(program, u) is None)
+        if any(not tables or user.target is not aten.embedding.default for user in others):
+            raise OptionError(
+                f"@{view.weight} is no weight of linears alone (a tied embedding?), so that {why}; "
+                "leave it out of targets"
+            )
+
+
+def _readers(program: Program, path: str) -> list[fx.Node]:
+    """The nodes that read a tensor, those that compose a weight passed over."""
+    found = []
+    queue = consumers(program, path)
+    while queue:
+        node = queue.pop()
+        if is_composing(node, path):
+            queue += node.users
+        else:
+            found.append(node)
+    return found
+
+
+def is_head(program: Program, view: Linear) -> bool:
+    """Whether a linear produces the program's output or shares its weight with another kind of op."""
+    (output,) = program.graph.find_nodes(op="output")
+    if view.node in output.all_input_nodes:
+        return True
+    return any(
+        linear_at(program, user) is None and user.target is aten.embedding.default
+        for user in consumers(program, view.weight)
     )

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from sparsify.ir.axes.analysis import Analysis, Axes, opname, place
 from sparsify.ir.axes.axis import Axis, Conflict, product, regroup
 from sparsify.ir.axes.rules.elementwise import Rule, overloads
-
-aten = torch.ops.aten
 
 
 def transpose(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:

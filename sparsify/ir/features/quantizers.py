@@ -1,0 +1,66 @@
+"""Quantizers of weights, inputs and tables: their insertion and removal."""
+
+import torch
+from torch import fx
+
+from sparsify.ir.graph import Writer, redirect
+from sparsify.ir.ops.registry import quantize_activations, quantize_weight
+from sparsify.ir.program import Program
+from sparsify.ir.tensor_names import scales_of, switch_of
+from sparsify.ir.views.embedding import Table
+from sparsify.ir.views.linear import Linear, out_in
+
+
+def add_table_quantizer(program: Program, table: Table, values: str, group: int) -> None:
+    """Round the rows that ids pick to `values`, a scale for `group` columns, zero at first: the identity."""
+    rows, width = program.tensor(table.weight).shape
+    writer = Writer(program, before=table.node)
+    scales = scales_buffer(writer, table.weight, rows, width, group)
+    rounded = writer.call(quantize_weight, table.operand, scales, values, group)
+    table.node.replace_input_with(table.operand, rounded)
+
+
+def add_quantizers(program: Program, linear: Linear, values: str, group: int, *, x: bool) -> None:
+    """Round the composed weight of a linear to `values`, a scale for `group` inputs; with `x`, its input too.
+
+    The scales `[out, groups]` are zero and the switch of the input is off: both are identities yet.
+    """
+    weight = program.tensor(linear.weight)
+    outputs, inputs = out_in(linear, weight).shape
+    writer = Writer(program, before=linear.node)
+    scales = scales_buffer(writer, linear.weight, outputs, inputs, group)
+    layout = {"transposed": True} if linear.transposed else {}
+    rounded = writer.call(quantize_weight, linear.operand, scales, values, group, **layout)
+    linear.node.replace_input_with(linear.operand, rounded)
+    if x:
+        switch = _buffer(writer, switch_of(linear.weight), (), torch.bool)
+        entering = writer.call(quantize_activations, linear.x, switch, group)
+        linear.node.replace_input_with(linear.x, entering)
+
+
+def scales_buffer(writer: Writer, path: str, outputs: int, inputs: int, group: int) -> fx.Node:
+    """Read the scales `[outputs, groups]` of a weight, made of zeros the first time."""
+    return _buffer(writer, scales_of(path), (outputs, -(-inputs // group)), torch.float16)
+
+
+def drop_quantizers(linear: Linear) -> None:
+    """Let a linear read its composed weight and its input as they are; `sweep` then forgets the scales."""
+    for quantizer in (linear.quantizer, linear.input_quantizer):
+        if quantizer is not None:
+            drop_rounding(quantizer.node)
+
+
+def drop_rounding(node: fx.Node) -> None:
+    """Let the readers of what a node rounds read it as it is."""
+    inner = node.args[0]
+    assert isinstance(inner, fx.Node)
+    redirect(node, inner)
+
+
+def _buffer(writer: Writer, path: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
+    """Read a buffer, made of zeros the first time: a shared weight has one for all its linears."""
+    if writer.program.has(path):
+        return writer.read(path)
+    program = writer.program
+    device = next(program.module.parameters()).device
+    return writer.buffer(path, torch.zeros(shape, dtype=dtype, device=device))
