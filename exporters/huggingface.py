@@ -16,6 +16,7 @@ from exporters.beside.transformers_files import dtype_of, write_about, write_bes
 from sparsify.disk.weights_file import write_tensors
 from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.errors import DataError, ExportError
+from sparsify.ir.features.block_mask import KINDS
 from sparsify.ir.program import Program
 from sparsify.pretrained.completeness import check_loaded
 from sparsify.pretrained.load import config_of, quiet
@@ -46,12 +47,7 @@ class Huggingface(Exporter):
         The layers a config names would be there again, filled with zeros: right, but no smaller.
         """
         class_of(program)
-        gone = [
-            path
-            for kind in ("layers", "blocks")
-            for part in program.plan.get(kind, [])
-            for path in part
-        ]
+        gone = [path for kind in KINDS for part in program.plan.get(kind, []) for path in part]
         if gone:
             raise ExportError(
                 f"huggingface cannot leave out the {len(gone)} layers or blocks that prune-layers removed; "

@@ -1,15 +1,34 @@
 """The program: a flat graph module, the inputs it was traced with, and what passes have done to it."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, fx
 
 from sparsify.errors import SparsifyError
 from sparsify.ir.mode import evaluating
+
+Fact = TypeVar("Fact")
+
+
+class Plan(TypedDict, total=False):
+    """What passes have decided or removed, as JSON values; an entry is there once a pass has made it.
+
+    `axes` are the kept indices of each shrinking in order (`sparsify.ir.axes.shrink.keep`), `layers` and
+    `blocks` the paths of the masks of what went, one list a pass, `shares` the sparsity or N:M of a weight
+    by its path, `packed` how a weight was packed by its path, `reordered` how often entries of weights
+    were put in another order.
+    """
+
+    axes: list[dict[str, Any]]
+    layers: list[list[str]]
+    blocks: list[list[str]]
+    shares: dict[str, str]
+    packed: dict[str, dict[str, Any]]
+    reordered: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,7 @@ class Program:
     `module` takes the tensors of `sample` by name and returns a tuple of tensors. `dynamic` maps an
     input name to its symbolic dimensions, `{"input_ids": {0: "batch", 1: "length"}}`. `features` says
     what passes have put into the graph (`mask.weights`, `lora`, ...). `plan` holds what learning passes
-    decided and what prune passes removed, as JSON values. `log` is the text of every finished pass.
+    decided and what prune passes removed. `log` is the text of every finished pass.
     `aliases` maps a tied parameter's second name to the name that holds the tensor.
 
     After an error inside a pass the program is spent: trace or load it again.
@@ -50,10 +69,13 @@ class Program:
     dynamic: dict[str, dict[int, str]]
     source: Source
     features: frozenset[str] = frozenset()
-    plan: dict[str, Any] = field(default_factory=dict)
+    plan: Plan = field(default_factory=Plan)
     log: list[str] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     tokenizer: Any = None
+    _facts: dict[Hashable, tuple[Any, Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def graph(self) -> fx.Graph:
@@ -96,6 +118,27 @@ class Program:
         """Every parameter, then every buffer, with its path."""
         yield from self.module.named_parameters()
         yield from self.module.named_buffers()
+
+    def fact(self, name: Hashable, find: Callable[["Program"], Fact]) -> Fact:
+        """What `find` says of the graph and of the types of tensors, found once until one of them changes.
+
+        It must not depend on the numbers in tensors, and whoever is given it must not change it.
+        """
+        state = self._state()
+        if name not in self._facts or self._facts[name][0] != state:
+            self._facts[name] = state, find(self)
+        return cast(Fact, self._facts[name][1])
+
+    def _state(self) -> Any:
+        """What facts follow from: nodes with their arguments, types of tensors, inputs; compared whole."""
+        nodes = [(n, n.target, n.args, tuple(n.kwargs.items())) for n in self.graph.nodes]
+        held = {path: _type(value) for path, value in self.tensors()}
+        return (
+            nodes,
+            held,
+            {k: _type(v) for k, v in self.sample.items()},
+            copy.deepcopy(self.dynamic),
+        )
 
     def complete(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The graph's inputs from a batch: missing masks are ones, positions 0..T-1, segments 0.
@@ -148,6 +191,7 @@ class Program:
         memo[id(self.tokenizer)] = self.tokenizer  # shared, as `clone` does
         made = object.__new__(type(self))
         memo[id(self)] = made
+        memo[id(self._facts)] = {}  # they speak of the nodes of this program
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return made
 
@@ -163,6 +207,10 @@ class Program:
                 owner.add_module(part, child)
             owner = child
         return owner, name
+
+
+def _type(value: Tensor) -> Any:
+    return tuple(value.shape), value.dtype, isinstance(value, torch.nn.Parameter)
 
 
 def has_default(name: str) -> bool:

@@ -1,8 +1,9 @@
 """What the forward walk knows: the axes of every value, and where axes are contracted."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx
@@ -11,6 +12,7 @@ from sparsify.ir.axes.axis import Axis, Conflict, unify
 from sparsify.ir.program import Program
 
 Axes = list[Axis]
+Found = TypeVar("Found")
 
 BATCH_OR_LENGTH = "batch or length, known only at run time"
 
@@ -91,8 +93,14 @@ class Analysis:
     part_domains: dict[fx.Node, list[Axis | None]] = field(default_factory=dict)
     counts: set[fx.Node] = field(default_factory=set)
     averaged: list[tuple[Axis, fx.Node]] = field(default_factory=list)
-    memo: dict[str, Any] = field(default_factory=dict)
+    _found: dict[str, Any] = field(default_factory=dict)
     _symbols: dict[Any, int] = field(default_factory=dict)
+
+    def once(self, name: str, find: Callable[["Analysis"], Found]) -> Found:
+        """What `find` says of the finished analysis, found the first time only; nobody may change it."""
+        if name not in self._found:
+            self._found[name] = find(self)
+        return cast(Found, self._found[name])
 
     def length(self, size: int | torch.SymInt) -> tuple[int, bool]:
         """A size as an integer, and whether it is symbolic: each symbol counts as a large prime."""

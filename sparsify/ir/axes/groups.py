@@ -106,6 +106,10 @@ class Heads:
 
 def groups(analysis: Analysis) -> list[Group]:
     """Every axis that a matrix of parameters has, pinned ones too, in graph order."""
+    return list(analysis.once("groups", _groups))
+
+
+def _groups(analysis: Analysis) -> list[Group]:
     members = _members(analysis)
     consumers = _consumers(analysis)
     known = roles(analysis)
@@ -136,6 +140,10 @@ def _averaged(analysis: Analysis) -> dict[Axis, frozenset[str]]:
 
 def heads(analysis: Analysis) -> list[Heads]:
     """One record for each set of query heads of more than one head, in graph order."""
+    return list(analysis.once("heads", _all_heads))
+
+
+def _all_heads(analysis: Analysis) -> list[Heads]:
     by_leaf = {group.leaf: group for group in groups(analysis)}
     result: dict[tuple[Axis | None, Axis | None], Heads] = {}
     for kv_leaf, rep_leaf in roles(analysis).head_pairs:

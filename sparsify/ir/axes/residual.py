@@ -83,10 +83,7 @@ def streams(analysis: Analysis) -> list[fx.Node]:
 
 def flow_of(analysis: Analysis) -> "Flow":
     """The flow of an analysis, made once."""
-    found = analysis.memo.setdefault("flow", None) or Flow(analysis)
-    analysis.memo["flow"] = found
-    assert isinstance(found, Flow)
-    return found
+    return analysis.once("flow", Flow)
 
 
 class Flow:

@@ -43,6 +43,10 @@ class Roles:
 
 def roles(analysis: Analysis) -> Roles:
     """The roles of every leaf of an analysis."""
+    return analysis.once("roles", _roles)
+
+
+def _roles(analysis: Analysis) -> Roles:
     kinds: dict[Axis, str] = {}
     pairs = _name_heads(analysis, kinds)
     _name_sizes(analysis, kinds)

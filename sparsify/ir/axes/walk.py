@@ -1,6 +1,7 @@
 """The forward walk: every op of a program ties, refines or pins axes."""
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,8 +31,13 @@ def analyse(program: Program, *, boundary: bool = False) -> Analysis:
     """The coupled axes of a program whose nodes are typed.
 
     Each op follows its rule; an op without one pins every axis it reads or writes, and says so. Inputs and
-    outputs pin theirs, unless with `boundary` they may change with the program.
+    outputs pin theirs, unless with `boundary` they may change with the program. It is a fact of the program,
+    found once until graph or tensors change: read it, leave it.
     """
+    return program.fact(("axes", boundary), partial(_walked, boundary=boundary))
+
+
+def _walked(program: Program, *, boundary: bool) -> Analysis:
     analysis = Analysis(program)
     for node in program.graph.nodes:
         if node.op == "get_attr":

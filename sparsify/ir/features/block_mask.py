@@ -7,6 +7,7 @@ Where the mask is true the values are bitwise those of the program without it.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import fx
@@ -17,7 +18,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import group_mask
 
 aten = torch.ops.aten
-KINDS = ("layers", "blocks")
+KINDS: tuple[Literal["layers", "blocks"], ...] = ("layers", "blocks")
 
 
 @dataclass(frozen=True)
