@@ -10,14 +10,9 @@ remove them, use prune-channels or prune-heads.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
-from sparsify.errors import OptionError
-from sparsify.ir.features.group_mask import drop_group_mask, expand_group_mask, group_masks
-from sparsify.ir.features.weight_side import drop_composition
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, effective_weight, linears, out_in
+from sparsify.select.kinds.catalogue import KINDS
 
 
 @dataclass(frozen=True)
@@ -36,40 +31,4 @@ class FoldMasks(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Fold every mask; returns how many."""
-        return sum(
-            _fold_weights(program) if kind == "weights" else _fold_groups(program, kind)
-            for kind in self.of
-        )
-
-
-def _fold_weights(program: Program) -> int:
-    folded = set()
-    for view in [v for v in linears(program) if v.mask is not None]:
-        assert view.mask is not None
-        _refuse_branch(view)
-        if view.weight not in folded:
-            weight, mask = program.tensor(view.weight), program.tensor(view.mask)
-            with torch.no_grad():
-                weight.copy_(torch.where(mask, weight, torch.zeros_like(weight)))
-            folded.add(view.weight)
-        drop_composition(program, view, mask=True)
-    return len(folded)
-
-
-def _refuse_branch(view: Linear) -> None:
-    if view.branch is not None:
-        raise OptionError(f"@{view.weight} has a branch under its mask; put fold-lora first")
-
-
-def _fold_groups(program: Program, kind: str) -> int:
-    found = [mask for mask in group_masks(program) if mask.kind == kind]
-    for mask in found:
-        view = mask.linear
-        _refuse_branch(view)
-        stored = program.tensor(view.weight)
-        weight = out_in(view, effective_weight(program, view))
-        kept = expand_group_mask(program, mask, weight.shape[-1])
-        with torch.no_grad():
-            stored.copy_(out_in(view, torch.where(kept, weight, torch.zeros_like(weight))))
-        drop_group_mask(program, mask)
-    return len(found)
+        return sum(KINDS[name].fold(program) for name in self.of)

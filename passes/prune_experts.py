@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.program import Program
-from sparsify.select.remove import remove_experts
+from sparsify.select.kinds.catalogue import KINDS
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,4 @@ class PruneExperts(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Slice, drop the masks, record what was kept."""
-        return remove_experts(program)
+        return KINDS["experts"].remove(program)

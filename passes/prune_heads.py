@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.program import Program
-from sparsify.select.remove import remove_masked
+from sparsify.select.kinds.catalogue import KINDS
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class PruneHeads(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Slice, drop the masks, record what was kept."""
-        return remove_masked(program, "heads")
+        return KINDS["heads"].remove(program)

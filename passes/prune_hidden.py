@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.program import Program
-from sparsify.select.remove import remove_width
+from sparsify.select.kinds.catalogue import KINDS
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class PruneHidden(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Slice, drop the mask, record what was kept."""
-        return remove_width(program)
+        return KINDS["hidden"].remove(program)

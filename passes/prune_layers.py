@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
-from sparsify.errors import OptionError
-from sparsify.ir.features.block_mask import block_masks, drop_block_mask, remove_block
 from sparsify.ir.program import Program
+from sparsify.select.kinds.catalogue import KINDS
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,4 @@ class PruneLayers(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Remove, drop the other masks, record what went; returns how many masks there were."""
-        kept = {m.path: bool(program.tensor(m.path).all()) for m in block_masks(program, self.of)}
-        if not any(kept.values()):
-            raise OptionError(f"all {len(kept)} {self.of} would go; keep at least one")
-        for path, stays in kept.items():
-            for mask in [m for m in block_masks(program, self.of) if m.path == path]:
-                (drop_block_mask if stays else remove_block)(program, mask)
-        gone = [path for path, stays in kept.items() if not stays]
-        program.plan.setdefault(self.of, []).append(gone)
-        return len(kept)
+        return KINDS[self.of].remove(program)

@@ -92,7 +92,7 @@ def show_passes(name: str | None, console: Console) -> None:
 
 def options(kind: type) -> list[tuple[str, str, str]]:
     """Name, values and default of every option of a pass or exporter."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     found = []
     for field in dataclasses.fields(kind):
         default = "required" if field.default is dataclasses.MISSING else _spell(field.default)

@@ -34,6 +34,10 @@ class Amount:
     rounded: frozenset[str] = frozenset({"heads", "channels"})
     per_parameter: bool = False
 
+    def step(self, kind: str) -> int:
+        """What the number kept of a kind is rounded up to a multiple of."""
+        return self.multiple if kind in self.rounded else 1
+
 
 @dataclass(frozen=True)
 class Site:
@@ -118,6 +122,21 @@ def keep(
     return masks
 
 
+def keep_some(scores: Tensor, sparsity: float, multiple: int, least: int = 1) -> Tensor:
+    """The keep-mask `[size]` of the highest scores; the number kept is rounded up to a multiple.
+
+    Raises OptionError when nothing would be removed.
+    """
+    size = scores.numel()
+    count = size - zeros_of(size, sparsity)
+    count = min(size, -(-max(least, count) // multiple) * multiple)
+    if count == size and sparsity > 0:
+        raise OptionError(
+            f"a sparsity of {sparsity} with multiple={multiple} removes none of {size}; raise it"
+        )
+    return keep_top(scores, count)
+
+
 def heads_left(program: Program, amount: Amount) -> tuple[int, int, int, int] | None:
     """Query heads and KV groups of every attention, and what `keep` leaves of them, known before any score.
 
@@ -139,8 +158,8 @@ def _left(of: Heads, amount: Amount) -> tuple[int, int]:
     if amount.sizes:
         count = amount.sizes["heads"] * units // of.size
     else:
-        multiple = amount.multiple if "heads" in amount.rounded else 1
-        count = min(units, -(-(units - zeros_of(units, amount.sparsity)) // multiple) * multiple)
+        step = amount.step("heads")
+        count = min(units, -(-(units - zeros_of(units, amount.sparsity)) // step) * step)
     left = count * of.size // units
     return left, left // of.rep_size if amount.rule == "groups" or of.rep_size == 1 else of.kv_size
 
@@ -206,7 +225,7 @@ def _pool(scores: Tensor, site: Site, rule: Rule) -> Tensor:
 
 
 def _keep_in(pooled: Tensor, count: int, amount: Amount, kind: str) -> Tensor:
-    multiple = amount.multiple if kind in amount.rounded else 1
+    multiple = amount.step(kind)
     if amount.rule == "groups":
         count = min(pooled.shape[0], -(-count // multiple) * multiple)
         rows = keep_top(pooled.sum(1), count)

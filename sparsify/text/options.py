@@ -4,13 +4,30 @@ import dataclasses
 import math
 import types
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from sparsify.errors import OptionError, nearest, shortened
 from sparsify.text.syntax import Call
 
 # No size, count or number of steps that is meant is larger.
 MOST = 10_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Says of an option of words, `Annotated[str, OneOf(names)]`, which ones it takes."""
+
+    names: tuple[str, ...]
 
 
 class Options:
@@ -34,7 +51,7 @@ class Options:
         Raises OptionError for an unknown option (with the nearest one), a missing one, or a value of
         another type.
         """
-        hints = get_type_hints(cls)
+        hints = get_type_hints(cls, include_extras=True)
         items = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for key in call.options:
             if key not in items:
@@ -86,8 +103,8 @@ def describe(kind: Any) -> str:
         return "true|false"
     if kind is type(None):
         return "none"
-    if origin is Literal:
-        return "|".join(str(a) for a in args)
+    if origin in (Literal, Annotated):
+        return "|".join(str(a) for a in _words(kind))
     if origin in (Union, types.UnionType):
         return "|".join(describe(a) for a in args)
     if origin is tuple:
@@ -95,6 +112,15 @@ def describe(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Options):
         return f"{kind.name}{{}}"
     return {str: "word"}.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _words(kind: Any) -> tuple[Any, ...]:
+    """The words that an option of a closed set takes."""
+    args = get_args(kind)
+    if get_origin(kind) is not Annotated:
+        return args
+    (found,) = (extra for extra in args[1:] if isinstance(extra, OneOf))
+    return found.names
 
 
 def _default(item: Any) -> Any:
@@ -143,8 +169,8 @@ def _scalar(word: str, kind: Any) -> tuple[bool, Any]:
         return word == "none", None
     if kind is bool:
         return word in ("true", "false"), word == "true"
-    if get_origin(kind) is Literal:
-        return word in get_args(kind), word
+    if get_origin(kind) in (Literal, Annotated):
+        return word in _words(kind), word
     if kind in (int, float):
         try:
             return True, kind(word)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import passes
 from sparsify.engine.pipeline import Pipeline, parse
 from sparsify.errors import OptionError, PipelineError
-from sparsify.text.options import Options, describe
+from sparsify.text.options import OneOf, Options, describe
 from sparsify.text.syntax import parse_calls
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_.*-:/", min_size=1, max_size=12)
@@ -23,6 +23,8 @@ def values(kind):
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return st.sampled_from(args)
+    if origin is typing.Annotated:
+        return st.sampled_from(next(extra for extra in args[1:] if isinstance(extra, OneOf)).names)
     if origin in (typing.Union, types.UnionType):
         # `none` is how nothing is spelt, so a word cannot be it.
         return st.one_of([values(a).filter(lambda v: v != "none") for a in args])
@@ -41,7 +43,7 @@ def values(kind):
 
 
 def instances(kind):
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     fields = {item.name: values(hints[item.name]) for item in dataclasses.fields(kind)}
     return st.builds(kind, **fields)
 

@@ -1,0 +1,1 @@
+"""What can be masked, chosen and removed: one object a kind, one kind a file."""

@@ -1,0 +1,87 @@
+"""Experts: a mask on the scores of their router."""
+
+from collections.abc import Sequence
+
+import torch
+
+from sparsify.errors import OptionError
+from sparsify.ir.axes.analysis import Analysis, Router
+from sparsify.ir.axes.groups import Group, groups
+from sparsify.ir.axes.shrink.keep import Keep
+from sparsify.ir.axes.walk import analyse
+from sparsify.ir.features.expert_mask import add_expert_mask, drop_expert_mask, expert_masks
+from sparsify.ir.program import Program
+from sparsify.ir.views.linear import Linear
+from sparsify.select.importance import OF_GRADIENTS
+from sparsify.select.kinds.cut import cut
+from sparsify.select.kinds.indices import choose_indices
+from sparsify.select.kinds.kind import Choice, Kind
+
+
+class Experts(Kind):
+    """`scores  ->  where(mask, scores, -inf)`, mask `[experts]`, a target where the router is one."""
+
+    name = family = "experts"
+    scores = ("magnitude", *sorted(OF_GRADIENTS))
+    of_data = OF_GRADIENTS
+
+    def check(self, program: Program, views: Sequence[Linear]) -> None:
+        """Refuse where no expert may go, or no target is a router."""
+        _targeted(program, views)
+
+    def add(self, program: Program, views: Sequence[Linear]) -> int:
+        """Mask the scores of every router among the targets."""
+        found = _targeted(program, views)
+        for router in found:
+            add_expert_mask(program, router)
+        return len(found)
+
+    def choose(
+        self, program: Program, names: Sequence[str], views: Sequence[Linear], choice: Choice
+    ) -> int:
+        """The same fraction at every router; at least as many stay as a token is sent to."""
+        chosen = {view.weight for view in views}
+        masks = [mask for mask in expert_masks(program) if mask.weight in chosen]
+        if not masks:
+            raise OptionError("no target is a router with a mask; widen the targets")
+        of = _masked(program)
+        found = {mask.path: of[mask.path] for mask in masks}
+        return choose_indices(program, found, choice.by, choice.amount, self.name)
+
+    def remove(self, program: Program) -> int:
+        """Slice the matrices of experts and the rows of their routers; OptionError for too few."""
+        keep = Keep()
+        found = _masked(program)
+        for path, group in found.items():
+            keep.group(group, torch.nonzero(program.tensor(path)).flatten().tolist())
+        cut(program, keep)
+        for mask in expert_masks(program):
+            drop_expert_mask(program, mask)
+        return len(found)
+
+
+def _routers(analysis: Analysis) -> list[Router]:
+    """The routers whose experts nothing pins, in graph order."""
+    free = {group.leaf for group in groups(analysis) if group.kind == "experts" and group.prunable}
+    return [router for router in analysis.routers if router.axis.root() in free]
+
+
+def _masked(program: Program) -> dict[str, Group]:
+    """The experts that have a mask, by its path, in graph order."""
+    analysis = analyse(program)
+    by_leaf = {group.leaf: group for group in groups(analysis)}
+    found = {router.weight: by_leaf[router.axis.root()] for router in _routers(analysis)}
+    return {mask.path: found[mask.weight] for mask in expert_masks(program)}
+
+
+def _targeted(program: Program, views: Sequence[Linear]) -> list[Router]:
+    found = _routers(analyse(program))
+    if not found:
+        raise OptionError(
+            "the program has no prunable experts; `sparsify-fx show MODEL --axes` says why"
+        )
+    chosen = {view.weight for view in views}
+    targets = [router for router in found if router.weight in chosen]
+    if not targets:
+        raise OptionError(f"no target is a router, as @{found[0].weight} is")
+    return targets
