@@ -13,7 +13,7 @@ import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.features.weight_side import drop_composition
-from sparsify.ir.ops.registry import scale_weight
+from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import linears
 

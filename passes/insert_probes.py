@@ -15,7 +15,7 @@ from torch import fx
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.graph import Writer
-from sparsify.ir.ops.registry import probe
+from sparsify.ir.ops.probe import probe
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import feature_size
 from sparsify.ir.views.targets import targeted

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
+from sparsify.ir.ops.grouped import GROUPED
+
 op: Any = opset18
 _INT64 = 7
-# By name: some of these ops exist only when their library is loaded.
-_NAMES = (("transformers", "grouped_mm_fallback"), ("aten", "_grouped_mm"))
 
 
 def _grouped(x: Any, weight: Any, ends: Any) -> Any:
@@ -37,7 +37,7 @@ def _grouped(x: Any, weight: Any, ends: Any) -> Any:
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """How torch.onnx writes the grouped products that are loaded."""
     found = {}
-    for library, name in _NAMES:
+    for library, name, _ in (name.split(".") for name in GROUPED):
         packet = getattr(getattr(torch.ops, library), name, None)
         if packet is not None:
             found[packet.default] = _grouped

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir.mode import FLAGS
-from sparsify.ir.ops.registry import OPS
+from sparsify.ir.ops.registry import op_of
 from sparsify.ir.program import Program
 from sparsify.ir.types import dimension_names
 
@@ -21,7 +21,6 @@ _SHORT = {
     torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
 }  # fmt: skip
 _LEFT_OUT = {"device", "layout", "pin_memory"}
-_OWN = {function: name for name, function in OPS.items()}
 
 
 def to_text(program: Program) -> str:
@@ -92,8 +91,9 @@ def _printed_args(node: fx.Node) -> tuple[Any, ...]:
 
 def op_name(target: Any) -> str:
     """How an op is spelt: `linear`, `add.Tensor`, `getitem`, `sparsify.probe`."""
-    if target in _OWN:
-        return _OWN[target]
+    own = op_of(target)
+    if own is not None and not isinstance(target, torch._ops.OpOverload):
+        return own.name
     if isinstance(target, torch._ops.OpOverload):
         return str(target).removeprefix("aten.").removesuffix(".default")
     return "getitem" if target is operator.getitem else getattr(target, "__name__", str(target))

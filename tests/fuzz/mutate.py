@@ -4,11 +4,11 @@ import json
 import random
 from pathlib import Path
 
-from sparsify.ir.ops.allowed import OVERLOADS
+from sparsify.ir.ops.allowed import names
 
 DOCUMENT, TENSORS, SAMPLE = "program.json", "tensors.safetensors", "sample.safetensors"
 _END = 2**63 - 1
-_OPS = sorted(OVERLOADS)
+_OPS = sorted(names())
 _FOREIGN = [
     "os:system", "posix:system", "operator:call", "operator:setitem", "operator:pow", "operator:lshift",
     "operator:attrgetter", "operator:methodcaller", "math:factorial", "math:comb", "math:perm",

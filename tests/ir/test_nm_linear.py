@@ -6,7 +6,8 @@ from torch.nn.functional import linear
 
 from sparsify import native
 from sparsify.errors import SparsifyError
-from sparsify.ir.ops.registry import nm_linear, quantize_activations, quantize_weight
+from sparsify.ir.ops.nm_linear import nm_linear
+from sparsify.ir.ops.rounding import quantize_activations, quantize_weight
 from sparsify.tensors.masks import keep_nm
 from sparsify.tensors.packing.layout import Layout
 from sparsify.tensors.packing.packed import pack

@@ -11,7 +11,8 @@ from sparsify.engine.report import Report
 from sparsify.errors import DataError, ExportError, OptionError, SparsifyError
 from sparsify.ir.axes.summary import rows
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.ops.registry import nm_linear, quantize_activations
+from sparsify.ir.ops.nm_linear import nm_linear
+from sparsify.ir.ops.rounding import quantize_activations
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace

@@ -8,7 +8,7 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError, SparsifyError
 from sparsify.ir.axes.summary import rows
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.ops.registry import quantize_activations
+from sparsify.ir.ops.rounding import quantize_activations
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.ir.views.linear import composed_weight, effective_weight, linears, out_in

@@ -6,7 +6,7 @@ import torch
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
-from sparsify.ir.ops.registry import scale_weight
+from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.views.linear import linears, out_in
 from sparsify.tensors.masks import check_nm
 from sparsify.tensors.pattern import Pattern

@@ -1,7 +1,7 @@
 """What the forward walk knows: the axes of every value, and where axes are contracted."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.axes.axis import Axis, Conflict, unify
+from sparsify.ir.ops.op import opname
 from sparsify.ir.program import Program
 
 Axes = list[Axis]
@@ -73,10 +74,12 @@ class Analysis:
     repeat_interleave).
     `widths` are the feature axes of embeddings, `vocabularies` their looked-up axes. `domains` says
     which axis the numbers in an integer tensor are indices of, `counts` holds the nodes that count them.
-    `averaged` are the ops that average over the last axis of their input, with that axis.
+    `averaged` are the ops that average over the last axis of their input, with that axis. `rules` are those
+    of ATen's ops, for rules that lean on another's.
     """
 
     program: Program
+    rules: Mapping[Any, Any] = field(default_factory=dict, repr=False)
     tensors: dict[str, Axes] = field(default_factory=dict)
     axes: dict[fx.Node, Axes] = field(default_factory=dict)
     inputs: dict[str, Axes] = field(default_factory=dict)
@@ -187,14 +190,6 @@ def of_rank(axes: Axes, least: int) -> Axes:
 def over(node: fx.Node) -> str:
     """The pin of an axis that an op sees as a whole."""
     return f"{opname(node)} at {node.name} runs over it"
-
-
-def opname(node: fx.Node) -> str:
-    """The op of a node as a human reads it."""
-    name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else node.op
-    if node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload):
-        name = getattr(node.target, "__name__", str(node.target))
-    return name.removeprefix("aten.").removesuffix(".default")
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from sparsify.ir.axes.analysis import Analysis, Site
 from sparsify.ir.axes.axis import Axis
 from sparsify.ir.axes.residual import streams
 from sparsify.ir.axes.rules.elementwise import overloads
-from sparsify.ir.ops.registry import probe
+from sparsify.ir.ops.probe import probe
 
 _PRODUCTS = frozenset(overloads("linear.default addmm.default mm.default matmul.default"))
 # Ops that keep a value linear in what it came from (with constant other operands).

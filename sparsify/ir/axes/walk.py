@@ -7,20 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, arguments, opname
+from sparsify.ir.axes.analysis import Analysis, Axes, arguments
 from sparsify.ir.axes.axis import Axis, Conflict
 from sparsify.ir.axes.rules.compute import COMPUTE
 from sparsify.ir.axes.rules.cut import CUT
-from sparsify.ir.axes.rules.elementwise import ELEMENTWISE, overloads
-from sparsify.ir.axes.rules.own import OWN
+from sparsify.ir.axes.rules.elementwise import ELEMENTWISE, Rule, overloads
 from sparsify.ir.axes.rules.product import PRODUCT
 from sparsify.ir.axes.rules.route import KEEPING, ROUTE
 from sparsify.ir.axes.rules.shape import SHAPE
+from sparsify.ir.ops.op import opname
+from sparsify.ir.ops.registry import op_of
 from sparsify.ir.program import Program
 
 __all__ = ["Analysis", "analyse"]
 
-RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **PRODUCT, **ROUTE, **OWN}
+RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **PRODUCT, **ROUTE}
 # Ops whose rules read the domain of the numbers they are given.
 _KNOWING = frozenset(
     overloads("sort.default sort.stable histc.default index.Tensor index_select.default")
@@ -38,7 +39,7 @@ def analyse(program: Program, *, boundary: bool = False) -> Analysis:
 
 
 def _walked(program: Program, *, boundary: bool) -> Analysis:
-    analysis = Analysis(program)
+    analysis = Analysis(program, RULES)
     for node in program.graph.nodes:
         if node.op == "get_attr":
             _read(analysis, node)
@@ -81,7 +82,7 @@ def _visit(analysis: Analysis, node: fx.Node) -> None:
             for source in sources:
                 _pin_all(analysis, source, f"{opname(node)} at {node.name} reads its values")
         return
-    rule = RULES.get(node.target) or RULES.get(str(node.target))
+    rule = _rule(node.target)
     try:
         if rule is None:
             raise Conflict("no rule")
@@ -94,6 +95,11 @@ def _visit(analysis: Analysis, node: fx.Node) -> None:
     except Exception as error:
         error.add_note(f"in the axis rule of {opname(node)} at {node.name}: {node.format_node()}")
         raise
+
+
+def _rule(target: Any) -> Rule | None:
+    own = op_of(target)
+    return own.axes if own is not None else RULES.get(target) or RULES.get(str(target))
 
 
 def _follow_domains(analysis: Analysis, node: fx.Node) -> None:

@@ -1,7 +1,7 @@
 """The arithmetic of a program: multiply-adds read off the types of its nodes at given sizes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,13 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from sparsify.ir.ops.registry import block_linear, nm_linear
+from sparsify.ir.ops.grouped import GROUPED
+from sparsify.ir.ops.nm_linear import nm_linear
+from sparsify.ir.ops.op import Cost, product
+from sparsify.ir.ops.registry import op_of
 from sparsify.ir.program import Program
 
 aten = torch.ops.aten
-
-# The arguments of a call and its result, as fake tensors -> multiply-adds.
-Rule = Callable[[Sequence[Any], Tensor], int]
 
 
 def multiply_adds(program: Program, batch: int, length: int, *, packed_whole: bool = False) -> int:
@@ -38,8 +38,8 @@ def multiply_adds(program: Program, batch: int, length: int, *, packed_whole: bo
                 assert callable(node.target)
                 values[node] = node.target(*args, **kwargs)
                 whole = packed_whole and node.target is nm_linear
-                rule = _product(0) if whole else _rule(node.target)
-                total += rule(args, values[node])
+                cost = product(0) if whole else _cost(node.target)
+                total += cost(args, values[node])
             elif node.op == "placeholder":
                 values[node] = inputs[str(node.target)]
             elif node.op == "get_attr":
@@ -63,20 +63,10 @@ def _inputs(program: Program, batch: int, length: int, mode: FakeTensorMode) -> 
     return inputs
 
 
-def _rule(target: Any) -> Rule:
-    named = _NAMED.get(str(target).removesuffix(".default"))
-    return _RULES.get(target) or named or (lambda args, result: 0)
-
-
-def _product(left: int) -> Rule:
-    """Result elements times the last axis of the left operand, whatever the leading axes are."""
-    return lambda args, result: result.numel() * args[left].shape[-1]
-
-
-def _stored(args: Sequence[Any], result: Tensor) -> int:
-    """A packed linear: result elements times the N of every M inputs that are stored."""
-    n, m = args[3:5]
-    return int(result.numel() * args[0].shape[-1] * n // m)
+def _cost(target: Any) -> Cost:
+    own = op_of(target)
+    known = own.cost if own is not None else _COSTS.get(target) or _NAMED.get(str(target))
+    return known or (lambda args, result: 0)
 
 
 def _attention(args: Sequence[Any], result: Tensor) -> int:
@@ -112,18 +102,16 @@ def _einsum(args: Sequence[Any], result: Tensor) -> int:
     return math.prod(sizes.values())
 
 
-_RULES: Mapping[Any, Rule] = {
-    aten.linear.default: _product(0),
-    aten.mm.default: _product(0),
-    aten.bmm.default: _product(0),
-    aten.mv.default: _product(0),
-    aten.dot.default: _product(0),
-    aten.matmul.default: _product(0),
-    aten.addmm.default: _product(1),
-    aten.baddbmm.default: _product(1),
+_COSTS: Mapping[Any, Cost] = {
+    aten.linear.default: product(0),
+    aten.mm.default: product(0),
+    aten.bmm.default: product(0),
+    aten.mv.default: product(0),
+    aten.dot.default: product(0),
+    aten.matmul.default: product(0),
+    aten.addmm.default: product(1),
+    aten.baddbmm.default: product(1),
     aten.einsum.default: _einsum,
-    nm_linear: _stored,
-    block_linear: _product(0),
     aten.scaled_dot_product_attention.default: _attention,
     aten.conv1d.default: _convolution,
     aten.conv2d.default: _convolution,
@@ -136,8 +124,5 @@ _RULES: Mapping[Any, Rule] = {
     aten.conv_transpose2d.input: _scattering,
     aten.conv_transpose3d.input: _scattering,
 }
-# Ops that exist only when their library is loaded: by name. Rows are already grouped, `[n, in]`.
-_NAMED: Mapping[str, Rule] = {
-    "transformers.grouped_mm_fallback": _product(0),
-    "aten._grouped_mm": _product(0),
-}
+# Rows are already grouped, `[n, in]`.
+_NAMED: Mapping[str, Cost] = dict.fromkeys(GROUPED, product(0))

@@ -7,7 +7,8 @@ from torch import Tensor, fx
 
 from sparsify.errors import SparsifyError
 from sparsify.ir.graph import Writer, redirect, sweep
-from sparsify.ir.ops.registry import probe, quantize_activations
+from sparsify.ir.ops.probe import probe
+from sparsify.ir.ops.rounding import quantize_activations
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import group_mask
 from sparsify.ir.views.composition import reads

@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from sparsify.ir.features.packed_nm import replace_product
 from sparsify.ir.graph import Writer, redirect
-from sparsify.ir.ops.registry import block_embedding, block_linear
+from sparsify.ir.ops.block_linear import block_embedding, block_linear
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import blocks
 from sparsify.ir.views.embedding import Table

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from sparsify.errors import OptionError
 from sparsify.ir.features.quantizers import drop_quantizers
 from sparsify.ir.graph import Writer, redirect
-from sparsify.ir.ops.registry import nm_linear
+from sparsify.ir.ops.nm_linear import nm_linear
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import packed
 from sparsify.ir.views.linear import Linear, linear_at

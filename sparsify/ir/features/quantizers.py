@@ -4,7 +4,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.graph import Writer, redirect
-from sparsify.ir.ops.registry import quantize_activations, quantize_weight
+from sparsify.ir.ops.rounding import quantize_activations, quantize_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import scales_of, switch_of
 from sparsify.ir.views.embedding import Table

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir.graph import Writer, redirect, sweep
-from sparsify.ir.ops.registry import scale_weight
+from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import row_scales, weight_mask
 from sparsify.ir.views.composition import chain

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from sparsify.errors import DataError
-from sparsify.ir.ops.registry import OPS
+from sparsify.ir.ops.grouped import GROUPED
+from sparsify.ir.ops.registry import op_named as own_op
+from sparsify.ir.ops.registry import op_of, own_ops
 
 _ELEMENTWISE = """
 __and__.Tensor __or__.Tensor __xor__.Tensor abs.default absolute.default acos.default acosh.default
@@ -146,17 +148,12 @@ _GROUPS = (
     _RARE,
     _SIZES_OF,
 )
-_OWN_OPS = (
-    "block_embedding", "block_linear", "nm_linear", "quantize_activations", "quantize_weight",
-    "scale_weight",
-)  # fmt: skip
-_MOE = "transformers.grouped_mm_fallback.default"
+_MOE = GROUPED[0]
 
-# Overloads of torch's registry that may be called.
-OVERLOADS = frozenset(
+# Overloads of other libraries that may be called.
+_OVERLOADS = frozenset(
     {
         *(f"aten.{name}" for group in _GROUPS for name in group.split()),
-        *(f"sparsify.{name}.default" for name in _OWN_OPS),
         _MOE,
     }
 )
@@ -171,27 +168,38 @@ ARITHMETIC = {
        ("sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not")},
 }  # fmt: skip
 _GETITEM = "operator:getitem"
-_NAMED = {**OPS, **ARITHMETIC, _GETITEM: operator.getitem}
+_NAMED = {**ARITHMETIC, _GETITEM: operator.getitem}
 _NAMES = {function: name for name, function in _NAMED.items()}
+
+
+def names() -> frozenset[str]:
+    """The stored names of all ops that may be called now, arithmetic on sizes aside."""
+    return _OVERLOADS | own_ops().keys()
 
 
 def allowed(target: Any) -> bool:
     """Whether a function may stand in a program."""
+    if op_of(target) is not None:
+        return True
     if isinstance(target, torch._ops.OpOverload):
-        return str(target) in OVERLOADS
+        return str(target) in _OVERLOADS
     return target in _NAMES
 
 
 def name_of(target: Any) -> str:
     """The stored name of a function that is allowed."""
-    return _NAMES.get(target) or str(target)
+    own = op_of(target)
+    return own.name if own is not None else _NAMES.get(target) or str(target)
 
 
 def op_named(name: str) -> Any:
     """The function of a stored name; DataError for one that no program may hold."""
     if name in _NAMED:
         return _NAMED[name]
-    if name not in OVERLOADS:
+    own = own_op(name)
+    if own is not None:
+        return own.function
+    if name not in _OVERLOADS:
         raise DataError(f"it calls {name!r:.60}, which is not an op of a program")
     if name == _MOE:
         importlib.import_module("transformers.integrations.moe")

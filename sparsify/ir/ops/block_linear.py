@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from sparsify.ir.ops.nm_linear import packed_axes
+from sparsify.ir.ops.op import opname, overload, product
 from sparsify.tensors.packing.blocks import unpack_blocks
 from sparsify.tensors.quantize import round_activations
 
@@ -85,3 +87,19 @@ _block_linear.register_autograd(_gradients, setup_context=_keep)
 # What stands in graphs.
 block_linear = torch.ops.sparsify.block_linear.default
 block_embedding = torch.ops.sparsify.block_embedding.default
+
+
+def _table_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
+    """Rows of a packed table by number."""
+    reason = f"packed into the bytes of {opname(node)} at {node.name}"
+    for axis in (*analysis.axes[args["packed"]], *analysis.axes[args["scales"]]):
+        axis.pin(reason)
+    width = analysis.fresh(args["columns"], reason)
+    analysis.widths.append(width)
+    return [*analysis.axes[args["ids"]], width]
+
+
+OPS = (
+    overload(block_linear, packed_axes, product(0)),
+    overload(block_embedding, _table_axes),
+)

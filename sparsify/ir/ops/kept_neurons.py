@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.ir.ops.op import Op
 from sparsify.tensors.omission import Layout, positions
 
 
@@ -67,3 +68,10 @@ class _Rows(torch.autograd.Function):
 
 def _all_stay(kept: Tensor, layout: Layout) -> bool:
     return bool(kept.shape[0] == max(neurons for neurons, _ in layout))
+
+
+OPS = (
+    Op(kept_neurons, "sparsify.kept_neurons"),
+    Op(keep_rows, "sparsify.keep_rows"),
+    Op(zero_omitted, "sparsify.zero_omitted"),
+)

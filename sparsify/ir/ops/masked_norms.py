@@ -9,8 +9,12 @@
 plain op, bitwise. What stands at masked features means nothing: whoever reads it masks it.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+
+from sparsify.ir.ops.op import Op
 
 aten = torch.ops.aten
 
@@ -56,3 +60,29 @@ def masked_rms_norm(
 
 def _mean(x: Tensor, mask: Tensor, keepdim: bool) -> Tensor:
     return (x * mask).sum(-1, keepdim=keepdim) / mask.sum()
+
+
+def _norm_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
+    """As the plain norm, over the kept features of its last axis."""
+    x, mask, dims, *rest = node.args
+    analysis.tie(node, analysis.axes[x][-1], analysis.axes[mask][0])
+    named = dict(zip(("weight", "bias"), (v for v in rest if isinstance(v, fx.Node)), strict=False))
+    norm = analysis.rules[aten.layer_norm.default]
+    return norm(analysis, node, {"input": x, "normalized_shape": dims, **named})
+
+
+def _mean_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
+    """As the plain mean, over the kept features of its last axis."""
+    x, mask, dims, *rest = node.args
+    analysis.tie(node, analysis.axes[x][-1], analysis.axes[mask][0])
+    mean = analysis.rules[aten.mean.dim]
+    return mean(
+        analysis, node, {"self": x, "dim": dims, "keepdim": (*rest, False)[0], "mean": True}
+    )
+
+
+OPS = (
+    Op(masked_mean, "sparsify.masked_mean", _mean_axes),
+    Op(masked_layer_norm, "sparsify.masked_layer_norm", _norm_axes),
+    Op(masked_rms_norm, "sparsify.masked_rms_norm", _norm_axes),
+)

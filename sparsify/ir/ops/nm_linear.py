@@ -1,12 +1,14 @@
 """The op `sparsify::nm_linear`: a linear whose weight is packed N:M bytes, `docs/packed.md`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsify import native
 from sparsify.errors import SparsifyError
+from sparsify.ir.ops.op import opname, overload
 from sparsify.tensors.packing.nm_linear import nm_linear_reference
 from sparsify.tensors.packing.packed import Layout, dense
 
@@ -97,3 +99,23 @@ _nm_linear.register_autograd(_gradients, setup_context=_keep)
 
 # What stands in graphs.
 nm_linear = torch.ops.sparsify.nm_linear.default
+
+
+def packed_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
+    """`y[..., out] = x[..., in] W^T + b[out]`, `W` packed: its bytes are cut by nobody."""
+    reason = f"packed into the bytes of {opname(node)} at {node.name}"
+    x = analysis.axes[args["x"]]
+    bias = [] if args["bias"] is None else analysis.axes[args["bias"]]
+    scales = analysis.axes[args["scales"]] if "scales" in args else []
+    for axis in (x[-1], *analysis.axes[args["packed"]], *scales, *bias):
+        axis.pin(reason)
+    return [*x[:-1], analysis.fresh(int(node.meta["val"].shape[-1]), reason)]
+
+
+def _stored(args: Sequence[Any], result: Tensor) -> int:
+    """Result elements times the N of every M inputs that are stored."""
+    n, m = args[3:5]
+    return int(result.numel() * args[0].shape[-1] * n // m)
+
+
+OPS = (overload(nm_linear, packed_axes, _stored),)

@@ -1,32 +1,63 @@
-"""The ops of our own that may stand in a graph beside ATen."""
+"""The ops that may stand in graphs beside ATen's: our own, each in its file, and those of other packages."""
 
-from torch import Tensor
+import re
+from collections.abc import Mapping
+from typing import Any
 
-from sparsify.ir.ops.block_linear import block_embedding as block_embedding
-from sparsify.ir.ops.block_linear import block_linear as block_linear
-from sparsify.ir.ops.kept_neurons import keep_rows, kept_neurons, zero_omitted
-from sparsify.ir.ops.masked_norms import masked_layer_norm as masked_layer_norm
-from sparsify.ir.ops.masked_norms import masked_mean as masked_mean
-from sparsify.ir.ops.masked_norms import masked_rms_norm as masked_rms_norm
-from sparsify.ir.ops.nm_linear import nm_linear as nm_linear
-from sparsify.ir.ops.rounding import quantize_activations as quantize_activations
-from sparsify.ir.ops.rounding import quantize_weight as quantize_weight
-from sparsify.ir.ops.scale_weight import scale_weight as scale_weight
+from sparsify.errors import SparsifyError
+from sparsify.ir.ops import (
+    block_linear,
+    kept_neurons,
+    masked_norms,
+    nm_linear,
+    probe,
+    rounding,
+    scale_weight,
+)
+from sparsify.ir.ops.op import Op
+
+ALL = (
+    *probe.OPS,
+    *kept_neurons.OPS,
+    *masked_norms.OPS,
+    *scale_weight.OPS,
+    *rounding.OPS,
+    *nm_linear.OPS,
+    *block_linear.OPS,
+)
+_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,2}")
+_BY_NAME: dict[str, Op] = {}
+_BY_FUNCTION: dict[Any, Op] = {}
 
 
-def probe(x: Tensor, *statistics: Tensor) -> Tensor:
-    """The identity on `x [..., features]`; `calibrate` fills the statistics while it interprets."""
-    return x
+def register(op: Op) -> Op:
+    """Let an op stand in programs; SparsifyError for a name that is taken, or is none."""
+    if _NAME.fullmatch(op.name) is None or op.name.startswith(("aten.", "prims.")):
+        raise SparsifyError(f"'{op.name}' is no name for an op; use library.word in small letters")
+    held = _BY_NAME.get(op.name)
+    if held is not None and held.function is not op.function:
+        raise SparsifyError(f"two ops are called '{op.name}'; rename one")
+    _BY_NAME[op.name] = _BY_FUNCTION[op.function] = op
+    return op
 
 
-# Name in text and on disk -> the function; the loader accepts no other callable. Ops that torch knows
-# by their name (packed linears and tables, the two roundings, `sparsify.scale_weight`) need no entry.
-OPS = {
-    "sparsify.probe": probe,
-    "sparsify.kept_neurons": kept_neurons,
-    "sparsify.keep_rows": keep_rows,
-    "sparsify.zero_omitted": zero_omitted,
-    "sparsify.masked_mean": masked_mean,
-    "sparsify.masked_layer_norm": masked_layer_norm,
-    "sparsify.masked_rms_norm": masked_rms_norm,
-}
+def own_ops() -> Mapping[str, Op]:
+    """Every registered op by its stored name."""
+    return dict(_BY_NAME)
+
+
+def op_named(name: str) -> Op | None:
+    """The registered op of a stored name."""
+    return _BY_NAME.get(name)
+
+
+def op_of(target: Any) -> Op | None:
+    """The registered op that a node calls."""
+    try:
+        return _BY_FUNCTION.get(target)
+    except TypeError:  # what cannot be hashed is no op
+        return None
+
+
+for _op in ALL:
+    register(_op)

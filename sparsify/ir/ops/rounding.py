@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from sparsify.ir.ops.op import overload
 from sparsify.tensors.packing.layout import CODES
 from sparsify.tensors.quantize import round_activations
 
@@ -64,3 +65,21 @@ for _op in (_quantize_weight, _quantize_activations):
 # What stands in graphs.
 quantize_weight = torch.ops.sparsify.quantize_weight.default
 quantize_activations = torch.ops.sparsify.quantize_activations.default
+
+
+def _weight_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
+    """A weight `[out, in]` rounded with scales `[out, groups]`: groups of its inputs stay together."""
+    axes = analysis.axes[args["weight"]]
+    for axis in (*axes, *analysis.axes[args["scales"]]):
+        axis.pin(f"rounded in groups at {node.name}")
+    return list(axes)
+
+
+def _input_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
+    """`x[..., in]` rounded in groups of its last axis."""
+    axes = analysis.axes[args["x"]]
+    axes[-1].pin(f"rounded in groups at {node.name}")
+    return list(axes)
+
+
+OPS = (overload(quantize_weight, _weight_axes), overload(quantize_activations, _input_axes))

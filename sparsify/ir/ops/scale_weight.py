@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.ir.ops.op import overload
+
 
 @torch.library.custom_op("sparsify::scale_weight", mutates_args=())
 def _scale_weight(weight: Tensor, scales: Tensor, transposed: bool = False) -> Tensor:
@@ -44,3 +46,4 @@ _scale_weight.register_autograd(_backward, setup_context=_remember)
 
 # What stands in graphs.
 scale_weight = torch.ops.sparsify.scale_weight.default
+OPS = (overload(scale_weight),)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sparsify.ir.ops.registry import quantize_weight, scale_weight
+from sparsify.ir.ops.rounding import quantize_weight
+from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.tensor_names import lora, row_scales, scales_of, weight_mask
 
 aten = torch.ops.aten

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.ops.registry import quantize_weight
+from sparsify.ir.ops.rounding import quantize_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import WeightQuantizer, composition_at
 from sparsify.ir.views.linear import Linear, linears

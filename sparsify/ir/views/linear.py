@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.ops.registry import quantize_activations, quantize_weight, scale_weight
+from sparsify.ir.ops.grouped import GROUPED
+from sparsify.ir.ops.rounding import quantize_activations, quantize_weight
+from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import (
     Branch,
@@ -15,10 +17,6 @@ from sparsify.ir.views.composition import (
 from sparsify.ir.views.probe import probe_at
 
 aten = torch.ops.aten
-
-
-# One product a group of rows; by name, since some exist only when their library is loaded.
-_GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def product_at(program: Program, node: fx.Node) -> Linear | None:
     The matrices of such a one are stored together, `[experts, out, in]`, or `[experts, in, out]` when
     it is `transposed`.
     """
-    if str(node.target) not in _GROUPED:
+    if str(node.target) not in GROUPED:
         return linear_at(program, node)
     x, operand = node.args[:2]
     if not isinstance(x, fx.Node) or not isinstance(operand, fx.Node):

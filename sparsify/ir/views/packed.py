@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from sparsify.ir.ops.registry import block_embedding, block_linear, nm_linear
+from sparsify.ir.ops.block_linear import block_embedding, block_linear
+from sparsify.ir.ops.nm_linear import nm_linear
 from sparsify.ir.program import Program
 from sparsify.tensors.packing.blocks import unpack_blocks
 from sparsify.tensors.packing.packed import Layout, dense

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sparsify.ir.ops.registry import probe as probe_op
-from sparsify.ir.ops.registry import quantize_activations
+from sparsify.ir.ops.probe import probe as probe_op
+from sparsify.ir.ops.rounding import quantize_activations
 from sparsify.ir.program import Program
 
 aten = torch.ops.aten

@@ -17,7 +17,7 @@ from sparsify.ir.features.group_mask import add_group_mask
 from sparsify.ir.features.lora import add_branch
 from sparsify.ir.features.weight_side import add_mask
 from sparsify.ir.graph import Writer
-from sparsify.ir.ops.registry import probe
+from sparsify.ir.ops.probe import probe
 from sparsify.ir.program import Program
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.types import infer

@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, Site, of_rank, opname, over, place
+from sparsify.ir.axes.analysis import Analysis, Axes, Site, of_rank, over, place
 from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules.attention import repeated, softmax_site
 from sparsify.ir.axes.rules.elementwise import Rule, broadcast, overloads
-from sparsify.ir.ops.masked_norms import masked_mean
+from sparsify.ir.ops.op import opname
 
 
 def linear(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
@@ -128,7 +128,7 @@ def reduce(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
     dims = args.get("dim")
     dims = list(range(len(axes))) if dims is None or dims == [] else dims
     folded = {place(axes, dim) for dim in ([dims] if isinstance(dims, int) else dims)}
-    mean = node.target in _MEANS
+    mean = node.target in _MEANS or args.get("mean", False)
     for dim in folded:
         axes[dim].pin(averaging(node) if mean else f"reduced by {opname(node)} at {node.name}")
     if mean and folded == {len(axes) - 1}:
@@ -174,7 +174,7 @@ std.correction std.dim any.dim any.default all.dim all.default argmax.default ar
 logsumexp.default linalg_vector_norm.default norm.ScalarOpt_dim prod.dim_int max.default min.default
 """
 
-_MEANS = frozenset([*overloads("mean.dim"), masked_mean])
+_MEANS = frozenset(overloads("mean.dim"))
 
 COMPUTE: dict[object, Rule] = {
     **dict.fromkeys(overloads("linear.default"), linear),

@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, Contraction, of_rank, opname, place
+from sparsify.ir.axes.analysis import Analysis, Axes, Contraction, of_rank, place
 from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules.elementwise import Rule, overloads
+from sparsify.ir.ops.op import opname
 
 
 def convolution(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, Router, opname, over, place
+from sparsify.ir.axes.analysis import Analysis, Axes, Router, over, place
 from sparsify.ir.axes.axis import Axis, Conflict
 from sparsify.ir.axes.rules.elementwise import Rule, overloads
+from sparsify.ir.ops.grouped import GROUPED
+from sparsify.ir.ops.op import opname
 
 aten = torch.ops.aten
 _SOFTMAX = frozenset(overloads("softmax.int _softmax.default"))
@@ -124,7 +126,6 @@ def put(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 
 
 _MASKING = frozenset(overloads("where.ScalarOther"))
-_GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
 
 ROUTE: dict[object, Rule] = {
     **dict.fromkeys(overloads("topk.default"), topk),
@@ -132,6 +133,5 @@ ROUTE: dict[object, Rule] = {
     **dict.fromkeys(overloads("histc.default"), count),
     **dict.fromkeys(overloads("cumsum.default"), cumulate),
     **dict.fromkeys(overloads("index_put.default"), put),
-    # By name: some of these ops exist only when their library is loaded.
-    **dict.fromkeys(_GROUPED, grouped),
+    **dict.fromkeys(GROUPED, grouped),
 }

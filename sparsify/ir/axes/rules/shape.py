@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, opname, place
+from sparsify.ir.axes.analysis import Analysis, Axes, place
 from sparsify.ir.axes.axis import Axis, Conflict, product, regroup
 from sparsify.ir.axes.rules.elementwise import Rule, overloads
+from sparsify.ir.ops.op import opname
 
 
 def transpose(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
