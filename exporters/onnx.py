@@ -27,9 +27,9 @@ from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.exclusive import EXCLUSIVE
 from sparsify.ir.decode.caches import public_name
+from sparsify.ir.features.catalogue import carried
 from sparsify.ir.lower.pipeline import lowered
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import PACKED
 from sparsify.ir.views.packed import block_weights, is_rounded, packed_linears
 from sparsify.pretrained.load import class_named, config_of
 from sparsify.runtime.session import onnxruntime_session
@@ -62,11 +62,14 @@ class Onnx(Exporter):
     """
 
     name: ClassVar[str] = "onnx"
-    accepts: ClassVar[frozenset[str]] = frozenset({PACKED, "slorb", "adapters"})
     tolerance: ClassVar[float] = 1e-4
     library: ClassVar[str] = "onnx"
 
     opset: int = 23
+
+    def holds(self) -> frozenset[str]:
+        """What stays in a program that only infers: packed weights and branches beside them."""
+        return carried()
 
     def check(self, program: Program) -> None:
         """Refuse an operator set that cannot be written, and numbers other than float32."""

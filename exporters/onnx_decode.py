@@ -22,7 +22,7 @@ from exporters.onnx import FILE, Onnx
 from exporters.onnx_graph.attention import fuse_attention
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
-from sparsify.ir.decode.variant import DECODED, check_decoder, decoder
+from sparsify.ir.decode.variant import check_decoder, decoder
 from sparsify.ir.facts.causal import is_causal
 from sparsify.ir.program import Program
 
@@ -37,7 +37,6 @@ class OnnxDecode(Onnx):
     """
 
     name: ClassVar[str] = "onnx-decode"
-    accepts: ClassVar[frozenset[str]] = DECODED
     attention: Literal["fused", "plain"] = "fused"
 
     def check(self, program: Program) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import SparsifyError
-from sparsify.ir.features.weight_side import drop_composition
+from sparsify.ir.features.composed import drop_composition
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, branched_weight, linears, out_in
 from sparsify.tensors.lowrank import delta

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
-from sparsify.ir.features.weight_side import drop_composition
+from sparsify.ir.features.composed import drop_composition
 from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import linears

@@ -18,7 +18,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import Analysis, analyse
 from sparsify.ir.features.omission import Neurons, add_omission, neurons
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import PACKED, SUFFIXES
+from sparsify.ir.tensor_names import graph_features
 from sparsify.ir.views.targets import targeted
 from sparsify.select.groups import prunable
 
@@ -48,7 +48,7 @@ class InsertOmission(Pass):
 
     def effect(self) -> Effect:
         """Adds the feature; what other passes have put around weights must be gone."""
-        return effect(adds=["omission"], bars={*SUFFIXES.values(), PACKED} - {"omission"})
+        return effect(adds=["omission"], bars=graph_features() - {"omission"})
 
     def check(self, program: Program) -> None:
         """Something must be there to omit, in multiples that leave a choice."""

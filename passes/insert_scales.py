@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.features.weight_side import add_row_scales
+from sparsify.ir.features.row_scales import add_row_scales
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import out_in
 from sparsify.ir.views.targets import refuse_shared, targeted

@@ -12,6 +12,10 @@ from sparsify.engine.pipeline import Pipeline as Pipeline
 from sparsify.engine.pipeline import parse as parse
 from sparsify.engine.report import Report as Report
 from sparsify.errors import SparsifyError as SparsifyError
+from sparsify.ir.features.catalogue import register as register_feature  # noqa: F401
+from sparsify.ir.features.feature import Feature as Feature
+from sparsify.ir.ops.op import Op as Op
+from sparsify.ir.ops.registry import register as register_op  # noqa: F401
 from sparsify.ir.program import Program as Program
 from sparsify.ir.storage.folder import load as load
 from sparsify.ir.storage.folder import save as save

@@ -165,9 +165,13 @@ class Exporter(Options, ABC):
     """One output format; the engine writes to a temporary folder, reads back, compares, renames."""
 
     name: ClassVar[str]
-    accepts: ClassVar[frozenset[str]]
+    accepts: ClassVar[frozenset[str]] = frozenset()
     tolerance: ClassVar[float]
     library: ClassVar[str] = "sparsify-fx"  # that a model card names, as the hub spells it
+
+    def holds(self) -> frozenset[str]:
+        """The features that the format can hold: `accepts`, unless others decide."""
+        return self.accepts
 
     def check(self, program: Program) -> None:
         """Refuse a program that the format cannot hold; ExportError says what to do instead."""

@@ -17,7 +17,7 @@ from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
 from sparsify.errors import DataError, ExportError, OptionError, SparsifyError, reason_of
 from sparsify.ir.program import Program, default_input
-from sparsify.ir.tensor_names import OF_VALUES, PACKED
+from sparsify.ir.tensor_names import PACKED, value_features
 from sparsify.select.target_shape import Heads
 from sparsify.tensors.precision import relative_difference
 
@@ -116,7 +116,7 @@ def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:
     """Raise ExportError, naming the passes to add, for features that the format does not hold."""
     if exporter.accepts == EVERY_FEATURE:
         return
-    unfit = sorted(features - exporter.accepts - OF_VALUES)
+    unfit = sorted(features - exporter.holds() - value_features())
     if unfit:
         passes = remedies(unfit)
         advice = f"add {' | '.join(passes)} to the pipeline, or " if passes else ""

@@ -14,7 +14,7 @@ from sparsify.disk.locks import locked
 from sparsify.engine.contract import Context, Pass
 from sparsify.engine.dump import Dump
 from sparsify.engine.registry import parse_passes
-from sparsify.engine.remedies import REMEDIES, lacking, remedy
+from sparsify.engine.remedies import lacking, remedies, remedy
 from sparsify.engine.report import Report, Row
 from sparsify.engine.resume import Checkpoints, identity
 from sparsify.errors import LawError, PipelineError, SparsifyError
@@ -55,7 +55,7 @@ class Pipeline:
         chosen, left = None, None
         for item in self.passes:
             chosen = item.heads_left(program) or chosen
-            if item.name == REMEDIES["mask.heads"]:
+            if [item.name] == remedies(["mask.heads"]):
                 chosen, left = None, chosen
         return left
 

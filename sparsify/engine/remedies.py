@@ -1,31 +1,20 @@
 """What to put into a pipeline when a feature is in the way."""
 
 from collections.abc import Iterable
+from functools import cache
 
+from sparsify.engine.registry import passes
+from sparsify.ir.tensor_names import graph_features
 from sparsify.select.weights import EITHER
+from sparsify.text.options import one_option, required
 
-# Feature -> the pass that takes it out of a program.
-REMEDIES = {
-    "probe": "remove-probes",
-    "mask.weights": "fold-masks",
-    "mask.channels": "prune-channels",
-    "mask.heads": "prune-heads",
-    "mask.experts": "prune-experts",
-    "mask.layers": "prune-layers",
-    "mask.blocks": "prune-layers{of=blocks}",
-    "mask.hidden": "prune-hidden",
-    "lora": "fold-lora",
-    "row-scales": "fold-scales",
-    "bias": "fold-bias",
-    "quantizers": "pack-nm",
-    "omission": "remove-omission",
-}
+# Where several passes take a feature out, the one to name.
+_PREFERRED = {"quantizers": "pack-nm"}
 # Features that only one pass takes out, for that pass.
 _OWN = {
     "quantizers": "give values=int8 or values=int4, as insert-quantizers has them",
     "quantized": "the rounding was switched on by choose-scales, and outputs would move without it",
 }
-
 
 # Features whose lack has another cure than the pass that sets them.
 _LACKING = {
@@ -38,9 +27,23 @@ def lacking(missing: Iterable[str]) -> str:
     return "".join(_LACKING.get(name, "") for name in missing)
 
 
+@cache
+def _takers() -> dict[str, str]:
+    """Feature of the graph -> the pass that takes it out: by default, or with one option set."""
+    found = dict(_PREFERRED)
+    every = [kind for kind in passes().values() if not required(kind)]
+    plain = [kind() for kind in every]
+    varied = [kind(**{name: value}) for kind in every for name, value in one_option(kind)]
+    for item in (*plain, *varied):
+        for feature in item.effect().drops & graph_features():
+            found.setdefault(feature, str(item))
+    return found
+
+
 def remedies(features: Iterable[str]) -> list[str]:
     """The passes that take features out of a program, each once, in the order of the features."""
-    return list(dict.fromkeys(REMEDIES[f] for f in sorted(features) if f in REMEDIES))
+    takers = _takers()
+    return list(dict.fromkeys(takers[f] for f in sorted(features) if f in takers))
 
 
 def remedy(barred: Iterable[str]) -> str:

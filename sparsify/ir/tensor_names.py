@@ -1,35 +1,42 @@
 """How the tensors that passes add are called, and which feature each stands for."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
-# Suffix to a weight's path -> the feature whose presence it proves.
-SUFFIXES = {
-    "_mask": "mask.weights",
-    "_channels_mask": "mask.channels",
-    "_heads_mask": "mask.heads",
-    "_layers_mask": "mask.layers",
-    "_blocks_mask": "mask.blocks",
-    "_experts_mask": "mask.experts",
-    "_hidden_mask": "mask.hidden",
-    "_lora_a": "lora",
-    "_lora_b": "lora",
-    "_row_scales": "row-scales",
-    "_added_bias": "bias",
-    "_slorb_x": "slorb",
-    "_slorb_s": "slorb",
-    "_adapter_a": "adapters",
-    "_adapter_b": "adapters",
-    "_probe_count": "probe",
-    "_quantizer_scales": "quantizers",
-    "_quantizer_on": "quantizers",
-    "_omission": "omission",
-}
+from sparsify.errors import SparsifyError
+
 # Feature of a program that holds packed weights, N:M or dense: those whose names they extend are gone.
 PACKED = "packed"
 _PACKED = "_packed"
 _BLOCKS = ("_blocks", "_block_scales")
-# Features that live in values, not in the graph: what probes know, and that scales are chosen.
-OF_VALUES = frozenset({"stats", "quantized", "shares"})
+# Suffix to a weight's path -> the feature whose presence it proves; filled by `ir.features.catalogue`.
+_SUFFIXES: dict[str, str] = {}
+_OF_VALUES: set[str] = set()
+
+
+def register(feature: str, suffixes: Iterable[str], *, in_values: bool = False) -> None:
+    """Say which feature tensors of a name belong to; SparsifyError for a suffix that another one has."""
+    for suffix in suffixes:
+        if _SUFFIXES.setdefault(suffix, feature) != feature:
+            raise SparsifyError(
+                f"'{suffix}' ends tensors of the feature '{_SUFFIXES[suffix]}'; '{feature}' needs another"
+            )
+    if in_values:
+        _OF_VALUES.add(feature)
+
+
+def suffixes() -> tuple[str, ...]:
+    """What the paths of tensors end on that passes add, after the path of one that is there."""
+    return tuple(_SUFFIXES)
+
+
+def graph_features() -> frozenset[str]:
+    """Features that the graph shows."""
+    return frozenset({*_SUFFIXES.values(), PACKED})
+
+
+def value_features() -> frozenset[str]:
+    """Features that live in values, not in the graph: what probes know, and that scales are chosen."""
+    return frozenset(_OF_VALUES)
 
 
 def weight_mask(path: str) -> str:
@@ -107,8 +114,8 @@ def feature_of(path: str, known: Container[str]) -> str | None:
     plain = path
     for end in (_PACKED, *_BLOCKS):
         plain = plain.removesuffix(end)
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         base = plain.removesuffix(suffix)
         if base != plain and any(p in known for p in (base, packed(base), blocks(base)[0])):
-            return SUFFIXES[suffix]
+            return _SUFFIXES[suffix]
     return None

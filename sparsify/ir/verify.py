@@ -7,14 +7,12 @@ from torch import Tensor, fx
 from sparsify.errors import VerifyError, reason_of
 from sparsify.ir.ops.allowed import allowed
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import OF_VALUES, PACKED, SUFFIXES, feature_of
+from sparsify.ir.tensor_names import PACKED, feature_of, graph_features, value_features
 from sparsify.ir.text import line_of, to_text
 from sparsify.ir.types import infer
 from sparsify.ir.views.packed import block_weights, packed_linears
 
 _KINDS = {"placeholder", "get_attr", "call_function", "output"}
-# Features that the graph shows.
-_SHOWN = {*SUFFIXES.values(), PACKED}
 
 
 def verify(program: Program) -> None:
@@ -66,12 +64,13 @@ def _check_features(program: Program) -> None:
     read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
     shown = {str(feature_of(path, read)) for path in read} - {"None"}
     shown |= {PACKED for _ in (*packed_linears(program), *block_weights(program))}
-    checked = program.features & _SHOWN
+    known = graph_features()
+    checked = program.features & known
     if shown != checked:
         raise VerifyError(
             f"the program claims the features {sorted(checked)}, its graph shows {sorted(shown)}"
         )
-    unknown = program.features - _SHOWN - OF_VALUES
+    unknown = program.features - known - value_features()
     if unknown:
         raise VerifyError(f"no rule knows the features {sorted(unknown)}")
 

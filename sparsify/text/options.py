@@ -56,7 +56,7 @@ class Options:
         for key in call.options:
             if key not in items:
                 raise OptionError(f"'{cls.name}' has no option '{key}'{nearest(key, items)}")
-        missing = [k for k, f in items.items() if k not in call.options and _is_required(f)]
+        missing = [name for name in required(cls) if name not in call.options]
         if missing:
             raise OptionError(f"'{cls.name}' needs the option '{missing[0]}'")
         values = {
@@ -127,6 +127,21 @@ def _default(item: Any) -> Any:
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return item.default
+
+
+def one_option(kind: type[Options]) -> Iterator[tuple[str, Any]]:
+    """Every option of a closed set of words with each of its words, a list of words with one of them."""
+    hints = get_type_hints(kind, include_extras=True)
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        several = get_origin(hints[item.name]) is tuple
+        inner = get_args(hints[item.name])[0] if several else hints[item.name]
+        if get_origin(inner) in (Literal, Annotated):
+            yield from ((item.name, (word,) if several else word) for word in _words(inner))
+
+
+def required(kind: type[Options]) -> list[str]:
+    """The options of a kind that have no default."""
+    return [f.name for f in dataclasses.fields(kind) if _is_required(f)]  # type: ignore[arg-type]
 
 
 def _is_required(item: Any) -> bool:

@@ -22,8 +22,8 @@ from sparsify.ir.decode.trace import trace_cached
 from sparsify.ir.features.block_mask import (
     KINDS,
 )
+from sparsify.ir.features.catalogue import carried
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import PACKED
 from sparsify.ir.trace.weightless import hollow
 from sparsify.ir.types import propagate
 from sparsify.ir.views.packed import is_rounded
@@ -31,8 +31,6 @@ from sparsify.pretrained.load import class_named, config_of, quiet
 from sparsify.pretrained.rope import switch_length
 from sparsify.tensors.precision import relative_difference
 
-# Features that the variant takes over; the others have to be folded or removed first.
-DECODED = frozenset({PACKED, "adapters", "slorb"})
 _TOLERANCE = 1e-4
 
 
@@ -45,7 +43,7 @@ def decoder(program: Program) -> Program:
     Inputs and outputs: see `sparsify.ir.decode.trace`. Raises TraceError for a model without a cache or a
     program that holds what passes still have to fold, VerifyError when the two do not agree.
     """
-    left = program.features - DECODED
+    left = program.features - carried()
     if left:
         raise TraceError(
             f"the program still holds {', '.join(sorted(left))}; fold or remove it first"

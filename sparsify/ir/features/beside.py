@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.graph import Writer, redirect
+from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.program import Program
+from sparsify.ir.tensor_names import blocks
 from sparsify.ir.views.linear import Linear, linears
+from sparsify.ir.views.packed import block_weights, unblocked_weight
 
 aten = torch.ops.aten
 
@@ -44,6 +46,41 @@ def besides(program: Program, names: Callable[[str], tuple[str, str]]) -> list[B
     views = {view.weight: view for view in linears(program)}
     found = [Beside(view, *names(path)) for path, view in views.items()]
     return [one for one in found if program.has(one.a) and program.has(one.b)]
+
+
+def drop_beside(program: Program, found: Beside) -> None:
+    """Take a branch out again, at every use of its weight."""
+    for use in [view for view in linears(program) if view.weight == found.linear.weight]:
+        for total in [user for user in use.node.users if user.target is aten.add.Tensor]:
+            branch = total.args[1]
+            if isinstance(branch, fx.Node) and _reads(branch, found.b):
+                redirect(total, use.node)
+    sweep(program)
+
+
+def carry_beside(made: Program, program: Program, names: Callable[[str], tuple[str, str]]) -> None:
+    """Put a branch beside every linear that has one in another program; its weights may be packed there."""
+    stored = {view.codes: view for view in block_weights(program)}
+
+    def value(path: str) -> Tensor | None:
+        if program.has(path):
+            return program.tensor(path)
+        found = stored.get(blocks(path)[0])
+        return None if found is None else unblocked_weight(program, found)
+
+    uses: dict[str, list[Linear]] = {}
+    for view in linears(made):
+        uses.setdefault(view.weight, []).append(view)
+    for weight, found in uses.items():
+        pair = {path: tensor for path in names(weight) if (tensor := value(path)) is not None}
+        if pair:
+            add_beside(made, found, pair)
+
+
+def _reads(branch: fx.Node, path: str) -> bool:
+    """Whether a node multiplies by the tensor at a path as its weight."""
+    weight = branch.args[1] if branch.target is aten.linear.default else None
+    return isinstance(weight, fx.Node) and weight.op == "get_attr" and weight.target == path
 
 
 def _unrounded(linear: Linear) -> fx.Node:

@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from sparsify.errors import OptionError
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import added_bias
@@ -87,3 +88,11 @@ def _name(program: Program, weight: str) -> str:
     owner, _, last = weight.rpartition(".")
     usual = f"{owner}.bias" if owner else "bias"
     return usual if last == "weight" and not program.has(usual) else f"{weight}_bias"
+
+
+def _drop(program: Program, found: AddedBias) -> None:
+    redirect(found.node, found.y)
+    sweep(program)
+
+
+FEATURES = (Feature("bias", (added_bias(""),), added_biases, _drop),)

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.axes.residual import Block
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import group_mask
@@ -92,3 +93,15 @@ def _mask_read(program: Program, node: fx.Node, suffix: str) -> str | None:
     path = str(place.target)
     ours = path.endswith(suffix) and program.has(path.removesuffix(suffix))
     return path if ours else None
+
+
+def _of(kind: str) -> Feature:
+    return Feature(
+        f"mask.{kind}",
+        (group_mask("", kind),),
+        lambda program: block_masks(program, kind),
+        drop_block_mask,
+    )
+
+
+FEATURES = tuple(_of(kind) for kind in KINDS)

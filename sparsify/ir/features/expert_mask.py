@@ -9,12 +9,13 @@ import torch
 from torch import fx
 
 from sparsify.ir.axes.analysis import Analysis, Router
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import group_mask
 
 aten = torch.ops.aten
-_SUFFIX = "_experts_mask"
+_SUFFIX = group_mask("", "experts")
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,6 @@ def drop_expert_mask(program: Program, mask: ExpertMask) -> None:
 def router_of(analysis: Analysis, weight: str) -> Router | None:
     """The router with a matrix."""
     return next((router for router in analysis.routers if router.weight == weight), None)
+
+
+FEATURES = (Feature("mask.experts", (_SUFFIX,), expert_masks, drop_expert_mask),)

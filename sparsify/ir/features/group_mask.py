@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.errors import SparsifyError
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.ops.probe import probe
 from sparsify.ir.ops.rounding import quantize_activations
@@ -15,6 +16,7 @@ from sparsify.ir.views.composition import reads
 from sparsify.ir.views.linear import Linear, products
 
 aten = torch.ops.aten
+KINDS = ("channels", "heads")
 # What may stand between a group mask and the linear it masks.
 _PASSED = (
     probe,
@@ -43,7 +45,7 @@ def group_masks(program: Program) -> list[GroupMask]:
     """Every channel and head mask of the program, in graph order."""
     found = []
     for linear in products(program):
-        for kind in ("channels", "heads"):
+        for kind in KINDS:
             path = group_mask(linear.weight, kind)
             product = _masked_input(linear.x, path) if program.has(path) else None
             if product is not None:
@@ -99,3 +101,15 @@ def _masked_input(x: fx.Node, path: str) -> fx.Node | None:
             return None
         node = first
     return None
+
+
+def _of(kind: str) -> Feature:
+    return Feature(
+        f"mask.{kind}",
+        (group_mask("", kind),),
+        lambda program: [mask for mask in group_masks(program) if mask.kind == kind],
+        drop_group_mask,
+    )
+
+
+FEATURES = tuple(_of(kind) for kind in KINDS)

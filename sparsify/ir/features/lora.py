@@ -5,8 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
+from sparsify.ir.features.composed import drop_composition
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.program import Program
+from sparsify.ir.tensor_names import lora
 from sparsify.ir.views.composition import chain
 from sparsify.ir.views.linear import Linear, linears, out_in
 from sparsify.tensors.lowrank import delta
@@ -76,3 +79,18 @@ def _base(operand: fx.Node) -> fx.Node:
 def _feeds(user: fx.Node, view: Linear) -> bool:
     """Whether a user of the stored weight is the linear, or a part of the composition on its way into it."""
     return user is view.node or user in chain(view.operand)
+
+
+def branched_linears(program: Program) -> list[Linear]:
+    """Every use of a weight that has a branch inside."""
+    return [view for view in linears(program) if view.branch is not None]
+
+
+FEATURES = (
+    Feature(
+        "lora",
+        lora(""),
+        branched_linears,
+        lambda program, view: drop_composition(program, view, branch=True),
+    ),
+)

@@ -20,6 +20,7 @@ from sparsify.ir.axes.groups import Group, Heads
 from sparsify.ir.axes.shrink.choice import numbers
 from sparsify.ir.axes.shrink.runtime_sizes import RuntimeChoice
 from sparsify.ir.axes.shrink.sizes import patch
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.ops.kept_neurons import keep_rows, kept_neurons, zero_omitted
 from sparsify.ir.program import Program
@@ -262,3 +263,6 @@ def _put_number(user: fx.Node, node: fx.Node, size: int) -> None:
 
     user.args = fx.node.map_arg(user.args, swap)
     user.kwargs = fx.node.map_arg(user.kwargs, swap)
+
+
+FEATURES = (Feature("omission", (omission(""),), omissions),)

@@ -3,12 +3,13 @@
 import torch
 from torch import fx
 
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.ops.rounding import quantize_activations, quantize_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import scales_of, switch_of
 from sparsify.ir.views.embedding import Table
-from sparsify.ir.views.linear import Linear, out_in
+from sparsify.ir.views.linear import Linear, linears, out_in
 
 
 def add_table_quantizer(program: Program, table: Table, values: str, group: int) -> None:
@@ -64,3 +65,20 @@ def _buffer(writer: Writer, path: str, shape: tuple[int, ...], dtype: torch.dtyp
     program = writer.program
     device = next(program.module.parameters()).device
     return writer.buffer(path, torch.zeros(shape, dtype=dtype, device=device))
+
+
+def quantized_linears(program: Program) -> list[Linear]:
+    """Every linear whose weight or input may be rounded."""
+    return [view for view in linears(program) if view.quantizer is not None]
+
+
+FEATURES = (
+    Feature(
+        "quantizers",
+        (scales_of(""), switch_of("")),
+        quantized_linears,
+        lambda _, v: drop_quantizers(v),
+    ),
+    # Scales are chosen: a quantizer with them rounds, one without is the identity.
+    Feature("quantized", in_values=True),
+)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from sparsify.ir.features.beside import Beside, add_beside, besides
+from sparsify.ir.features.beside import Beside, add_beside, besides, carry_beside, drop_beside
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import slorb
 from sparsify.ir.views.linear import Linear, out_in
@@ -26,3 +27,14 @@ def add_slorb(program: Program, uses: Sequence[Linear], k: int) -> None:
 def slorbs(program: Program) -> list[Beside]:
     """Every masked linear with a branch beside it, once a weight; A is the indicator X, B is S."""
     return [one for one in besides(program, slorb) if one.linear.mask is not None]
+
+
+FEATURES = (
+    Feature(
+        "slorb",
+        slorb(""),
+        slorbs,
+        drop_beside,
+        lambda made, program: carry_beside(made, program, slorb),
+    ),
+)

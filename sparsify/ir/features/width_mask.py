@@ -16,6 +16,7 @@ from torch import fx
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis
 from sparsify.ir.axes.groups import Group
+from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.ops.masked_norms import masked_layer_norm, masked_mean, masked_rms_norm
 from sparsify.ir.program import Program
@@ -23,7 +24,7 @@ from sparsify.ir.tensor_names import group_mask
 from sparsify.ir.views.linear import product_at
 
 aten = torch.ops.aten
-_SUFFIX = "_hidden_mask"
+_SUFFIX = group_mask("", "hidden")
 _MASKED: dict[Any, Callable[..., Any]] = {
     aten.mean.dim: masked_mean,
     aten.layer_norm.default: masked_layer_norm,
@@ -91,3 +92,6 @@ def drop_width_mask(program: Program, mask: WidthMask) -> None:
             assert isinstance(source, fx.Node)
             redirect(node, source)
     sweep(program)
+
+
+FEATURES = (Feature("mask.hidden", (_SUFFIX,), width_masks, drop_width_mask),)

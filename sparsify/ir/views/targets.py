@@ -7,7 +7,7 @@ from torch import fx
 
 from sparsify.errors import OptionError, nearest
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import SUFFIXES, feature_of
+from sparsify.ir.tensor_names import feature_of, suffixes
 from sparsify.ir.views.composition import (
     is_composing,
 )
@@ -22,7 +22,7 @@ def expected(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
     weights that come, and `targeted` refuses it later if they have not.
     """
     paths = {view.weight for view in linears(program)}
-    coming = {path + suffix for path in paths for suffix in SUFFIXES}
+    coming = {path + suffix for path in paths for suffix in suffixes()}
 
     def is_late(glob: str) -> bool:
         now = any(matches(path, glob) for path in paths)

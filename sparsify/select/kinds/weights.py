@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError
-from sparsify.ir.features.weight_side import add_mask, drop_composition
+from sparsify.ir.features.composed import drop_composition
+from sparsify.ir.features.weight_mask import add_mask
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, linears
 from sparsify.ir.views.targets import refuse_shared

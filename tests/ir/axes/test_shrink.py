@@ -15,7 +15,7 @@ from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.group_mask import add_group_mask
 from sparsify.ir.features.lora import add_branch
-from sparsify.ir.features.weight_side import add_mask
+from sparsify.ir.features.weight_mask import add_mask
 from sparsify.ir.graph import Writer
 from sparsify.ir.ops.probe import probe
 from sparsify.ir.program import Program

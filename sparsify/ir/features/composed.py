@@ -1,0 +1,40 @@
+"""Weights that are composed, `W_eff = Q(S * mask * (W + c * B A))`: where parts go in and come out."""
+
+import torch
+from torch import fx
+
+from sparsify.ir.graph import redirect, sweep
+from sparsify.ir.ops.scale_weight import scale_weight
+from sparsify.ir.program import Program
+from sparsify.ir.views.composition import chain
+from sparsify.ir.views.linear import Linear, linear_at
+
+aten = torch.ops.aten
+
+
+def drop_composition(
+    program: Program,
+    linear: Linear,
+    *,
+    mask: bool = False,
+    branch: bool = False,
+    scales: bool = False,
+) -> None:
+    """Take the mask, the branch or the scales of rows out of the weight of a linear."""
+    # Read afresh: a shared weight may have lost its composition with another of its linears.
+    view = linear_at(program, linear.node)
+    assert view is not None
+    for node in chain(view.operand)[:-1]:
+        dropped = (branch, aten.add.Tensor), (mask, aten.mul.Tensor), (scales, scale_weight)
+        if any(wanted and node.target is target for wanted, target in dropped):
+            inner = node.args[0]
+            assert isinstance(inner, fx.Node)
+            redirect(node, inner)
+    sweep(program)
+
+
+def unrounded(linear: Linear) -> tuple[fx.Node, fx.Node]:
+    """The node that reads a composed weight before it is rounded, and that weight."""
+    if linear.quantizer is None:
+        return linear.node, linear.operand
+    return linear.quantizer.node, chain(linear.operand)[1]
