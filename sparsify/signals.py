@@ -31,10 +31,22 @@ class Interrupted(BaseException):
         return 128 + self.number
 
 
+# What was heard inside the present `listening`: only the main thread sets it.
+_heard: list[Interrupted] = []
+
+
+def stop_of(error: BaseException) -> Interrupted | None:
+    """The interruption that an error is, or that came before it: compiled code makes other errors of it."""
+    if isinstance(error, Interrupted):
+        return error
+    return _heard[0] if _heard else None
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Raise `Interrupted` for the first signal inside the block; a later one ends the process at once.
 
+    An error after a signal is the interruption, too, whatever was made of it on the way.
     A signal that whoever started us has switched off stays off.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -45,7 +57,8 @@ def listening() -> Iterator[None]:
     def hear(number: int, frame: FrameType | None) -> None:
         if not first:
             first.append(time.monotonic())
-            raise Interrupted(number)
+            _heard.append(Interrupted(number))
+            raise _heard[0]
         if time.monotonic() - first[0] > _TOGETHER:
             os._exit(128 + number)
 
@@ -55,6 +68,12 @@ def listening() -> Iterator[None]:
             signal.signal(number, hear)
     try:
         yield
+    except Exception as error:
+        stop = stop_of(error)
+        if stop is None:
+            raise
+        raise stop from error
     finally:
+        _heard.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -25,7 +25,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.trace.trace import trace
 from sparsify.measure.machine import machine
 from sparsify.pretrained.load import STRICT, Loading, load_model
-from sparsify.signals import Interrupted
+from sparsify.signals import stop_of
 
 RUN = "run.json"
 # Beside the formats: what a run writes, and what was measured on its result.
@@ -68,10 +68,11 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
         try:
             return _run(job, state, console)
         except BaseException as error:
+            stop = stop_of(error)
             if not kept(state):
                 abandon(state, job.out)
-            elif isinstance(error, Interrupted):
-                error.kept = (
+            elif stop is not None:
+                stop.kept = (
                     f"what was done is kept in '{state}'; the same command with --resume goes on"
                 )
             raise

@@ -36,7 +36,7 @@ from sparsify.ir.views.linear import Linear, feature_size, out_in
 from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
 from sparsify.select.weights import check_axes
-from sparsify.signals import Interrupted
+from sparsify.signals import stop_of
 from sparsify.stream.activations import Activations
 from sparsify.stream.checkpoint import Borrowed, Checkpoint
 from sparsify.stream.job import Job, begin, described
@@ -63,10 +63,11 @@ def prune(job: Job, data: Data, progress: Progress | None = None, *, resume: boo
             run.go()
             run.publish()
         except BaseException as error:
+            stop = stop_of(error)
             if not (work / _PROGRESS).is_file():  # nothing to go on from
                 forget(work)
-            elif isinstance(error, Interrupted):
-                error.kept = (
+            elif stop is not None:
+                stop.kept = (
                     f"the layers that are done are kept in '{work}'; the same command with --resume "
                     "goes on"
                 )
@@ -236,8 +237,10 @@ class _Run:
 
     def _store(self, number: int) -> None:
         """Keep the cut before a stage, so that a killed run can go on from it."""
-        before = list(self.work.glob("cut-*"))
-        self.activations.store(self.work / f"cut-{number}", len(self.inputs))
+        here = self.work / f"cut-{number}"
+        # Not this one, which a run may have left that was killed before it wrote its progress.
+        before = [folder for folder in self.work.glob("cut-*") if folder != here]
+        self.activations.store(here, len(self.inputs))
         write_json(self.work / _PROGRESS, {"stage": number, "rows": self.rows})
         for folder in before:
             shutil.rmtree(folder)

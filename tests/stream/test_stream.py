@@ -239,6 +239,25 @@ def test_a_broken_run_ends_with_the_same_bytes(on_disk, order, folder, tmp_path,
             assert (tmp_path / "whole" / name).read_bytes() == (out / name).read_bytes(), name
 
 
+def test_a_cut_that_was_left_without_its_progress_is_no_earlier_one(folder, tmp_path, monkeypatch):
+    task = job(folder("llama"), tmp_path / "broken", OneShot("magnitude", HALF))
+    prune(job(folder("llama"), tmp_path / "whole", OneShot("magnitude", HALF)), words())
+
+    def pulled(*given):
+        raise RuntimeError("pulled the plug")
+
+    # As a kill does it: nobody cleans up.
+    monkeypatch.setattr(module, "forget", lambda work: None)
+    for name in ("write_json", "_Run.publish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sparsify.stream.prune.{name}", pulled)
+            with pytest.raises(RuntimeError, match="pulled the plug"):
+                prune(task, words(), resume=name != "write_json")
+    prune(task, words(), resume=True)
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "broken" / path.name).read_bytes()
+
+
 def test_the_upper_triangle_is_enough():
     x = torch.randn(50, 37, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gram = torch.zeros(37, 37, dtype=torch.float64)
