@@ -29,6 +29,7 @@ from sparsify.exclusive import EXCLUSIVE
 from sparsify.ir.decode.caches import public_name
 from sparsify.ir.features.catalogue import carried
 from sparsify.ir.lower.pipeline import lowered
+from sparsify.ir.ops.registry import own_ops
 from sparsify.ir.program import Program
 from sparsify.ir.views.packed import block_weights, is_rounded, packed_linears
 from sparsify.pretrained.load import class_named, config_of
@@ -194,6 +195,7 @@ def _export(program: Program, opset: int) -> ir.Model:
                 **onnx_packed.TRANSLATIONS,
                 **onnx_blocks.TRANSLATIONS,
                 **translations(),
+                **{op.function: op.onnx() for op in own_ops().values() if op.onnx is not None},
             },
             dynamo=True,
             verbose=False,

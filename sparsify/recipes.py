@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from sparsify.errors import PipelineError, nearest
+from sparsify.plugins import RECIPES as OFFERED
+from sparsify.plugins import plugins
 from sparsify.tensors.allocation import cubic
 
 
@@ -249,9 +251,19 @@ RECIPES = (
 )
 
 
+def recipes() -> tuple[Recipe, ...]:
+    """Every recipe, those of other packages last; PipelineError for a name that is there twice."""
+    every = (*RECIPES, *plugins(OFFERED))
+    names = [item.name for item in every]
+    for name in names:
+        if names.count(name) > 1:
+            raise PipelineError(f"two recipes are called '{name}'; remove one of the packages")
+    return every
+
+
 def recipe(name: str) -> Recipe:
     """The recipe of a name; PipelineError gives the nearest one."""
-    known = {item.name: item for item in RECIPES}
+    known = {item.name: item for item in recipes()}
     if name not in known:
         raise PipelineError(f"no recipe is called '{name}'{nearest(name, known)}")
     return known[name]

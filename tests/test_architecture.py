@@ -25,6 +25,7 @@ FLOORS = [
         "sparsify.exclusive",
         "sparsify.signals",
         "sparsify.native",
+        "sparsify.plugins",
         "sparsify.disk",
     },
     {"sparsify.text", "sparsify.tensors", "sparsify.data", "sparsify.pretrained"},

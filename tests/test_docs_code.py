@@ -3,21 +3,12 @@
 import ast
 import importlib
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
-import torch
 
-import passes
 from sparsify.engine import registry
-from sparsify.engine.contract import Context, Pass
 from sparsify.engine.pipeline import parse
-from sparsify.errors import PipelineError
-from sparsify.ir import tensor_names as names
-from sparsify.ir.text import to_text
-from sparsify.tensors.precision import largest_difference
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -28,44 +19,18 @@ def fences(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.fixture
-def taught(monkeypatch):
-    """The passes of the page in the catalogue, as its reader would put them there."""
-    found = []
-    for number, code in enumerate(fences(ROOT / "docs" / "writing-a-pass.md", "python")):
-        module = types.ModuleType(f"taught_{number}")
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        exec(compile(code, module.__name__, "exec"), vars(module))
-        kinds = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Pass)]
-        found += [kind for kind in kinds if kind is not Pass]
-    monkeypatch.setattr(passes, "ALL", (*passes.ALL, *found))
-    monkeypatch.setitem(names._SUFFIXES, "_gate", "gates")
-    registry.passes.cache_clear()
-    yield found
-    registry.passes.cache_clear()
-
-
-@pytest.mark.parametrize("family", ["block", "gpt2"])
-def test_the_pass_that_is_taught_keeps_the_laws(family, taught, traced):
-    assert [item.name for item in taught] == ["insert-gates", "fold-gates"]
-    program = traced(family)
-    text, outputs = to_text(program), program.run()
-    parse("insert-gates").run(program, Context())
-    assert program.features == {"gates"}
-    assert all(torch.equal(a, b) for a, b in zip(outputs, program.run(), strict=True))
-    with pytest.raises(PipelineError, match="would add"):
-        parse("insert-gates").check(program, Context())
-    with torch.no_grad():
-        for path, value in program.tensors():
-            if path.endswith("_gate"):
-                value.copy_(torch.linspace(0.5, 1.5, value.numel()))
-    gated = program.run()
-    parse("fold-gates").run(program, Context())
-    assert largest_difference(outputs, gated) > 1e-2
-    assert largest_difference(gated, program.run()) <= 1e-5
-    assert to_text(program) == text
-    with pytest.raises(PipelineError, match="needs"):
-        parse("fold-gates").check(program, Context())
+def test_the_page_about_passes_shows_the_files_of_the_package():
+    page, package = ROOT / "docs" / "writing-a-pass.md", ROOT / "examples" / "plugin"
+    files = [
+        package / "sparsify_gates" / name
+        for name in re.findall(r"`sparsify_gates/(\w+\.py)`", page.read_text())
+    ]
+    assert fences(page, "python") == [path.read_text() for path in files]
+    assert {path.name for path in files} | {"__init__.py"} == {
+        path.name for path in (package / "sparsify_gates").glob("*.py")
+    }
+    (entries,) = fences(page, "toml")
+    assert entries in (package / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -17,7 +17,7 @@ from sparsify.ir.axes.summary import Row, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.text import header, to_text
 from sparsify.pretrained.load import STRICT, Loading
-from sparsify.recipes import RECIPES, recipe
+from sparsify.recipes import recipe, recipes
 from sparsify.text.options import describe
 
 
@@ -112,7 +112,7 @@ def show_recipes(name: str | None, console: Console) -> None:
         console.out(recipe(name).text)
         return
     table = Table("recipe", "what comes out", "pipeline")
-    for item in RECIPES:
+    for item in recipes():
         table.add_row(item.name, item.about, item.text)
     console.print(table)
 

@@ -6,19 +6,21 @@ from typing import Any
 
 from sparsify.engine.contract import Exporter, Pass
 from sparsify.errors import PipelineError, nearest
+from sparsify.plugins import EXPORTERS, PASSES, plugins
+from sparsify.text.options import Options
 from sparsify.text.syntax import Call, parse_calls
 
 
 @cache
 def passes() -> dict[str, type[Pass]]:
-    """Every pass by its name in text, in the order of the catalogue."""
-    return {item.name: item for item in _catalogue("passes", Pass)}
+    """Every pass by its name in text, in the order of the catalogue, then those of other packages."""
+    return _by_name("passes", PASSES, Pass)
 
 
 @cache
 def exporters() -> dict[str, type[Exporter]]:
-    """Every exporter by its name in text."""
-    return {item.name: item for item in _catalogue("exporters", Exporter)}
+    """Every exporter by its name in text, those of other packages last."""
+    return _by_name("exporters", EXPORTERS, Exporter)
 
 
 def parse_passes(text: str) -> list[Pass]:
@@ -42,6 +44,20 @@ def _bind(call: Call, known: dict[str, Any], kind: str) -> Any:
     if call.name not in known:
         raise PipelineError(f"no {kind} is called '{call.name}'{nearest(call.name, known)}")
     return known[call.name].bind(call)
+
+
+def _by_name(package: str, group: str, base: type[Options]) -> dict[str, Any]:
+    found = {item.name: item for item in _catalogue(package, base)}
+    for item in plugins(group):
+        if not (isinstance(item, type) and issubclass(item, base)):
+            raise PipelineError(f"{item!r} is offered as {group}, but is no {base.__name__}")
+        if item.name in found:
+            raise PipelineError(
+                f"{item.__module__} offers '{item.name}', a name that {found[item.name].__module__} has; "
+                "remove one of the packages"
+            )
+        found[item.name] = item
+    return found
 
 
 def _catalogue(package: str, base: type) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from sparsify.ir.storage.graph_json import graph_from_json, graph_to_json
 from sparsify.ir.storage.nodes import shown
 from sparsify.ir.types import propagate
 from sparsify.ir.verify import verify as check_program
+from sparsify.plugins import load_plugins
 from sparsify.pretrained.load import load_tokenizer
 from sparsify.tensors.packing.bits import pack_bits, unpack_bits
 
@@ -78,6 +79,7 @@ def load(folder: str | Path, *, verify: bool = True, trust_remote_code: bool = F
     of the tensors, for one who has changed them. Raises DataError naming the file and the tensor when
     something is missing, damaged or foreign.
     """
+    load_plugins()  # whose ops and features it may hold
     folder = Path(folder)
     file = folder / _DOCUMENT
     about = read_json(file)

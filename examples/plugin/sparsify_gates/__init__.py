@@ -1,0 +1,1 @@
+"""Gates for sparsify-fx: a trainable factor for each input of a linear, folded away later."""
