@@ -9,7 +9,7 @@ from sparsify.report.found import find
 from sparsify.report.page import write_page
 from tests.browser.chromium import browser
 from tests.browser.chromium import find as find_browser
-from tests.measure.test_page import BENCH, EVAL, PASSES, RUN
+from tests.report.test_page import BENCH, EVAL, PASSES, RUN
 
 pytestmark = pytest.mark.browser
 # What a reader must find, and the width it takes beyond that of the window.

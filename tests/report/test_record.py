@@ -6,7 +6,7 @@ import pytest
 
 from sparsify.describe.card import CARD, MEASURED
 from sparsify.report.record import record
-from tests.measure.test_page import BENCH, EVAL
+from tests.report.test_page import BENCH, EVAL
 
 TEXT = f"# Mine\n\n{MEASURED[0]}\nNothing yet.\n{MEASURED[1]}\n\nAnd more, *by hand*.\n"
 
