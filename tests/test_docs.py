@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import passes
 from sparsify.engine.pipeline import parse
 from sparsify.recipes import RECIPES
 
@@ -29,6 +30,13 @@ def test_generated_pages_are_fresh(name):
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_verbs_is_complete():
+    verbs = {item.name.partition("-")[0] for item in passes.ALL}
+    first = re.findall(r"^\| ([a-z][^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    named = {word.strip().removesuffix("-x") for cell in first for word in cell.split(",")}
+    assert verbs <= named
 
 
 def test_recipes_parse_and_print_themselves():
