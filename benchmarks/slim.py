@@ -22,7 +22,7 @@ from rich.table import Table
 from sparsify import Context, Program, load_data, load_model, parse, trace
 from sparsify.data.sequences import split
 from sparsify.disk.files import write_json
-from sparsify.ir.features.beside import besides
+from sparsify.ir.features.beside import branches_beside
 from sparsify.ir.tensor_names import adapter
 from sparsify.ir.views.linear import effective_weight, out_in
 from sparsify.measure.quality import perplexity
@@ -106,7 +106,7 @@ def main() -> None:
 def lost(program: Program, dense: Program) -> dict[str, float]:
     """The relative error of the outputs of linears, by place, mean over the layers."""
     twin, found = Dense(program, dense), defaultdict(list)
-    for one in besides(program, adapter):
+    for one in branches_beside(program, adapter):
         view, wanted = one.linear, twin.weight(one.linear).double()
         gram = statistics_of(program, view.x, view.weight).gram
         assert gram is not None

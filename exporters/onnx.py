@@ -34,6 +34,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.views.packed import block_weights, is_rounded, packed_linears
 from sparsify.pretrained.load import class_named, config_of
 from sparsify.runtime.session import onnxruntime_session
+from sparsify.tensors.precision import ROUNDED_TOLERANCE
 
 FILE = "model.onnx"
 # A protobuf message ends at 2 GiB; heavier weights go into a file of their own beside the graph. So do
@@ -44,7 +45,6 @@ _EXTERNAL_PACKED_BYTES = 4_000_000
 _PAGE = 4096
 _OLDEST, _NEWEST = 18, 24
 _SHOWN = 8  # tokens of the example in the model card
-_ROUNDED_TOLERANCE = 0.05
 # What torch.onnx says on every export, and nobody can act on.
 _CHATTER = (
     (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),
@@ -92,7 +92,7 @@ class Onnx(Exporter):
 
     def limit(self, program: Program) -> float:
         """More for int8 and int4 values, as of `pack-nm`: a last digit may move a rounded input."""
-        return _ROUNDED_TOLERANCE if is_rounded(program) else self.tolerance
+        return ROUNDED_TOLERANCE if is_rounded(program) else self.tolerance
 
     def usage(self, program: Program) -> str:
         """A session, and one run on inputs that stand for real ones."""

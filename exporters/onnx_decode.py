@@ -23,7 +23,7 @@ from exporters.onnx_graph.attention import fuse_attention
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
 from sparsify.ir.decode.variant import check_decoder, decoder
-from sparsify.ir.facts.causal import is_causal
+from sparsify.ir.facts.causal import masks_bar_future
 from sparsify.ir.program import Program
 
 
@@ -72,7 +72,7 @@ class OnnxDecode(Onnx):
 
     def finish(self, model: ir.Model, program: Program) -> None:
         """Fuse attention where it is wanted and masks let no token see what comes after it."""
-        if self.attention == "fused" and is_causal(program):
+        if self.attention == "fused" and masks_bar_future(program):
             fuse_attention(model)
 
     def read_back(self, program: Program, folder: Path) -> Reader:

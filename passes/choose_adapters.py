@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.ir.features.beside import Beside, besides
+from sparsify.ir.features.beside import Beside, branches_beside
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import adapter
 from sparsify.ir.views.linear import effective_weight, out_in
@@ -47,7 +47,7 @@ class ChooseAdapters(Pass):
     def rewrite(self, program: Program, context: Context) -> int:
         """Set every branch; returns how many."""
         assert context.dense is not None
-        found, dense = besides(program, adapter), Dense(program, context.dense)
+        found, dense = branches_beside(program, adapter), Dense(program, context.dense)
         if not found:
             raise OptionError("every weight with an adapter is packed; put choose-adapters before")
         context.progress.start(self.name, len(found))

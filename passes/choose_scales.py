@@ -14,13 +14,13 @@ from typing import ClassVar, Literal
 
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.ir.ops.rounding import BITS
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import Table, tables
 from sparsify.ir.views.globs import matches
 from sparsify.ir.views.linear import Linear, composed_weight, linears, out_in
 from sparsify.ir.views.targets import expected
 from sparsify.select.weights import store_scales
+from sparsify.tensors.packing.layout import BITS
 from sparsify.tensors.quantize import SCALES
 
 

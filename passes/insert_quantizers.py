@@ -18,7 +18,7 @@ from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effe
 from sparsify.errors import OptionError
 from sparsify.ir.features.quantizers import add_quantizers, add_table_quantizer
 from sparsify.ir.program import Program
-from sparsify.ir.views.embedding import heads, tables
+from sparsify.ir.views.embedding import output_heads, tables
 from sparsify.ir.views.linear import Linear
 from sparsify.ir.views.targets import expected, refuse_shared, targeted
 from sparsify.tensors.packing.layout import GROUPS
@@ -69,4 +69,4 @@ class InsertQuantizers(Pass):
         if not self.ends:
             return views
         known = {view.node for view in views}
-        return views + [view for view in heads(program) if view.node not in known]
+        return views + [view for view in output_heads(program) if view.node not in known]

@@ -25,6 +25,7 @@ from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.pack.nm import Request, layouts, packed_bytes, shrunk
 from sparsify.tensors.packing.fit import Wanted
 from sparsify.tensors.packing.layout import Layout
+from sparsify.tensors.precision import ROUNDED_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class PackNm(Pass):
     """
 
     name: ClassVar[str] = "pack-nm"
-    moves: ClassVar[Moves] = Moves(graph=True, tolerance=0.05)
+    moves: ClassVar[Moves] = Moves(graph=True, tolerance=ROUNDED_TOLERANCE)
     pattern: str = "2:4"
     values: Literal["float32", "int8", "int4"] = "float32"
     group: int | None = None

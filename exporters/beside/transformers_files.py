@@ -21,7 +21,7 @@ _NEW_CLASS, _CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 _OF_LOADING = ("is_local", "local_files_only", "name_or_path")
 
 
-def spelt(config: PreTrainedConfig) -> dict[str, Any]:
+def spelt_for_all(config: PreTrainedConfig) -> dict[str, Any]:
     """Every entry of a config outright, since defaults differ between releases, in old words and new."""
     said = config.to_dict()
     said.pop("_name_or_path", None)
@@ -65,7 +65,7 @@ def write_config(config: PreTrainedConfig, program: Program, folder: Path) -> No
     """Write `config.json` with the program's class and number type, whatever the source said."""
     config.architectures = [program.source.model_class]
     config.dtype = dtype_of(program)
-    write_json(folder / "config.json", spelt(config))
+    write_json(folder / "config.json", spelt_for_all(config))
 
 
 def write_beside(program: Program, folder: Path) -> None:

@@ -16,9 +16,9 @@ from onnxscript import opset18
 from onnxscript.values import Op, Opset
 
 import sparsify.ir.ops.block_linear  # noqa: F401 (registers the ops)
+from sparsify.tensors.packing.layout import BITS
 
 DOMAIN = "com.microsoft"
-_BITS = {"int8": 8, "int4": 4}
 _INT8_INPUT = 4  # the accuracy level
 op: Any = opset18
 
@@ -49,7 +49,7 @@ def _linear(
     attributes = {
         "K": columns,
         "N": int(packed.shape[0]),
-        "bits": _BITS[values],
+        "bits": BITS[values],
         "block_size": group,
         "accuracy_level": _INT8_INPUT,
     }
@@ -60,7 +60,7 @@ def _linear(
 def _embedding(ids: Any, packed: Any, scales: Any, columns: int, values: str, group: int) -> Any:
     inputs = (("data", "uint8"), ("indices", "int64"), ("scales", "float"))
     attributes = {
-        "bits": _BITS[values],
+        "bits": BITS[values],
         "block_size": group,
         "gather_axis": 0,
         "quantize_axis": 2,

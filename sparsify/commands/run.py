@@ -95,14 +95,14 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
             abandon(state, job.out)  # never taken up unasked
         with refusals(job.out):
             state.mkdir(exist_ok=True)
-        write_json(state / "job.json", describe(job))
+        write_json(state / "job.json", describe_job(job))
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
 
     def write(folder: Path) -> None:
         export(program, folder, job.to)
         report.write(folder)
-        write_json(folder / RUN, {**describe(job), "machine": machine()})
+        write_json(folder / RUN, {**describe_job(job), "machine": machine()})
         for name, rows in context.figures.items():
             write_json(folder / f"{name}.json", rows)
 
@@ -125,7 +125,7 @@ def show_notes(folder: Path, console: Console) -> None:
         )
 
 
-def describe(job: Job) -> dict[str, object]:
+def describe_job(job: Job) -> dict[str, object]:
     """What decides the result, as JSON values."""
     return {
         "model": job.model,
@@ -161,7 +161,7 @@ def check_out(job: Job) -> None:
 
 
 def _same_job(job: Job, path: Path) -> None:
-    earlier, now = read_mapping(path), describe(job)
+    earlier, now = read_mapping(path), describe_job(job)
     for key, value in now.items():
         if earlier.get(key) != value:
             raise PipelineError(

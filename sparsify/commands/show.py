@@ -13,12 +13,12 @@ from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.engine.registry import passes
 from sparsify.errors import PipelineError, nearest
-from sparsify.ir.axes.summary import Row, rows
+from sparsify.ir.axes.summary import AxisRow, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.text import header, to_text
 from sparsify.pretrained.load import STRICT, Loading
 from sparsify.recipes import recipe, recipes
-from sparsify.text.options import describe
+from sparsify.text.options import describe_type
 
 
 def show(
@@ -54,7 +54,7 @@ def axes_table(program: Any) -> Table:
     return table
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: AxisRow) -> str:
     """The pass that removes an axis, or why it stays."""
     if row.pins:
         return "no: " + _some(list(row.pins), 2, "; ")
@@ -96,7 +96,7 @@ def options(kind: type) -> list[tuple[str, str, str]]:
     found = []
     for field in dataclasses.fields(kind):
         default = "required" if field.default is dataclasses.MISSING else _spell(field.default)
-        found.append((field.name, describe(hints[field.name]), default))
+        found.append((field.name, describe_type(hints[field.name]), default))
     return found
 
 

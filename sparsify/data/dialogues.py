@@ -11,7 +11,7 @@ from sparsify.errors import DataError, reason_of
 IGNORED = -100
 
 
-def read_dialogues(spec: str) -> list["Row"]:
+def read_dialogues(spec: str) -> list["Turns"]:
     """The rows of a .jsonl file, or of every one in a folder, in the order of their paths.
 
     A row has `prompt` and `response`, or `messages`, a list of `{"role": ..., "content": ...}`.
@@ -45,7 +45,7 @@ def encode(row: Mapping[str, Any], tokenizer: Any, length: int) -> tuple[list[in
     return ids[:length], labels[:length]
 
 
-class Row(dict[str, Any]):
+class Turns(dict[str, Any]):
     """A dialogue that knows in which file and line it stands."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
@@ -53,14 +53,14 @@ class Row(dict[str, Any]):
         self.where = where
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[Turns]:
     for where, row in json_rows(path):
         if not isinstance(row, dict) or not _understood(row):
             raise DataError(
                 f"{where} has neither strings 'prompt' and 'response' nor 'messages' with roles, "
                 "contents and an answer of the assistant"
             )
-        yield Row(row, where)
+        yield Turns(row, where)
 
 
 def _understood(row: Mapping[str, Any]) -> bool:

@@ -89,7 +89,7 @@ def write_checked(
             variant = exporter.variant(program)
             exporter.write(variant, partial)
             _compare(exporter, variant, partial)
-            describe(exporter, program, partial)
+            write_description(exporter, program, partial)
             write_hashes(partial)
     except InUse:
         raise
@@ -193,7 +193,7 @@ def _refuse_difference(
         )
 
 
-def describe(exporter: Exporter, program: Program, folder: Path) -> None:
+def write_description(exporter: Exporter, program: Program, folder: Path) -> None:
     """Write the figures of an export and its model card beside the files of the format."""
     facts = facts_of(program)
     carried = carry_over(str(program.source.config.get("_name_or_path") or ""), folder)

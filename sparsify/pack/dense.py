@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.ir.ops.rounding import BITS
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import WeightQuantizer
 from sparsify.ir.views.embedding import Table, tables
@@ -14,6 +13,7 @@ from sparsify.ir.views.linear import Linear, composed_weight, linears, out_in
 from sparsify.ir.views.packed import Blocks
 from sparsify.select.weights import require_scales
 from sparsify.tensors.packing.blocks import SIZES, pack_blocks, unpack_blocks
+from sparsify.tensors.packing.layout import BITS
 from sparsify.tensors.quantize import dequantize, round_weight
 
 

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError, SparsifyError
-from sparsify.ir.ops.rounding import BITS
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables
 from sparsify.ir.views.linear import Linear, composed_weight, effective_weight, linears, out_in
 from sparsify.select.weights import require_scales
 from sparsify.tensors.packing.fit import Wanted, fullest_group
-from sparsify.tensors.packing.layout import packable
+from sparsify.tensors.packing.layout import BITS, packable
 from sparsify.tensors.packing.packed import Layout, dense, pack
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.quantize import round_weight

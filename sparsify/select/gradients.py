@@ -10,7 +10,7 @@ from sparsify.ir.axes.shrink.choice import reduce
 from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import effective_weight, out_in, products
-from sparsify.select.groups import Site, input_index
+from sparsify.select.groups import MaskedAxis, input_index
 from sparsify.train.losses import TaskLoss
 
 
@@ -44,7 +44,7 @@ def gradient_moments(
 
 
 def mask_derivatives(
-    program: Program, chosen: Sequence[Site], data: Data, indices: Sequence[int], batch: int
+    program: Program, chosen: Sequence[MaskedAxis], data: Data, indices: Sequence[int], batch: int
 ) -> dict[str, Tensor]:
     """Mean over batches of |dLoss / dmask|, `[size]` for each site by its mask's path.
 

@@ -40,7 +40,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Site:
+class MaskedAxis:
     """One channel or head mask of the program and the coupled axis it stands for."""
 
     mask: GroupMask
@@ -59,7 +59,7 @@ def prunable(analysis: Analysis, kind: str) -> list[Group] | list[Heads]:
     return [g for g in groups(analysis) if g.kind == kind and g.prunable and g.consumers]
 
 
-def sites(analysis: Analysis, masks: list[GroupMask], kind: str) -> list[Site]:
+def sites(analysis: Analysis, masks: list[GroupMask], kind: str) -> list[MaskedAxis]:
     """The masks of a kind with their axes, in graph order.
 
     Raises SparsifyError when a mask stands at no prunable axis any more.
@@ -72,18 +72,18 @@ def sites(analysis: Analysis, masks: list[GroupMask], kind: str) -> list[Site]:
                 raise SparsifyError(
                     f"@{mask.path} masks no prunable axis; remove and insert it again"
                 )
-            chosen.append(Site(mask, by_weight[mask.linear.weight]))
+            chosen.append(MaskedAxis(mask, by_weight[mask.linear.weight]))
     return chosen
 
 
-def input_index(site: Site) -> Tensor:
+def input_index(site: MaskedAxis) -> Tensor:
     """The channel or head number of each input of the masked linear, `[in]`."""
     weight = site.mask.linear.weight
     consumer = next(c for c in site.of.consumers if c.weight == weight)
     return expand_index(consumer, site.of)
 
 
-def of_one_axis(scored: list[Tensor], chosen: list[Site]) -> list[Tensor]:
+def of_one_axis(scored: list[Tensor], chosen: list[MaskedAxis]) -> list[Tensor]:
     """Scores summed over the masks of one axis: heads that several attentions share go together."""
     total: dict[object, Tensor] = {}
     for values, site in zip(scored, chosen, strict=True):
@@ -92,7 +92,7 @@ def of_one_axis(scored: list[Tensor], chosen: list[Site]) -> list[Tensor]:
 
 
 def keep(
-    scored: Sequence[Tensor], chosen: Sequence[Site], amount: Amount, costs: Sequence[float]
+    scored: Sequence[Tensor], chosen: Sequence[MaskedAxis], amount: Amount, costs: Sequence[float]
 ) -> list[Tensor]:
     """Keep-masks `[size]`, one a site, from the scores `[size]` of its heads or channels.
 
@@ -164,7 +164,7 @@ def _left(of: Heads, amount: Amount) -> tuple[int, int]:
     return left, left // of.rep_size if amount.rule == "groups" or of.rep_size == 1 else of.kv_size
 
 
-def unit_cost(program: Program, site: Site, rule: Rule) -> float:
+def unit_cost(program: Program, site: MaskedAxis, rule: Rule) -> float:
     """The parameters that go with one channel, one query head (`inside`) or one KV group (`groups`)."""
     of: Group | Heads = site.of
     if isinstance(of, Heads) and rule == "groups" and of.kv is not None:
@@ -200,7 +200,7 @@ def _global_counts(pooled: Sequence[Tensor], costs: Sequence[float], amount: Amo
     return counts
 
 
-def _wanted(site: Site, amount: Amount) -> int:
+def _wanted(site: MaskedAxis, amount: Amount) -> int:
     """The units of a site that a target shape keeps."""
     kind, size = site.mask.kind, amount.sizes[site.mask.kind]
     share = site.per_group if amount.rule == "groups" else site.of.size // site.per_group
@@ -215,7 +215,7 @@ def _wanted(site: Site, amount: Amount) -> int:
     return size // share
 
 
-def _pool(scores: Tensor, site: Site, rule: Rule) -> Tensor:
+def _pool(scores: Tensor, site: MaskedAxis, rule: Rule) -> Tensor:
     """Scores as `[KV groups, heads of a group]`; channels are groups of one."""
     rows = scores.reshape(-1, site.per_group)
     if rule == "inside" and site.per_group == 1:

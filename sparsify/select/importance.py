@@ -13,7 +13,7 @@ from sparsify.ir.axes.shrink.choice import group_scores, reduce
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import effective_weight, out_in
 from sparsify.select.gradients import gradient_moments, mask_derivatives
-from sparsify.select.groups import Site, input_index, matrices
+from sparsify.select.groups import MaskedAxis, input_index, matrices
 from sparsify.select.statistics import statistics_of
 from sparsify.tensors import scores
 from sparsify.tensors.importance import fluctuation, standardise
@@ -63,7 +63,7 @@ class Evidence:
     moments: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-def gather(program: Program, chosen: Sequence[Site], by: Criterion) -> Evidence:
+def gather(program: Program, chosen: Sequence[MaskedAxis], by: Criterion) -> Evidence:
     """The evidence that a criterion needs; gradients of the second order are taken sample by sample."""
     if by.name not in OF_DATA:
         return Evidence()
@@ -75,7 +75,7 @@ def gather(program: Program, chosen: Sequence[Site], by: Criterion) -> Evidence:
     return Evidence(moments=gradient_moments(program, by.data, by.indices, sorted(paths)))
 
 
-def importance(program: Program, site: Site, by: Criterion, evidence: Evidence) -> Tensor:
+def importance(program: Program, site: MaskedAxis, by: Criterion, evidence: Evidence) -> Tensor:
     """Importance `[size]` of each channel or query head of a site; larger is kept.
 
     With W every weight of the group (rows that make it, columns that read it) and x_j the inputs of the
@@ -113,7 +113,9 @@ def sensitivities(program: Program, of: Group | Heads, name: str, evidence: Evid
     return _summed(program, of, lambda path: _sensitivity(program, path, name, evidence))
 
 
-def _scored(program: Program, site: Site, name: str, evidence: Evidence) -> tuple[Tensor, Tensor]:
+def _scored(
+    program: Program, site: MaskedAxis, name: str, evidence: Evidence
+) -> tuple[Tensor, Tensor]:
     """Scores `[n]` and the channel or head of each: one for every input, or one for every group."""
     view, whole = site.mask.linear, torch.arange(site.of.size)
     if name == "taylor":

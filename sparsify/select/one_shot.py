@@ -7,7 +7,6 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from sparsify.errors import OptionError
-from sparsify.ir.ops.rounding import BITS
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, branched_weight, composed_weight, out_in
 from sparsify.select.statistics import Statistics, statistics_of
@@ -15,6 +14,7 @@ from sparsify.select.weights import Scope, Target, keep, store_scales, store_wei
 from sparsify.tensors import scores
 from sparsify.tensors.alps import alps
 from sparsify.tensors.dsnot import dsnot
+from sparsify.tensors.packing.layout import BITS
 from sparsify.tensors.quantize import SCALES, Grid
 from sparsify.tensors.sparsegpt import sparsegpt, sparsegpt_rounded
 

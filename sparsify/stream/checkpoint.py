@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsify.errors import DataError
 from sparsify.ir.program import Program
-from sparsify.ir.trace.weightless import dug
+from sparsify.ir.trace.weightless import hole_like
 from sparsify.pretrained.completeness import check_loaded, differences
 from sparsify.pretrained.headers import headers_in
 from sparsify.pretrained.load import class_named, config_of
@@ -133,4 +133,4 @@ class Borrowed:
         for path in paths:
             if self.held.pop(path, None) is not None:
                 place = self.program.tensor(path)
-                place.data = dug(place)
+                place.data = hole_like(place)

@@ -11,7 +11,7 @@ import torch
 
 from sparsify.ir.program import Program
 from sparsify.ir.run.stages import Layer, Stage, features_across, stages
-from sparsify.ir.trace.weightless import trace_shell
+from sparsify.ir.trace.weightless import trace_weightless
 from sparsify.ir.views.linear import Linear, feature_size, out_in
 from sparsify.ir.views.targets import targeted
 from sparsify.pretrained.load import dtype_of
@@ -51,7 +51,7 @@ def plan(job: Job, length: int) -> Plan:
     the sums of x x^T, and the choices; memory is that of the process now, what crosses the widest cut,
     one layer, and the work of the largest choice.
     """
-    program = trace_shell(job.model, job.dtype, trust_remote_code=job.trust_remote_code)
+    program = trace_weightless(job.model, job.dtype, trust_remote_code=job.trust_remote_code)
     found = stages(program, targeted(program, job.targets, job.ignore))
     tokens = job.samples * length
     rates = _Rates.measured(job)

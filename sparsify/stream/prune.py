@@ -31,7 +31,7 @@ from sparsify.ir.facts.admission import admission_of_program
 from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.features.packed_nm import PackedProduct, packed_product
 from sparsify.ir.run.stages import Stage, Values, run_stage, stages
-from sparsify.ir.trace.weightless import trace_shell
+from sparsify.ir.trace.weightless import trace_weightless
 from sparsify.ir.views.linear import Linear, feature_size, out_in
 from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
@@ -80,7 +80,9 @@ class _Run:
 
     def __init__(self, job: Job, data: Data, work: Path, progress: Progress) -> None:
         self.job, self.work, self.progress = job, work, progress
-        self.program = trace_shell(job.model, job.dtype, trust_remote_code=job.trust_remote_code)
+        self.program = trace_weightless(
+            job.model, job.dtype, trust_remote_code=job.trust_remote_code
+        )
         check_data(data, admission_of_program(self.program))
         views = targeted(self.program, job.targets, job.ignore)
         refuse_shared(self.program, views, "pruning it would change more than a linear")

@@ -1,6 +1,6 @@
 """Neurons left out of a training step: where they lie, how they score, which stay, and at what rate.
 
-A neuron is an attention head, a KV group or a channel. A `Layout` says where the neurons of a site lie
+A neuron is an attention head, a KV group or a channel. A `Runs` says where the neurons of a site lie
 in one dimension of a tensor: runs `[neurons, width]`, neuron after neuron, each `width` indices wide;
 `[0, width]` is a run of indices that belong to no neuron.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsify.errors import SparsifyError
 
-Layout = Sequence[Sequence[int]]
+Runs = Sequence[Sequence[int]]
 # Entries of |W| that are made at once: they stay in the cache.
 _PIECE = 1 << 18
 
@@ -41,7 +41,7 @@ def layout_of(numbers: Tensor, size: int) -> list[list[int]]:
     return runs
 
 
-def positions(kept: Tensor, layout: Layout) -> Tensor:
+def positions(kept: Tensor, layout: Runs) -> Tensor:
     """The indices that stay in a dimension, int64, in order, for kept neurons `[k]` in order."""
     found, start = [], 0
     for neurons, width in layout:
@@ -52,7 +52,7 @@ def positions(kept: Tensor, layout: Layout) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def neuron_sums(rows: Tensor, layout: Layout, size: int) -> Tensor:
+def neuron_sums(rows: Tensor, layout: Runs, size: int) -> Tensor:
     """The sum of the scores `[n]` of the indices of each neuron, `[size]`."""
     total, start = rows.new_zeros(size), 0
     for neurons, width in layout:

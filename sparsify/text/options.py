@@ -96,7 +96,7 @@ def _numbers(options: Options) -> Iterator[tuple[str, float, bool]]:
             yield f"{options.name}{{{item.name}", value, whole
 
 
-def describe(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     """A field type as a reader sees it: `int`, `true|false`, `kl|none`, `word,word,...`."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is bool:
@@ -106,9 +106,9 @@ def describe(kind: Any) -> str:
     if origin in (Literal, Annotated):
         return "|".join(str(a) for a in _words(kind))
     if origin in (Union, types.UnionType):
-        return "|".join(describe(a) for a in args)
+        return "|".join(describe_type(a) for a in args)
     if origin is tuple:
-        return f"{describe(args[0])},..."
+        return f"{describe_type(args[0])},..."
     if isinstance(kind, type) and issubclass(kind, Options):
         return f"{kind.name}{{}}"
     return {str: "word"}.get(kind, getattr(kind, "__name__", str(kind)))
@@ -175,7 +175,7 @@ def _single(where: str, call: Call, kind: Any) -> Any:
             if found:
                 return value
     shown = shortened(call.name) + ("{...}" if call.braced else "")
-    raise OptionError(f"{where} cannot be '{shown}'; it takes {describe(kind)}")
+    raise OptionError(f"{where} cannot be '{shown}'; it takes {describe_type(kind)}")
 
 
 def _scalar(word: str, kind: Any) -> tuple[bool, Any]:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sparsify.data.dialogues import IGNORED
 from sparsify.errors import DataError
 from sparsify.ir.program import Program
 from sparsify.pretrained.load import class_named
-
-IGNORED = -100
 
 
 class TaskLoss:
@@ -25,7 +24,7 @@ class TaskLoss:
     """
 
     def __init__(self, program: Program) -> None:
-        self.shifted = _writes(program) and is_causal(program)
+        self.shifted = _writes(program) and output_is_causal(program)
         self._names = program.source.outputs
         self._problem = program.source.config.get("problem_type")
 
@@ -113,7 +112,7 @@ def _writes(program: Program) -> bool:
     return cls is None or bool(cls.can_generate())
 
 
-def is_causal(program: Program) -> bool:
+def output_is_causal(program: Program) -> bool:
     """Whether an output position never depends on later tokens; asked of the program itself."""
     ids = program.sample.get("input_ids")
     if ids is None or ids.shape[1] < 2:

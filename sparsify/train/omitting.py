@@ -10,7 +10,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.omission import Chooser, choosing, omissions
 from sparsify.ir.program import Program
 from sparsify.tensors.omission import (
-    Layout,
+    Runs,
     choose,
     gumbel,
     input_statistic,
@@ -40,7 +40,7 @@ class Omitting:
         self.program, self.seed = program, seed
         self.rate, self.step = 0.0, 0
         self.sites = {
-            item.path: _Site(self, number, item.path) for number, item in enumerate(found)
+            item.path: _Choice(self, number, item.path) for number, item in enumerate(found)
         }
         self._nodes: dict[fx.Node, Chooser] = {item.node: self.sites[item.path] for item in found}
 
@@ -80,7 +80,7 @@ class Omitting:
             site.seen.copy_(state[path])
 
 
-class _Site:
+class _Choice:
     """What stands in the graph in place of `kept_neurons` while it is trained."""
 
     # Generated code calls it by these.
@@ -98,7 +98,7 @@ class _Site:
         x: Tensor,
         every: Tensor,
         weights: Sequence[Tensor],
-        layouts: Sequence[Layout],
+        layouts: Sequence[Runs],
         dims: Sequence[int],
         metric: str,
         select: str,

@@ -8,7 +8,7 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError
-from sparsify.ir.features.beside import besides
+from sparsify.ir.features.beside import branches_beside
 from sparsify.ir.tensor_names import adapter
 from sparsify.ir.text import to_text
 from sparsify.ir.views.linear import composed_weight, effective_weight, linears, out_in
@@ -73,7 +73,7 @@ def test_transposed_weights_have_the_same_branches(traced, text):
 def check_closed_forms(by, dense, program, count):
     before = {path: value.clone() for path, value in program.tensors()}
     run(program, f"choose-adapters{{by={by}}}", dense=dense)
-    found = besides(program, adapter)
+    found = branches_beside(program, adapter)
     assert len(found) == count
     for one in found:
         view, (a, b) = one.linear, stored(program, one)
@@ -89,7 +89,7 @@ def check_closed_forms(by, dense, program, count):
 def test_what_is_kept_absorbs_what_the_branch_says_there(slim):
     dense, program = slim()
     run(program, "choose-adapters{absorb=true}", dense=dense)
-    for one in besides(program, adapter):
+    for one in branches_beside(program, adapter):
         view, (a, b) = one.linear, stored(program, one)
         mask, wanted = program.tensor(view.mask), dense.tensor(view.weight).detach()
         whole = composed_weight(program, view) + b @ a
@@ -245,7 +245,7 @@ def test_what_cannot_be_is_refused(pipeline, sentence, traced, tokens):
 
 def test_ranks_are_rounded_up_to_a_multiple(traced):
     program = run(traced("block"), "insert-adapters{ratio=0.4 multiple=4}")
-    assert {len(program.tensor(one.a)) for one in besides(program, adapter)} == {4}
+    assert {len(program.tensor(one.a)) for one in branches_beside(program, adapter)} == {4}
 
 
 def test_a_pruned_branch_is_packed_and_still_one(traced, tokens):

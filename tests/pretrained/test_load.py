@@ -14,7 +14,7 @@ from sparsify.errors import DataError, TraceError
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
-from sparsify.ir.trace.weightless import trace_shell
+from sparsify.ir.trace.weightless import trace_weightless
 from sparsify.pretrained.load import load_model, load_tokenizer, quiet
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -177,7 +177,7 @@ def test_adapters_are_recognised(changed, tmp_path, monkeypatch):
             "needs the package 'peft'; run: pip install \"sparsify-fx[peft]\""
         )
         with pytest.raises(DataError, match="merge it first: sparsify"):
-            trace_shell(str(folder), "float32")
+            trace_weightless(str(folder), "float32")
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -242,7 +242,7 @@ def test_code_of_others_runs_only_when_asked(changed, tmp_path, monkeypatch, cap
     )
     assert refusal(place) == f"'{place}' {TRUST}"
     with pytest.raises(DataError, match="own, which runs only when you say so"):
-        trace_shell(str(place), "float32")
+        trace_weightless(str(place), "float32")
     assert "RAN" not in capsys.readouterr().out
     assert type(load_model(str(place), trust_remote_code=True)[0]).__name__ == "OwnForCausalLM"
     assert "RAN" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from sparsify.errors import DataError, OptionError, PipelineError
 from sparsify.ir.run.stages import run_stage, stages
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
-from sparsify.ir.trace.weightless import trace_shell
+from sparsify.ir.trace.weightless import trace_weightless
 from sparsify.ir.views.linear import linears, out_in
 from sparsify.ir.views.targets import targeted
 from sparsify.pretrained.headers import INDEX
@@ -140,7 +140,7 @@ def test_the_folder_loads_with_transformers_and_holds_every_other_weight_as_it_w
         before, after = (kind.from_pretrained(place) for place in (source, tmp_path / "out"))
     told = json.loads((tmp_path / "out" / "sparsify.json").read_text())
     pruned = {row["weight"] for row in told["linears"]}
-    whole, shell = trace(before), trace_shell(str(source), "float32")
+    whole, shell = trace(before), trace_weightless(str(source), "float32")
     assert (to_text(shell), shell.aliases) == (to_text(whole), whole.aliases)
     assert pruned == {v.weight for v in targeted(whole, ("*",), ())}
     for path, value in before.named_parameters():
@@ -272,7 +272,7 @@ def test_a_tensor_is_found_under_its_bodys_name(folder, tmp_path):
     body = load_file(folder("llama") / "model.safetensors")
     body = {key.removeprefix("model."): value for key, value in body.items()}
     save_file(body, tmp_path / "model.safetensors")
-    program = trace_shell(str(folder("llama")), "float32")
+    program = trace_weightless(str(folder("llama")), "float32")
     keys = Checkpoint(tmp_path).keys_of(program)
     assert keys["model.layers.0.mlp.up_proj.weight"] == "layers.0.mlp.up_proj.weight"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import passes
 from sparsify.engine.pipeline import Pipeline, parse
 from sparsify.errors import OptionError, PipelineError
-from sparsify.text.options import OneOf, Options, describe
+from sparsify.text.options import OneOf, Options, describe_type
 from sparsify.text.syntax import parse_calls
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_.*-:/", min_size=1, max_size=12)
@@ -150,6 +150,6 @@ def test_values_of_another_type(text, sentence):
 
 def test_types_are_described_for_readers():
     hints = typing.get_type_hints(passes.Train)
-    assert describe(hints["distill"]) == "kl{}|squared{}|none"
-    assert describe(hints["update"]) == "all|lora|norms|adapters"
-    assert describe(tuple[str, ...]) == "word,..."
+    assert describe_type(hints["distill"]) == "kl{}|squared{}|none"
+    assert describe_type(hints["update"]) == "all|lora|norms|adapters"
+    assert describe_type(tuple[str, ...]) == "word,..."

@@ -35,7 +35,7 @@ class Contraction:
 
 
 @dataclass(frozen=True)
-class Site:
+class Attention:
     """An attention: head axes of queries, keys and values, and the two inner axes.
 
     `made` are the axes repeated on the way to the keys and values: query heads per KV group.
@@ -86,7 +86,7 @@ class Analysis:
     parts: dict[fx.Node, list[Axes]] = field(default_factory=dict)
     made: dict[fx.Node, list[Axis]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
-    sites: list[Site] = field(default_factory=list)
+    sites: list[Attention] = field(default_factory=list)
     softmaxes: set[fx.Node] = field(default_factory=set)
     constant: set[fx.Node] = field(default_factory=set)
     widths: Axes = field(default_factory=list)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Site
+from sparsify.ir.axes.analysis import Analysis, Attention
 from sparsify.ir.axes.axis import Axis
 from sparsify.ir.axes.residual import streams
 from sparsify.ir.axes.rules.elementwise import overloads
@@ -84,7 +84,7 @@ def _name_sizes(analysis: Analysis, kinds: dict[Axis, str]) -> None:
             kinds.setdefault(leaf, "head_dim")
 
 
-def _head_leaves(site: Site) -> tuple[list[Axis], list[Axis]]:
+def _head_leaves(site: Attention) -> tuple[list[Axis], list[Axis]]:
     """The leaves of KV groups, and those of query heads within a group."""
     made = {leaf for axis in site.made for leaf in axis.leaves()}
     queries = [leaf for leaf in site.query_heads.leaves() if leaf.size > 1 and not leaf.dynamic]

@@ -37,7 +37,7 @@ _WORDS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class AxisRow:
     """Axes of one kind and length: how many, in which layers, in which tensors, and their pins.
 
     `size` is spelt `8 = 4 x 2` for query heads of KV groups, empty for layers. `where` names modules up
@@ -53,13 +53,13 @@ class Row:
     pins: tuple[str, ...]
 
 
-def rows(analysis: Analysis) -> list[Row]:
+def rows(analysis: Analysis) -> list[AxisRow]:
     """A row for each set of axes of one kind, length and reason to stay; what may go first."""
     alike: dict[tuple[str, str, tuple[str, ...]], list[list[str]]] = {}
     for kind, size, paths, pins in _axes(analysis):
         alike.setdefault((kind, size, in_words(pins)), []).append(paths)
     found = [
-        Row(kind, size, len(places), _where(places), _names(places), pins)
+        AxisRow(kind, size, len(places), _where(places), _names(places), pins)
         for (kind, size, pins), places in alike.items()
     ]
     return sorted(found, key=lambda row: (bool(row.pins), _ORDER.index(row.kind)))

@@ -24,17 +24,14 @@ from sparsify.ir.features.block_mask import (
 )
 from sparsify.ir.features.catalogue import carried
 from sparsify.ir.program import Program
-from sparsify.ir.trace.weightless import hollow
+from sparsify.ir.trace.weightless import weightless
 from sparsify.ir.types import propagate
 from sparsify.ir.views.packed import is_rounded
 from sparsify.pretrained.load import class_named, config_of, quiet
 from sparsify.pretrained.rope import switch_length
-from sparsify.tensors.precision import relative_difference
+from sparsify.tensors.precision import ROUNDED_TOLERANCE, relative_difference
 
 _TOLERANCE = 1e-4
-
-
-_ROUNDED_TOLERANCE = 0.05  # as of `pack-nm`
 
 
 def decoder(program: Program) -> Program:
@@ -82,7 +79,7 @@ def _traced(program: Program) -> Program:
     dtype = next(p.dtype for p in program.module.parameters() if p.is_floating_point())
     with quiet():
         shapes = _cache_shapes(cls, config)
-        model = hollow(cls, config, dtype)
+        model = weightless(cls, config, dtype)
         positions = "position_ids" in program.sample
         return trace_cached(model, shapes, program.source, positions=positions)
 
@@ -134,7 +131,7 @@ def _verify(made: Program, program: Program) -> None:
         else torch.ones_like(ids).bool()
     )
     moved = relative_difference(wanted[real], found[real])
-    if not moved <= (_ROUNDED_TOLERANCE if is_rounded(program) else _TOLERANCE):
+    if not moved <= (ROUNDED_TOLERANCE if is_rounded(program) else _TOLERANCE):
         raise VerifyError(
             f"the program with a cache gives logits that differ by {moved:.1e} of the largest from those "
             "without; export the program without a cache"

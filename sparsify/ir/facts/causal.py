@@ -8,7 +8,7 @@ from sparsify.ir.program import Program
 _SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
-def is_causal(program: Program) -> bool:
+def masks_bar_future(program: Program) -> bool:
     """Whether every attention has a mask that bars all keys after the query, on the sample inputs.
 
     A mask is boolean or added to scores, `[.., queries, keys]`; the last key is the last query's. False

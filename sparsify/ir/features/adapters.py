@@ -1,6 +1,6 @@
 """Adapters: low-rank branches beside a linear that stay there, `y + linear(linear(x, A), B)`."""
 
-from sparsify.ir.features.beside import Beside, besides, carry_beside, drop_beside
+from sparsify.ir.features.beside import Beside, branches_beside, carry_beside, drop_beside
 from sparsify.ir.features.feature import Feature
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import adapter
@@ -8,7 +8,7 @@ from sparsify.ir.tensor_names import adapter
 
 def adapters(program: Program) -> list[Beside]:
     """Every linear with an adapter, once a weight."""
-    return besides(program, adapter)
+    return branches_beside(program, adapter)
 
 
 FEATURES = (

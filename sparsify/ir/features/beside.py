@@ -41,7 +41,7 @@ def add_beside(program: Program, uses: Sequence[Linear], pair: Mapping[str, Tens
         redirect(use.node, total, but=(total,))
 
 
-def besides(program: Program, names: Callable[[str], tuple[str, str]]) -> list[Beside]:
+def branches_beside(program: Program, names: Callable[[str], tuple[str, str]]) -> list[Beside]:
     """Every linear, once a weight, that has a branch whose paths `names` gives for that of the weight."""
     views = {view.weight: view for view in linears(program)}
     found = [Beside(view, *names(path)) for path, view in views.items()]

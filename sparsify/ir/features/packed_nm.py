@@ -12,7 +12,7 @@ from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.ops.nm_linear import nm_linear
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import packed
-from sparsify.ir.views.linear import Linear, linear_at
+from sparsify.ir.views.linear import Linear, linear_at, own_bias
 from sparsify.tensors.packing.packed import Layout, pack
 
 aten = torch.ops.aten
@@ -86,8 +86,5 @@ def packed_product(linear: Linear, weight: Tensor, layout: Layout) -> PackedProd
 
 def _bias(linear: Linear, outputs: int) -> tuple[fx.Node | None, bool]:
     """The bias of a linear, and whether it is a vector `[out]`: `addmm` adds whatever broadcasts."""
-    args, place = linear.node.args, 0 if linear.transposed else 2
-    bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")
-    if not isinstance(bias, fx.Node):
-        return None, False
-    return bias, tuple(bias.meta["val"].shape) == (outputs,)
+    bias = own_bias(linear)
+    return bias, bias is not None and tuple(bias.meta["val"].shape) == (outputs,)

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from sparsify.ir.features.beside import Beside, add_beside, besides, carry_beside, drop_beside
+from sparsify.ir.features.beside import (
+    Beside,
+    add_beside,
+    branches_beside,
+    carry_beside,
+    drop_beside,
+)
 from sparsify.ir.features.feature import Feature
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import slorb
@@ -26,7 +32,7 @@ def add_slorb(program: Program, uses: Sequence[Linear], k: int) -> None:
 
 def slorbs(program: Program) -> list[Beside]:
     """Every masked linear with a branch beside it, once a weight; A is the indicator X, B is S."""
-    return [one for one in besides(program, slorb) if one.linear.mask is not None]
+    return [one for one in branches_beside(program, slorb) if one.linear.mask is not None]
 
 
 FEATURES = (

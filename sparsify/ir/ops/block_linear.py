@@ -36,15 +36,7 @@ def _block_linear(
 
 
 @_block_linear.register_fake
-def _typed_linear(
-    x: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    bias: Tensor | None,
-    columns: int,
-    values: str,
-    group: int,
-) -> Tensor:
+def _typed_linear(x: Tensor, packed: Tensor, *others: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
@@ -58,7 +50,7 @@ def _block_embedding(
 
 @_block_embedding.register_fake
 def _typed_embedding(
-    ids: Tensor, packed: Tensor, scales: Tensor, columns: int, values: str, group: int
+    ids: Tensor, packed: Tensor, scales: Tensor, columns: int, *others: Any
 ) -> Tensor:
     return scales.new_empty(*ids.shape, columns, dtype=torch.float32)
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from sparsify.ir.ops.op import Op
-from sparsify.tensors.omission import Layout, positions
+from sparsify.tensors.omission import Runs, positions
 
 
 def kept_neurons(
     x: Tensor,
     every: Tensor,
     weights: Sequence[Tensor],
-    layouts: Sequence[Layout],
+    layouts: Sequence[Runs],
     dims: Sequence[int],
     metric: str,
     select: str,
@@ -33,7 +33,7 @@ def kept_neurons(
     return every
 
 
-def keep_rows(tensor: Tensor, kept: Tensor, dim: int, layout: Layout) -> Tensor:
+def keep_rows(tensor: Tensor, kept: Tensor, dim: int, layout: Runs) -> Tensor:
     """A tensor without the omitted neurons in one dimension; its gradient is zero for those.
 
     The tensor itself when all stay.
@@ -44,7 +44,7 @@ def keep_rows(tensor: Tensor, kept: Tensor, dim: int, layout: Layout) -> Tensor:
     return rows
 
 
-def zero_omitted(x: Tensor, kept: Tensor, layout: Layout) -> Tensor:
+def zero_omitted(x: Tensor, kept: Tensor, layout: Runs) -> Tensor:
     """`x [..., in]` times zero at the omitted neurons: omission without its speed, to compare with."""
     if _all_stay(kept, layout):
         return x
@@ -66,7 +66,7 @@ class _Rows(torch.autograd.Function):
         return whole.index_copy_(ctx.dim, index, gradients[0]), None, None
 
 
-def _all_stay(kept: Tensor, layout: Layout) -> bool:
+def _all_stay(kept: Tensor, layout: Runs) -> bool:
     return bool(kept.shape[0] == max(neurons for neurons, _ in layout))
 
 

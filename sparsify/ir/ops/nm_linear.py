@@ -58,23 +58,15 @@ def _compiled(x: Tensor, packed: Tensor, bias: Tensor | None, layout: Layout) ->
 
 
 @_nm_linear.register_fake
-def _typed(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    n: int,
-    m: int,
-    in_features: int,
-    out_features: int,
-    values: str,
-    group: int,
-) -> Tensor:
-    layout = Layout(n, m, in_features, out_features, values, group)
-    if x.shape[-1] != in_features:
-        raise SparsifyError(f"a packed weight {layout} takes [..., {in_features}], not {x.shape}")
+def _typed(x: Tensor, packed: Tensor, bias: Tensor | None, *numbers: Any) -> Tensor:
+    layout = Layout(*numbers)
+    if x.shape[-1] != layout.in_features:
+        raise SparsifyError(
+            f"a packed weight {layout} takes [..., {layout.in_features}], not {x.shape}"
+        )
     if packed.dtype != torch.uint8 or list(packed.shape) != [layout.nbytes]:
         raise SparsifyError(f"a packed weight {layout} is uint8 [{layout.nbytes}]")
-    return x.new_empty(*x.shape[:-1], out_features)
+    return x.new_empty(*x.shape[:-1], layout.out_features)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -9,9 +9,6 @@ from sparsify.ir.ops.op import overload
 from sparsify.tensors.packing.layout import CODES
 from sparsify.tensors.quantize import round_activations
 
-# Bits of a code by the values that weights are rounded to.
-BITS = {"int8": 8, "int4": 4}
-
 
 @torch.library.custom_op("sparsify::quantize_weight", mutates_args=())
 def _quantize_weight(

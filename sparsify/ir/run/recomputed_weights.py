@@ -3,15 +3,15 @@
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, linears
+from sparsify.ir.views.linear import Linear, linears, own_bias
 
 
 class _Recomputed(torch.autograd.Function):
@@ -101,14 +101,6 @@ def _replace(program: Program, view: Linear) -> None:
     names = (view.weight, view.mask, view.branch.a, view.branch.b)
     reads = [writer.read(path) for path in names]
     new = writer.call(
-        recomputed_linear, view.x, *reads, _bias(view), view.branch.scale, view.transposed
+        recomputed_linear, view.x, *reads, own_bias(view), view.branch.scale, view.transposed
     )
     redirect(view.node, new)
-
-
-def _bias(view: Linear) -> fx.Node | None:
-    """The node of a linear's bias, if it has one."""
-    args: Any = view.node.args
-    if view.transposed:
-        return cast(fx.Node, args[0])
-    return cast(fx.Node | None, args[2] if len(args) > 2 else view.node.kwargs.get("bias"))

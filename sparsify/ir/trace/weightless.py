@@ -24,7 +24,7 @@ from sparsify.pretrained.load import dtype_of, load_tokenizer, quiet, source_of
 
 
 @exclusive
-def trace_shell(name: str, dtype: str, *, trust_remote_code: bool = False) -> Program:
+def trace_weightless(name: str, dtype: str, *, trust_remote_code: bool = False) -> Program:
     """The program of a Hugging Face folder whose parameters take no memory and read as zeros.
 
     Shapes, names and buffers that the model computes for itself are real. `name` is a folder or
@@ -41,7 +41,7 @@ def trace_shell(name: str, dtype: str, *, trust_remote_code: bool = False) -> Pr
             make = class_of_config(config, source, name, trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"no model could be loaded from '{name}': {reason_of(error)}") from error
-    model = hollow(make, config, dtype_of(dtype))
+    model = weightless(make, config, dtype_of(dtype))
     # Whether positions are counted is asked of a twin of one layer: it must compute something.
     small = copy.deepcopy(config)
     if getattr(small, "num_hidden_layers", 1) > 1:
@@ -53,7 +53,7 @@ def trace_shell(name: str, dtype: str, *, trust_remote_code: bool = False) -> Pr
 
 
 @exclusive
-def hollow(
+def weightless(
     make: Callable[..., PreTrainedModel], config: object, dtype: torch.dtype
 ) -> PreTrainedModel:
     """A model of a config whose parameters take no memory and read as zeros."""
@@ -75,21 +75,23 @@ def _made(
         torch.set_default_dtype(before)
     if holes:
         model.tie_weights()  # undone where modules registered their parameters once more
-        _dig(model)
+        _empty(model)
     model.eval()
     return model
 
 
-def _dig(model: nn.Module) -> None:
+def _empty(model: nn.Module) -> None:
     """Put in place of every parameter one that maps an empty file, the same for tied ones."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            hole = made.setdefault(id(parameter), nn.Parameter(dug(parameter), requires_grad=False))
+            hole = made.setdefault(
+                id(parameter), nn.Parameter(hole_like(parameter), requires_grad=False)
+            )
             setattr(module, name, hole)
 
 
-def dug(like: torch.Tensor) -> torch.Tensor:
+def hole_like(like: torch.Tensor) -> torch.Tensor:
     """Zeros of a shape and dtype that take neither memory nor disk until they are written."""
     with tempfile.NamedTemporaryFile() as file:
         os.truncate(file.name, max(1, like.numel() * like.element_size()))

@@ -43,7 +43,7 @@ def table_at(node: fx.Node) -> Table | None:
     return Table(node, ids, found.weight, operand, found.quantizer)
 
 
-def heads(program: Program) -> list[Linear]:
+def output_heads(program: Program) -> list[Linear]:
     """The linears that make the outputs, or share their weight with a table."""
     return [view for view in linears(program) if is_head(program, view)]
 

@@ -17,7 +17,7 @@ from sparsify.ir.features.group_mask import (
 )
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, effective_weight, out_in, product_at
-from sparsify.select.groups import Site, keep, of_one_axis, prunable, sites, unit_cost
+from sparsify.select.groups import MaskedAxis, keep, of_one_axis, prunable, sites, unit_cost
 from sparsify.select.importance import OF_DATA, OF_STATISTICS, gather, importance
 from sparsify.select.kinds.cut import cut
 from sparsify.select.kinds.kind import Choice, Kind
@@ -64,7 +64,7 @@ class Coupled(Kind):
     ) -> int:
         """Rank the units of each place, or of all places and kinds together."""
         analysis, present = analyse(program), group_masks(program)
-        chosen, found = {view.weight for view in views}, list[Site]()
+        chosen, found = {view.weight for view in views}, list[MaskedAxis]()
         for kind in names:
             found += [s for s in sites(analysis, present, kind) if s.mask.linear.weight in chosen]
             if not found or found[-1].mask.kind != kind:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from exporters.beside.transformers_files import spelt, write_tokenizer
+from exporters.beside.transformers_files import spelt_for_all, write_tokenizer
 from exporters.onnx import Onnx
 from sparsify.disk.files import read_json
 from sparsify.errors import DataError
@@ -84,7 +84,7 @@ PHI = {
     ids=["plain", "scaled", "by kind of layer", "factors", "partial", "experts", "none"],
 )
 def test_positions_in_old_words_and_new(config, older):
-    said = json.loads(json.dumps(spelt(config)))
+    said = json.loads(json.dumps(spelt_for_all(config)))
     assert {key: said[key] for key in older} == older
     if not older:
         assert not [key for key in said if key.startswith("rope")]

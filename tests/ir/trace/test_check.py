@@ -261,7 +261,8 @@ def test_threads_may_trace_at_once(tiny_module):
     for thread in work:
         thread.join()
     assert len(found) == 3
-    assert all(torch.equal(y, model(x)) for y in found)
+    # Not bit for bit: another thread may take another path through the matrix library.
+    assert all(torch.allclose(y, model(x), atol=1e-5) for y in found)
 
 
 def test_drop_path_and_relative_positions_of_a_vision_model():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Site
+from sparsify.ir.axes.analysis import Analysis, Attention
 from sparsify.ir.axes.axis import Axis
 from sparsify.ir.axes.rules.elementwise import ELEMENTWISE, overloads
 
@@ -47,7 +47,7 @@ def softmax_site(analysis: Analysis, node: fx.Node, weights: fx.Node, values: fx
         if len(analysis.axes[keys]) > 1:
             key_size = analysis.axes[keys][-2]
     left, right = analysis.axes[weights], analysis.axes[values]
-    analysis.sites.append(Site(node, left[-3], right[-3], key_size, right[-1], tuple(made)))
+    analysis.sites.append(Attention(node, left[-3], right[-3], key_size, right[-1], tuple(made)))
 
 
 def _through_elementwise(node: fx.Node, wanted: set[fx.Node]) -> fx.Node | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import fx
 
-from sparsify.ir.axes.analysis import Analysis, Axes, Site, of_rank, over, place
+from sparsify.ir.axes.analysis import Analysis, Attention, Axes, of_rank, over, place
 from sparsify.ir.axes.axis import Axis, Conflict, product
 from sparsify.ir.axes.rules.attention import repeated, softmax_site
 from sparsify.ir.axes.rules.elementwise import Rule, broadcast, overloads
@@ -79,7 +79,7 @@ def attention(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
         query[-1].pin(f"{opname(node)} at {node.name} takes its scale from the size")
     key[-2].pin(f"softmax of {opname(node)} at {node.name} runs over it")
     analysis.contract(node, args["query"], query[-1], args["key"], -1)
-    analysis.sites.append(Site(node, query[-3], key[-3], query[-1], value[-1], tuple(made)))
+    analysis.sites.append(Attention(node, query[-3], key[-3], query[-1], value[-1], tuple(made)))
     return [*query[:-1], value[-1]]
 
 
