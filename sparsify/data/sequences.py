@@ -68,11 +68,41 @@ class TextData:
         }
 
 
-class SentenceData:
+class _Padded:
+    """Sequences of their own lengths; a batch is padded on the right to its longest one.
+
+    So a sequence's own tokens never depend on its neighbours.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Tensor]], tokenizer: Any, length: int) -> None:
+        self._rows = rows
+        self._padding = {"input_ids": tokenizer.pad_token_id or 0, "labels": IGNORED}
+        self._length = length
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest sequence a batch may hold."""
+        return self._length
+
+    def __len__(self) -> int:
+        """The number of sequences."""
+        return len(self._rows)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask`, and `labels` if there are any, each `[b, T]`, T the longest."""
+        rows = [self._rows[index] for index in indices]
+        pad = torch.nn.utils.rnn.pad_sequence
+        made = {
+            name: pad([row[name] for row in rows], True, self._padding[name]) for name in rows[0]
+        }
+        mask = pad([torch.ones_like(row["input_ids"]) for row in rows], True, 0)
+        return {"input_ids": made.pop("input_ids"), "attention_mask": mask, **made}
+
+
+class SentenceData(_Padded):
     """Separate sentences with the tokenizer's special tokens, cut to `length`, without labels.
 
-    A batch is padded on the right to its longest sentence, so a sentence's own tokens never depend
-    on its neighbours. Raises DataError when there is no sentence or no tokenizer.
+    Raises DataError when there is no sentence or no tokenizer.
     """
 
     def __init__(self, sentences: Sequence[str], tokenizer: Any, length: int) -> None:
@@ -81,35 +111,15 @@ class SentenceData:
         if not sentences:
             raise DataError("the data has no sentence")
         encoded = tokenizer(list(sentences), truncation=True, max_length=length)["input_ids"]
-        self._rows = [torch.tensor(row, dtype=torch.long) for row in encoded]
-        self._padding = tokenizer.pad_token_id or 0
-        self._length = length
-
-    @property
-    def length(self) -> int:
-        """Tokens in the longest sentence a batch may hold."""
-        return self._length
-
-    def __len__(self) -> int:
-        """The number of sentences."""
-        return len(self._rows)
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, each `[b, T]`, T the longest sentence of the batch."""
-        rows = [self._rows[index] for index in indices]
-        masks = [torch.ones_like(row) for row in rows]
-        pad = torch.nn.utils.rnn.pad_sequence
-        return {
-            "input_ids": pad(rows, batch_first=True, padding_value=self._padding),
-            "attention_mask": pad(masks, batch_first=True, padding_value=0),
-        }
+        rows = [{"input_ids": torch.tensor(row, dtype=torch.long)} for row in encoded]
+        super().__init__(rows, tokenizer, length)
 
 
-class ChatData:
+class ChatData(_Padded):
     """Dialogues cut to `length`; labels are -100 where something was asked, and on padding.
 
-    A batch is padded on the right to its longest dialogue. Dialogues whose answers lie beyond
-    `length` are left out. Raises DataError when none is left or there is no tokenizer.
+    Dialogues whose answers lie beyond `length` are left out. Raises DataError when none is left or there
+    is no tokenizer.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, length: int) -> None:
@@ -122,29 +132,10 @@ class ChatData:
             raise DataError(
                 f"no dialogue has an answer within {length} tokens; use a greater length"
             )
-        self._rows = [(torch.tensor(ids), torch.tensor(labels)) for ids, labels in kept]
-        self._padding = tokenizer.pad_token_id or 0
-        self._length = length
-
-    @property
-    def length(self) -> int:
-        """Tokens in the longest dialogue a batch may hold."""
-        return self._length
-
-    def __len__(self) -> int:
-        """The number of dialogues."""
-        return len(self._rows)
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `labels`, each `[b, T]`, T the longest of the batch."""
-        rows = [self._rows[index] for index in indices]
-        pad = torch.nn.utils.rnn.pad_sequence
-        masks = [torch.ones_like(ids) for ids, _ in rows]
-        return {
-            "input_ids": pad([ids for ids, _ in rows], True, self._padding),
-            "attention_mask": pad(masks, True, 0),
-            "labels": pad([labels for _, labels in rows], True, IGNORED),
-        }
+        made = [
+            {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)} for ids, labels in kept
+        ]
+        super().__init__(made, tokenizer, length)
 
 
 class TensorData:
