@@ -13,11 +13,11 @@ import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.features.quantizers import drop_quantizers, drop_rounding
+from sparsify.ir.features.quantizers import drop_quantizers, quantized
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
-from sparsify.ir.views.embedding import rounded_table, tables
-from sparsify.ir.views.linear import effective_weight, linears
+from sparsify.ir.views.embedding import Table, rounded_table
+from sparsify.ir.views.linear import Linear, effective_weight
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,21 @@ class FoldQuantizers(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Round every weight once and let its linears read it; returns how many."""
-        views = [view for view in linears(program) if view.quantizer is not None]
-        rounded = [table for table in tables(program) if table.quantizer is not None]
+        views = quantized(program)
         for view in views:
-            if view.input_quantizer is not None:
+            if isinstance(view, Linear) and view.input_quantizer is not None:
                 raise OptionError(
                     f"the input of @{view.weight} is rounded, which no weight can hold; "
                     "use insert-quantizers{activations=false}, or pack-nm in place of this"
                 )
         with torch.no_grad():
-            for view in {view.weight: view for view in views}.values():
-                program.tensor(view.weight).copy_(effective_weight(program, view))
-            for table in rounded:
-                program.tensor(table.weight).copy_(rounded_table(program, table))
+            for view in {(type(view), view.weight): view for view in views}.values():
+                if isinstance(view, Table):
+                    weight = rounded_table(program, view)
+                else:
+                    weight = effective_weight(program, view)
+                program.tensor(view.weight).copy_(weight)
         for view in views:
             drop_quantizers(view)
-        for table in rounded:
-            drop_rounding(table.operand)
         sweep(program)
-        return len({view.weight for view in views} | {table.weight for table in rounded})
+        return len({view.weight for view in views})

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
-from sparsify.ir.features.quantizers import drop_quantizers, drop_rounding
+from sparsify.ir.features.quantizers import drop_quantizers, quantized
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
-from sparsify.ir.views.embedding import tables
-from sparsify.ir.views.linear import linears
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,8 @@ class RemoveQuantizers(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Let every linear read what its quantizers read; returns how many weights had one."""
-        found = [view for view in linears(program) if view.quantizer is not None]
+        found = quantized(program)
         for view in found:
             drop_quantizers(view)
-        rounded = [table for table in tables(program) if table.quantizer is not None]
-        for table in rounded:
-            drop_rounding(table.operand)
         sweep(program)
-        return len({view.weight for view in found} | {table.weight for table in rounded})
+        return len({view.weight for view in found})

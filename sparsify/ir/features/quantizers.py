@@ -8,7 +8,7 @@ from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.ops.rounding import quantize_activations, quantize_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import scales_of, switch_of
-from sparsify.ir.views.embedding import Table
+from sparsify.ir.views.embedding import Table, tables
 from sparsify.ir.views.linear import Linear, linears, out_in
 
 
@@ -44,18 +44,20 @@ def scales_buffer(writer: Writer, path: str, outputs: int, inputs: int, group: i
     return _buffer(writer, scales_of(path), (outputs, -(-inputs // group)), torch.float16)
 
 
-def drop_quantizers(linear: Linear) -> None:
-    """Let a linear read its composed weight and its input as they are; `sweep` then forgets the scales."""
-    for quantizer in (linear.quantizer, linear.input_quantizer):
+def quantized(program: Program) -> list[Linear | Table]:
+    """Every linear and every table whose weight may be rounded."""
+    every: list[Linear | Table] = [*linears(program), *tables(program)]
+    return [view for view in every if view.quantizer is not None]
+
+
+def drop_quantizers(view: Linear | Table) -> None:
+    """Let a weight and the input of its linear be read as they are; `sweep` then forgets the scales."""
+    entering = view.input_quantizer if isinstance(view, Linear) else None
+    for quantizer in (view.quantizer, entering):
         if quantizer is not None:
-            drop_rounding(quantizer.node)
-
-
-def drop_rounding(node: fx.Node) -> None:
-    """Let the readers of what a node rounds read it as it is."""
-    inner = node.args[0]
-    assert isinstance(inner, fx.Node)
-    redirect(node, inner)
+            inner = quantizer.node.args[0]
+            assert isinstance(inner, fx.Node)
+            redirect(quantizer.node, inner)
 
 
 def _buffer(writer: Writer, path: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
@@ -67,16 +69,11 @@ def _buffer(writer: Writer, path: str, shape: tuple[int, ...], dtype: torch.dtyp
     return writer.buffer(path, torch.zeros(shape, dtype=dtype, device=device))
 
 
-def quantized_linears(program: Program) -> list[Linear]:
-    """Every linear whose weight or input may be rounded."""
-    return [view for view in linears(program) if view.quantizer is not None]
-
-
 FEATURES = (
     Feature(
         "quantizers",
         (scales_of(""), switch_of("")),
-        quantized_linears,
+        quantized,
         lambda _, v: drop_quantizers(v),
     ),
     # Scales are chosen: a quantizer with them rounds, one without is the identity.

@@ -1,6 +1,7 @@
 """How much is asked to stay of which kinds: options held against each other, and made into amounts."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
@@ -21,7 +22,7 @@ class Asked:
     pattern: str | None
     to: Shape | None
     scope: str
-    normalise: Normalise | str
+    normalise: Literal["auto"] | Normalise
     rule: Rule
     multiple: int
 
@@ -64,7 +65,7 @@ class Asked:
     def normalised(self) -> Normalise:
         """How layers are made comparable; `auto` leaves scores that estimate the loss as they are."""
         if self.normalise != "auto":
-            return self.normalise  # type: ignore[return-value]
+            return self.normalise
         comparable = self.score in OF_DATA or (len(self.of) == 1 and self.score != "fluctuation")
         return "none" if self.scope != "global" or comparable else "standard"
 
