@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify import Program, export, load_model, parse, trace
 from sparsify.disk.files import read_json, write_json
-from sparsify.pretrained.load import quiet
+from sparsify.pretrained.quiet import quiet
 
 ROWS = "rows.json"
 DENSE, INT4 = "ours, dense float32", "ours, dense int4"

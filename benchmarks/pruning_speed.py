@@ -32,7 +32,7 @@ from sparsify.data.sequences import Data
 from sparsify.disk.files import write_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
-from sparsify.pretrained.load import quiet
+from sparsify.pretrained.quiet import quiet
 
 WORKER = Path(__file__).with_name("pruning_worker.py")
 # Held-out tokens that a written folder is measured on.

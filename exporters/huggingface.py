@@ -19,7 +19,8 @@ from sparsify.errors import DataError, ExportError
 from sparsify.ir.features.block_mask import KINDS
 from sparsify.ir.program import Program
 from sparsify.pretrained.completeness import check_loaded
-from sparsify.pretrained.load import config_of, quiet
+from sparsify.pretrained.load import config_of
+from sparsify.pretrained.quiet import quiet
 from sparsify.select.target_shape import Heads
 from sparsify.tensors.precision import largest_difference
 

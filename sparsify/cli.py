@@ -71,7 +71,9 @@ def demo(
 @app.command()
 @loads_models
 def run(
-    model: Annotated[str, typer.Option(help="A Hugging Face folder or hub id, or 'embedded'.")],
+    model: Annotated[
+        str, typer.Option(help="A model's folder, hub id or GGUF file, or 'embedded'.")
+    ],
     out: Out,
     data: Annotated[
         str | None,

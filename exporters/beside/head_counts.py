@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from exporters.beside.config_search import empty_model, last_reason
 from sparsify.errors import ExportError
 from sparsify.ir.program import Program
-from sparsify.pretrained.load import config_of, quiet
+from sparsify.pretrained.load import config_of
+from sparsify.pretrained.quiet import quiet
 from sparsify.select.target_shape import Heads
 
 

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 from sparsify.disk.files import ABOUT, read_json, write_json
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import PACKED
-from sparsify.pretrained.load import class_named, config_of, quiet
+from sparsify.pretrained.load import class_named, config_of
+from sparsify.pretrained.quiet import quiet
 
 _THETA, _PARTIAL = "rope_theta", "partial_rotary_factor"
 # Entries that release 5 writes under another name and still understands.

@@ -28,7 +28,7 @@ Run = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Artifact:
-    """One model on disk: its `kind` (`program`, `onnx`, `huggingface`), how to run it, its tokenizer.
+    """One model on disk: its `kind` (`program`, `onnx`, `huggingface`, `gguf`), how to run it, its tokenizer.
 
     `admission` says what sequences it takes.
     """
@@ -131,7 +131,7 @@ def _huggingface(name: str, loading: Loading) -> Artifact:
 
     return Artifact(
         Path(name).name,
-        "huggingface",
+        "gguf" if Path(name).is_file() else "huggingface",
         Path(name),
         guarded(Path(name), run),
         tokenizer,

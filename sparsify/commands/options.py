@@ -78,7 +78,10 @@ def _spelt(param: typer.CallbackParam) -> str:
 
 
 Model = Annotated[
-    str, typer.Argument(help="A Hugging Face folder or hub id, one of our folders, or 'embedded'.")
+    str,
+    typer.Argument(
+        help="A Hugging Face folder, hub id or GGUF file, one of our folders, or 'embedded'."
+    ),
 ]
 # A file or folder that a verb writes.
 Json = Annotated[

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,6 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from sparsify.disk.files import require_files
 from sparsify.disk.hashes import check_hashes
 from sparsify.errors import DataError, OptionError, nearest, reason_of
-from sparsify.exclusive import EXCLUSIVE
 from sparsify.pretrained.adapters import adapter_in, base_of, merged, without_adapter
 from sparsify.pretrained.architecture import (
     class_of_config,
@@ -25,10 +24,16 @@ from sparsify.pretrained.architecture import (
     refuse_kernels,
 )
 from sparsify.pretrained.completeness import NOTHING, check_loaded, differences
+from sparsify.pretrained.gguf import is_gguf, load_gguf
 from sparsify.pretrained.headers import headers_in
+from sparsify.pretrained.quiet import quiet
 
 EMBEDDED = "embedded"
+
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 # Either says that a folder means to have a tokenizer.
 _OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
@@ -58,7 +63,7 @@ def load_model(
     """The model and its tokenizer (None when it has none), in evaluation mode.
 
     Args:
-        name: a folder, a hub id, or `embedded` for the small model that comes with the package.
+        name: a folder, a hub id, a GGUF file, or `embedded` for the small model that comes with the package.
         dtype: of the weights: float32, bfloat16 or float16.
         allow_partial: load although the files lack tensors of the model, which are then random (the same
             every time), or hold more than the model has; sizes must fit all the same.
@@ -73,7 +78,7 @@ def load_model(
     """
     chosen, source = dtype_of(dtype), source_of(name)
     if Path(source).is_file():
-        raise DataError(f"'{name}' is a file; a model is a folder or a hub id")
+        return _from_file(Path(source), name, chosen, allow_partial)
     if not name or (not Path(source).is_dir() and _is_path(source)):
         raise DataError(f"there is no folder '{name}'; a model is a folder or a hub id")
     if Path(source).is_dir():
@@ -90,13 +95,27 @@ def load_model(
             model = _model(place, base, chosen, allow_partial, trust_remote_code)
             model = merged(model, adapter, name)
             model.config._name_or_path = base
-    for path, value in model.named_parameters():
-        if not bool(torch.isfinite(value).all()):
-            raise DataError(f"the model '{name}' holds values that are not finite in '{path}'")
+    _refuse_not_finite(model, name)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     if tokenizer is None and adapter is not None:
         tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
     return model.eval(), tokenizer
+
+
+def _from_file(
+    path: Path, name: str, dtype: torch.dtype, partial: bool
+) -> tuple[PreTrainedModel, Any]:
+    if not is_gguf(path):
+        raise DataError(f"'{name}' is a file; a model is a folder, a hub id or a GGUF file")
+    model, tokenizer = load_gguf(path, name, dtype, partial=partial)
+    _refuse_not_finite(model, name)
+    return model.eval(), tokenizer
+
+
+def _refuse_not_finite(model: PreTrainedModel, name: str) -> None:
+    for path, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise DataError(f"the model '{name}' holds values that are not finite in '{path}'")
 
 
 def _model(
@@ -190,19 +209,3 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
     files = set(found.vocab_files_names.values())
     empty = Path(source).is_dir() and not any((Path(source) / file).is_file() for file in files)
     return None if files and empty else found
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the model library's bars and advice off the terminal, and leave its settings as they were."""
-    logs: Any = transformers.utils.logging
-    with EXCLUSIVE:
-        level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-        logs.set_verbosity_error()
-        logs.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logs.set_verbosity(level)
-            if bars:
-                logs.enable_progress_bar()

@@ -21,7 +21,8 @@ class Job:
     linears of a layer at once). `on_disk` keeps what crosses a cut on disk
     rather than in memory. `dtype` is that of weights and activations; sums are float32. `device` is one
     device, `auto` or a device map (`Places`); what crosses a cut lies in the memory of the CPU.
-    Raises OptionError for numbers and words that cannot be meant, and a device that this machine has not.
+    Raises OptionError for numbers and words that cannot be meant, and a device that this machine has not,
+    DataError for a model in one file.
     """
 
     model: str
@@ -47,6 +48,11 @@ class Job:
             raise OptionError(f"order={self.order} is neither linear nor layer")
         if isinstance(self.device, str) and self.device != "auto":
             device_of(self.device)
+        if Path(self.model).is_file():
+            raise DataError(
+                f"'{self.model}' is a file, and streaming reads a folder of safetensors; load it with "
+                "sparsify.load_model and save model and tokenizer into one"
+            )
 
 
 def begin(job: Job, *, resume: bool) -> Path:

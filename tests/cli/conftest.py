@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify.cli import main
-from sparsify.pretrained.load import load_tokenizer, quiet
+from sparsify.pretrained.load import load_tokenizer
+from sparsify.pretrained.quiet import quiet
 
 
 @pytest.fixture(scope="session")

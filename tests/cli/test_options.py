@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sparsify.errors import SparsifyError, sentence_of
-from sparsify.pretrained.load import quiet
+from sparsify.pretrained.quiet import quiet
 
 MASKS = "insert-masks | choose-masks{sparsity=0.5} | fold-masks"
 RUN = ["run", "--model", "nowhere/at-all", "--pipeline", MASKS, "--out", "OUT"]

@@ -17,7 +17,7 @@ from sparsify.ir.axes.shrink.keep import Keep
 from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.trace.trace import trace
-from sparsify.pretrained.load import quiet
+from sparsify.pretrained.quiet import quiet
 from sparsify.tensors.precision import relative_difference
 from tests.ir.axes.families import traced as family_traced
 

@@ -35,7 +35,8 @@ import exporters
 import sparsify
 import sparsify.commands.run
 from sparsify.cli import main
-from sparsify.pretrained.load import load_tokenizer, quiet
+from sparsify.pretrained.load import load_tokenizer
+from sparsify.pretrained.quiet import quiet
 
 PIPELINE = (
     "insert-masks | choose-masks{sparsity=0.5} | insert-lora{rank=2} | "

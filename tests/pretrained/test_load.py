@@ -15,7 +15,8 @@ from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.trace.weightless import trace_weightless
-from sparsify.pretrained.load import load_model, load_tokenizer, quiet
+from sparsify.pretrained.load import load_model, load_tokenizer
+from sparsify.pretrained.quiet import quiet
 
 UP = "model.layers.1.mlp.up_proj.weight"
 PARTIAL = "mend the config or the files, or give allow_partial=True (--allow-partial)"

@@ -18,7 +18,8 @@ from sparsify.ir.trace.weightless import trace_weightless
 from sparsify.ir.views.linear import linears, out_in
 from sparsify.ir.views.targets import targeted
 from sparsify.pretrained.headers import INDEX
-from sparsify.pretrained.load import load_model, quiet
+from sparsify.pretrained.load import load_model
+from sparsify.pretrained.quiet import quiet
 from sparsify.select.one_shot import OneShot
 from sparsify.select.statistics import Statistics
 from sparsify.select.weights import Target

@@ -27,7 +27,8 @@ from sparsify.ir.program import Program
 from sparsify.ir.trace.weightless import weightless
 from sparsify.ir.types import propagate
 from sparsify.ir.views.packed import is_rounded
-from sparsify.pretrained.load import class_named, config_of, quiet
+from sparsify.pretrained.load import class_named, config_of
+from sparsify.pretrained.quiet import quiet
 from sparsify.pretrained.rope import switch_length
 from sparsify.tensors.precision import ROUNDED_TOLERANCE, relative_difference
 

@@ -15,7 +15,8 @@ from sparsify.disk.files import read_json
 from sparsify.errors import DataError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables
-from sparsify.pretrained.load import class_named, config_of, quiet
+from sparsify.pretrained.load import class_named, config_of
+from sparsify.pretrained.quiet import quiet
 
 # Tables may hold a few rows more than positions: the first ones mean padding.
 _SPARE = 2

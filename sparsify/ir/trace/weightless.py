@@ -20,7 +20,8 @@ from sparsify.ir.trace.example_inputs import example_inputs
 from sparsify.ir.trace.trace import trace
 from sparsify.pretrained.adapters import refuse_adapter
 from sparsify.pretrained.architecture import class_of_config, config_at
-from sparsify.pretrained.load import dtype_of, load_tokenizer, quiet, source_of
+from sparsify.pretrained.load import dtype_of, load_tokenizer, source_of
+from sparsify.pretrained.quiet import quiet
 
 
 @exclusive
