@@ -71,9 +71,7 @@ def demo(
 @app.command()
 @loads_models
 def run(
-    model: Annotated[
-        str, typer.Option(help="A model's folder, hub id or GGUF file, or 'embedded'.")
-    ],
+    model: Annotated[str, typer.Option(help="A folder, hub id or GGUF file, or 'embedded'.")],
     out: Out,
     data: Annotated[
         str | None,
