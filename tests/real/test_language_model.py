@@ -11,8 +11,6 @@ from sparsify import Context, export, load_model, load_onnx, parse, trace
 from sparsify.data.sequences import TextData
 from sparsify.ir.views.linear import linears
 from sparsify.ir.views.packed import packed_linears
-from sparsify.tensors.masks import check_nm
-from sparsify.tensors.pattern import Pattern
 
 pytestmark = pytest.mark.real
 QUESTION = [{"role": "user", "content": "Name three colours of the rainbow."}]
@@ -85,7 +83,10 @@ def test_it_is_pruned_at_once_and_packed(loaded, program, place):
     pruned = [view for view in linears(program) if view.weight != "lm_head.weight"]
     assert len(pruned) == 30 * 7
     for view in pruned:
-        check_nm(program.tensor(view.weight) != 0, Pattern(2, 4))
+        groups = (program.tensor(view.weight) != 0).reshape(-1, 4).sum(1)
+        assert (
+            int(groups.max()) == 2
+        )  # some hold fewer: the codes of the file had zeros of their own
     parse("pack-nm").run(program, Context())
     assert len(packed_linears(program)) == 30 * 7
     export(program, place, ["onnx"])
