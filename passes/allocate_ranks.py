@@ -13,10 +13,9 @@ from typing import ClassVar
 from sparsify.data.sequences import batches, sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.features.lora import resize_branch
+from sparsify.ir.features.lora import branched_linears, resize_branch
 from sparsify.ir.program import Program
 from sparsify.ir.types import propagate
-from sparsify.ir.views.linear import linears
 from sparsify.select.layers import layer_errors, layers_of
 from sparsify.tensors.allocation import ranks
 
@@ -45,7 +44,7 @@ class AllocateRanks(Pass):
         """Measure the layers and resize; returns how many branches changed."""
         assert context.data is not None
         assert context.dense is not None
-        views = [view for view in linears(program) if view.branch is not None]
+        views = branched_linears(program)
         for view in views:
             if self.largest >= min(program.tensor(view.weight).shape):
                 raise OptionError(f"largest={self.largest} does not fit @{view.weight}")

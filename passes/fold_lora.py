@@ -16,8 +16,9 @@ from torch import Tensor
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import SparsifyError
 from sparsify.ir.features.composed import drop_composition
+from sparsify.ir.features.lora import branched_linears
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, branched_weight, linears, out_in
+from sparsify.ir.views.linear import Linear, branched_weight, out_in
 from sparsify.tensors.lowrank import delta
 
 
@@ -35,7 +36,7 @@ class FoldLora(Pass):
     def rewrite(self, program: Program, context: Context) -> int:
         """Merge each branch once and take it out of every linear that reads the weight."""
         merged = set()
-        for view in [v for v in linears(program) if v.branch is not None]:
+        for view in branched_linears(program):
             assert view.branch is not None
             if view.weight not in merged:
                 weight, new = program.tensor(view.weight), _merged(program, view)

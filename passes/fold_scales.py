@@ -13,9 +13,9 @@ import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.ir.features.composed import drop_composition
+from sparsify.ir.features.row_scales import scaled_linears
 from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import linears
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FoldScales(Pass):
     def rewrite(self, program: Program, context: Context) -> int:
         """Fold every scale; returns of how many weights."""
         folded = set()
-        for view in [v for v in linears(program) if v.row_scales is not None]:
+        for view in scaled_linears(program):
             assert view.row_scales is not None
             if view.weight not in folded:
                 weight, scales = program.tensor(view.weight), program.tensor(view.row_scales)

@@ -14,6 +14,7 @@ from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effe
 from sparsify.errors import OptionError
 from sparsify.ir.features.bias import add_bias, refuse_unbiasable
 from sparsify.ir.features.group_mask import group_masks
+from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import linears
 from sparsify.ir.views.targets import targeted
@@ -43,7 +44,7 @@ class InsertBias(Pass):
         chosen = {view.weight for view in targeted(program, self.targets, self.ignore)}
         masked = {m.linear.weight for m in group_masks(program) if m.kind in self.of}
         if "weights" in self.of:
-            masked |= {view.weight for view in linears(program) if view.mask is not None}
+            masked |= {view.weight for view in masked_linears(program)}
         views = [view for view in linears(program) if view.weight in chosen & masked]
         if not views:
             raise OptionError(NO_MASK)

@@ -18,9 +18,9 @@ from sparsify.data.sequences import Data
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.facts.fitting import extent
+from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.run.recomputed_weights import recomputed_weights
-from sparsify.ir.views.linear import linears
 from sparsify.ir.views.targets import targeted
 from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import Target, check_axes
@@ -155,7 +155,7 @@ class Train(Pass):
             )
         if self.masks.steps < 1:
             raise OptionError(f"masks=every{{steps={self.masks.steps}}} must be at least 1")
-        masked = [view for view in linears(program) if view.mask is not None]
+        masked = masked_linears(program)
         check_axes(program, masked, Target.of(None, self.masks.pattern))
         if self.decay is not None:
             self.decay.check()
@@ -168,7 +168,7 @@ class Train(Pass):
             self.lr * factor(self._shape(), t, self.steps, self.warmup) for t in range(self.steps)
         )
         reach = sum(rate * t / self.steps for t, rate in enumerate(rates))
-        views = [view for view in linears(program) if view.mask is not None]
+        views = masked_linears(program)
         # Before the masks are there: those that they go to as a rule.
         masked = [program.tensor(v.weight) for v in views or targeted(program, ("*",), ())]
         size = sum(weight.numel() for weight in masked)

@@ -223,12 +223,12 @@ def default_input(name: str, reference: Tensor) -> Tensor:
 
     Raises SparsifyError for a name that has no default.
     """
+    if not has_default(name):
+        raise SparsifyError(f"the batch lacks the input '{name}', which has no default")
     batch, length = reference.shape[0], reference.shape[1]
     device = reference.device
     if name.endswith("attention_mask"):
         return torch.ones(batch, length, dtype=torch.long, device=device)
     if name == "position_ids":
         return torch.arange(length, device=device).expand(batch, length).contiguous()
-    if name == "token_type_ids":
-        return torch.zeros(batch, length, dtype=torch.long, device=device)
-    raise SparsifyError(f"the batch lacks the input '{name}', which has no default")
+    return torch.zeros(batch, length, dtype=torch.long, device=device)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.run.straight_masks import straight_masks
-from sparsify.ir.views.linear import Linear, branched_weight, linears, out_in
+from sparsify.ir.views.linear import Linear, branched_weight, out_in
 from sparsify.tensors.masks import keep_nm
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.scores import magnitude
@@ -39,7 +40,7 @@ class AdaptiveMasks:
 
     def __init__(self, program: Program, refresh: Refresh, *, dense_forward: bool) -> None:
         self.program, self.how, self.dense_forward = program, refresh, dense_forward
-        self.views = {view.weight: view for view in linears(program) if view.mask is not None}
+        self.views = {view.weight: view for view in masked_linears(program)}
         self.masks: dict[str, Tensor] = {}
         for path, view in self.views.items():
             assert view.mask is not None

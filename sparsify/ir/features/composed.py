@@ -1,9 +1,11 @@
 """Weights that are composed, `W_eff = Q(S * mask * (W + c * B A))`: where parts go in and come out."""
 
+from collections.abc import Callable
+
 import torch
 from torch import fx
 
-from sparsify.ir.graph import redirect, sweep
+from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import chain
@@ -33,7 +35,13 @@ def drop_composition(
     sweep(program)
 
 
-def unrounded(linear: Linear) -> tuple[fx.Node, fx.Node]:
+def compose(program: Program, linear: Linear, part: Callable[[Writer, fx.Node], fx.Node]) -> None:
+    """Let a node that `part` makes of the weight that enters a linear, or its quantizer, enter instead."""
+    reader, operand = _unrounded(linear)
+    reader.replace_input_with(operand, part(Writer(program, before=reader), operand))
+
+
+def _unrounded(linear: Linear) -> tuple[fx.Node, fx.Node]:
     """The node that reads a composed weight before it is rounded, and that weight."""
     if linear.quantizer is None:
         return linear.node, linear.operand

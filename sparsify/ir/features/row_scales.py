@@ -2,9 +2,8 @@
 
 import torch
 
-from sparsify.ir.features.composed import drop_composition, unrounded
+from sparsify.ir.features.composed import compose, drop_composition
 from sparsify.ir.features.feature import Feature
-from sparsify.ir.graph import Writer
 from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import row_scales
@@ -17,11 +16,12 @@ def add_row_scales(program: Program, linear: Linear, blocks: int) -> None:
     if not program.has(name):
         outputs = out_in(linear, weight).shape[0]
         program.put(name, torch.ones(outputs, blocks).to(weight), trainable=True)
-    reader, operand = unrounded(linear)
-    writer = Writer(program, before=reader)
     layout = {"transposed": True} if linear.transposed else {}
-    scaled = writer.call(scale_weight, operand, writer.read(name), **layout)
-    reader.replace_input_with(operand, scaled)
+    compose(
+        program,
+        linear,
+        lambda writer, weight: writer.call(scale_weight, weight, writer.read(name), **layout),
+    )
 
 
 def scaled_linears(program: Program) -> list[Linear]:

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from sparsify.ir.features.composed import drop_composition, unrounded
+from sparsify.ir.features.composed import compose, drop_composition
 from sparsify.ir.features.feature import Feature
-from sparsify.ir.graph import Writer
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import weight_mask
 from sparsify.ir.views.linear import Linear, linears
@@ -18,10 +17,11 @@ def add_mask(program: Program, path: str, mask: Tensor, linear: Linear) -> None:
     name = weight_mask(path)
     if not program.has(name):
         program.put(name, mask)
-    reader, operand = unrounded(linear)
-    writer = Writer(program, before=reader)
-    masked = writer.call(aten.mul.Tensor, operand, writer.read(name))
-    reader.replace_input_with(operand, masked)
+    compose(
+        program,
+        linear,
+        lambda writer, weight: writer.call(aten.mul.Tensor, weight, writer.read(name)),
+    )
 
 
 def masked_linears(program: Program) -> list[Linear]:

@@ -1,4 +1,4 @@
-"""Targets before their time: globs for weights that an earlier pass of the pipeline will have added."""
+"""Targets: the linears that globs select, now, or once an earlier pass has added them."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from torch import fx
 from sparsify.errors import OptionError, nearest
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of, suffixes
-from sparsify.ir.views.composition import (
-    is_composing,
-)
+from sparsify.ir.views.composition import is_composing
 from sparsify.ir.views.globs import matches, meant
 from sparsify.ir.views.linear import Linear, consumers, linear_at, linears, products
+
+aten = torch.ops.aten
 
 
 def expected(program: Program, targets: Sequence[str], ignore: Sequence[str]) -> list[Linear]:
@@ -33,9 +33,6 @@ def expected(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
         [glob for glob in targets if not is_late(glob)],
         [glob for glob in ignore if not is_late(glob)],
     )
-
-
-aten = torch.ops.aten
 
 
 def targeted(

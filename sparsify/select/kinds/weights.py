@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsify.errors import OptionError
 from sparsify.ir.features.composed import drop_composition
-from sparsify.ir.features.weight_mask import add_mask
+from sparsify.ir.features.weight_mask import add_mask, masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, linears
 from sparsify.ir.views.targets import refuse_shared
@@ -68,7 +68,7 @@ class Weights(Kind):
     def fold(self, program: Program) -> int:
         """`W' = W * mask`; OptionError for a branch under the mask."""
         folded = set()
-        for view in [v for v in linears(program) if v.mask is not None]:
+        for view in masked_linears(program):
             assert view.mask is not None
             refuse_branch(view)
             if view.weight not in folded:
