@@ -25,10 +25,11 @@ from sparsify.ir.views.targets import targeted
 from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import Target, check_axes
 from sparsify.tensors.pattern import Pattern
-from sparsify.train.loop import Figures, Settings, Sparse, train
+from sparsify.train.loop import train
 from sparsify.train.moving_masks import Refresh
 from sparsify.train.options import AdamS, ArsSte, Every, Kl, Lors, Pull, Squared, SrSte
 from sparsify.train.schedules import Shape, factor
+from sparsify.train.settings import Figures, Precision, Recompute, Settings, Sparse
 from sparsify.train.trainable import select_trainable
 
 _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a thousand times
@@ -36,7 +37,12 @@ _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a th
 
 @dataclass(frozen=True)
 class Train(Pass):
-    """Train for `steps` steps of `batch` sequences.
+    """Train for `steps` steps of `accumulate` micro-batches of `batch` sequences each.
+
+    The gradients of a step are those of its `batch * accumulate` sequences at once, whatever its size in memory:
+    losses are means over all labels and tokens of the step. With `precision=bf16` products are taken in
+    bfloat16 of float32 weights, and a dense twin made for it has bfloat16 weights. With `recompute=layers`
+    the backward pass computes the insides of layers again; only what passes between layers is kept.
 
     `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases), or
     `adapters` (the branches beside linears only). `schedule` is that of the learning rate, or `lors`: that of
@@ -60,6 +66,9 @@ class Train(Pass):
     masks: Every | None = None
     decay: SrSte | ArsSte | AdamS | None = None
     save_every: int = 100
+    accumulate: int = 1
+    precision: Precision = "float32"
+    recompute: Recompute = "none"
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
@@ -74,8 +83,8 @@ class Train(Pass):
 
     def check(self, program: Program) -> None:
         """Sizes must be positive and there must be a loss."""
-        if min(self.steps, self.batch, self.save_every) < 1 or self.lr <= 0:
-            raise OptionError("steps, batch, save_every and lr must be positive")
+        if min(self.steps, self.batch, self.save_every, self.accumulate) < 1 or self.lr <= 0:
+            raise OptionError("steps, batch, accumulate, save_every and lr must be positive")
         if not 0 <= self.warmup <= 1:
             raise OptionError(f"warmup={self.warmup} is a fraction of the steps, from 0 to 1")
         if self.task == 0 and self.distill is None:
@@ -88,10 +97,12 @@ class Train(Pass):
 
     def check_data(self, program: Program, data: Data) -> None:
         """A step must not go through the data over and over, and labels of tokens need logits for them."""
-        if self.batch > _EPOCHS * len(data):
+        sequences = self.batch * self.accumulate
+        if sequences > _EPOCHS * len(data):
+            times = f" accumulate={self.accumulate}" if self.accumulate > 1 else ""
             raise OptionError(
-                f"batch={self.batch} goes through the {len(data)} sequences of the data "
-                f"{self.batch / len(data):,.0f} times a step; take a smaller batch or bring more text"
+                f"batch={self.batch}{times} goes through the {len(data)} sequences of the data "
+                f"{sequences / len(data):,.0f} times a step; take a smaller batch or bring more text"
             )
         label = extent(data).label if self.task else -1
         if label < 0:
@@ -118,6 +129,9 @@ class Train(Pass):
             task=self.task,
             save_every=self.save_every,
             seed=context.seed,
+            accumulate=self.accumulate,
+            precision=self.precision,
+            recompute=self.recompute,
         )
         context.progress.start(self.name, self.steps)
 

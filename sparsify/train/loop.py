@@ -3,8 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,49 +16,15 @@ from sparsify.data.sequences import Data, order
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
 from sparsify.train.checkpoint import latest, restore, store
-from sparsify.train.losses import TaskLoss
-from sparsify.train.moving_masks import AdaptiveMasks, Refresh
+from sparsify.train.forward import Teacher, Trained
+from sparsify.train.losses import Distillation
+from sparsify.train.moving_masks import AdaptiveMasks
+from sparsify.train.objective import Objective
 from sparsify.train.omitting import Omitting
-from sparsify.train.optimizer import Rule, SparseAdamW
-from sparsify.train.program_model import ProgramModel
-from sparsify.train.schedules import Shape, factor
-
-Outputs = Sequence[Tensor]
-# Distance of the outputs to the dense twin's, given the attention mask of the batch.
-Distillation = Callable[[Outputs, Outputs, Tensor | None], Tensor]
-Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train: `loss = task * task loss + distillation`, AdamW, decoupled weight decay.
-
-    `batch` sequences a step over all processes, `lr` the peak learning rate, `warmup` a fraction of
-    `steps`, `clip` the largest gradient norm (0: none), `save_every` steps between checkpoints.
-    """
-
-    steps: int
-    batch: int
-    lr: float
-    shape: Shape
-    warmup: float
-    weight_decay: float
-    clip: float
-    task: float
-    save_every: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """Training in which the masks move too: when they are chosen, and how masked weights are pulled to zero.
-
-    With `dense_forward` masked weights take part until the end, when the masks are put in (CAST).
-    """
-
-    refresh: Refresh
-    rule: Rule
-    dense_forward: bool = False
+from sparsify.train.optimizer import SparseAdamW
+from sparsify.train.precision import accelerating
+from sparsify.train.schedules import factor
+from sparsify.train.settings import Figures, Settings, Sparse
 
 
 def train(
@@ -83,9 +48,14 @@ def train(
     the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. Raises
     SparsifyError when the loss is no longer finite; checkpoints from before then stay.
     """
-    with torch.random.fork_rng(devices=[]):
+    with (
+        torch.random.fork_rng(devices=[]),
+        accelerating(device, settings.precision) as accelerator,
+    ):
         torch.manual_seed(settings.seed)
-        run = _Run(program, data, settings, dense, distillation, sparse, omission, device)
+        twin = None if dense is None else Teacher(dense)
+        objective = Objective(program, settings, accelerator, twin, distillation)
+        run = _Run(program, data, settings, objective, sparse, omission, accelerator)
         done, history = 0, list[Figures]()
         if scratch is not None and (found := latest(scratch)) is not None:
             done, history = restore(run.accelerator, found)
@@ -122,17 +92,13 @@ class _Run:
         program: Program,
         data: Data,
         settings: Settings,
-        dense: Program | None,
-        distillation: Distillation | None,
+        objective: Objective,
         sparse: Sparse | None,
         omission: Callable[[float], float] | None,
-        device: str,
+        accelerator: Accelerator,
     ) -> None:
         self.program, self.data, self.settings = program, data, settings
-        self.dense, self.distillation = dense, distillation
-        # Asked before the model is wrapped: finding out runs the program in evaluation mode.
-        self.task_loss = TaskLoss(program) if settings.task else None
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.objective, self.accelerator = objective, accelerator
         # By name: a program loaded from disk may hold its parameters in another order, and the
         # optimiser's state is kept by number.
         named = sorted(program.module.named_parameters(), key=lambda item: item[0])
@@ -144,7 +110,10 @@ class _Run:
         how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.9, 0.95)}
         self.rules = None if sparse is None else SparseAdamW(trained, sparse.rule, **how)
         optimizer = self.rules or torch.optim.AdamW(trained, **how)
-        self.model, self.optimizer = self.accelerator.prepare(ProgramModel(program), optimizer)
+        model = Trained(program)
+        if settings.recompute == "layers":
+            model.activation_checkpointing_enable()
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Asked of the optimiser: sharding puts other tensors in place of the parameters.
         groups = self.optimizer.param_groups
         self.trained = [parameter for group in groups for parameter in group["params"]]
@@ -178,14 +147,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         moved = self._before(step)
-        batch = self._batch(step)
-        loss, figures = self._loss(batch)
-        if not math.isfinite(float(loss.detach())):
-            raise SparsifyError(
-                f"the loss became {float(loss.detach())} at step {step + 1} of {settings.steps}; lower lr "
-                f"(now {settings.lr:g}); checkpoints from before stay"
-            )
-        self.accelerator.backward(loss)
+        figures, tokens = self._gradients(step)
         if settings.clip:
             self.accelerator.clip_grad_norm_(self.trained, settings.clip)
         self.optimizer.step()
@@ -193,8 +155,25 @@ class _Run:
         if self.omitting is not None:
             moved = {**moved, **self.omitting.figures()}
         seconds = time.perf_counter() - started
-        tokens = batch["input_ids"].numel() / seconds if "input_ids" in batch else 0.0
-        return {"step": step + 1, "lr": lr, **figures, **moved, "tokens_per_s": tokens}
+        return {"step": step + 1, "lr": lr, **figures, **moved, "tokens_per_s": tokens / seconds}
+
+    def _gradients(self, step: int) -> tuple[Figures, int]:
+        """Put the gradients of a step into the parameters; its losses, and its number of tokens."""
+        parts = self.objective.parts(self._batches(step))
+        figures: Figures = {}
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, found = self.objective(self.model, part)
+                if not math.isfinite(found["loss"]):
+                    raise SparsifyError(
+                        f"the loss became {found['loss']} at step {step + 1} of {self.settings.steps}; lower "
+                        f"lr (now {self.settings.lr:g}); checkpoints from before stay"
+                    )
+                self.accelerator.backward(loss)
+            figures = {key: figures.get(key, 0.0) + value for key, value in found.items()}
+        ids = (part.batch.get("input_ids") for part in parts)
+        return figures, sum(each.numel() for each in ids if each is not None)
 
     def finish(self, step: int) -> Figures:
         """Put the masks in; where they were kept out of the graph, the loss before and after."""
@@ -211,7 +190,8 @@ class _Run:
     @torch.no_grad()
     def _evaluate(self, step: int) -> float:
         self.model.eval()
-        return self._loss(self._batch(step))[1]["loss"]
+        parts = self.objective.parts(self._batches(step))
+        return sum(self.objective(self.model, part)[1]["loss"] for part in parts)
 
     def _before(self, step: int) -> Figures:
         """What is due before a step: its omission rate, new masks, and how far the run is."""
@@ -223,46 +203,13 @@ class _Run:
         self.rules.progress = step / self.settings.steps
         return {"strength": self.rules.rule.strength(self.rules.progress), **figures}
 
-    def _batch(self, step: int) -> dict[str, Tensor]:
-        indices = step_indices(len(self.data), self.settings.seed, step, self.settings.batch)
+    def _batches(self, step: int) -> list[dict[str, Tensor]]:
+        """The micro-batches of a step, this process's part of each."""
+        batch, count = self.settings.batch, self.settings.accumulate
+        indices = step_indices(len(self.data), self.settings.seed, step, batch * count)
+        return [self._batch(indices[i * batch : (i + 1) * batch]) for i in range(count)]
+
+    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
         batch = self.data.batch(mine)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
-
-    def _loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Figures]:
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        result: Any = self.model(**inputs)
-        outputs = [result[name] for name in self.program.source.outputs]
-        total = outputs[0].new_zeros(())
-        figures = {}
-        if self.task_loss is not None:
-            task = self.task_loss(outputs, batch, self._items_of_all(batch))
-            total = total + self.settings.task * task
-            figures["task"] = float(task.detach())
-        if self.distillation is not None:
-            assert self.dense is not None
-            distance = self.distillation(
-                outputs, self.dense.run(inputs), batch.get("attention_mask")
-            )
-            total = total + distance * self._share_of_tokens(batch)
-            figures["distill"] = float(distance.detach())
-        return total, {"loss": float(total.detach()), **figures}
-
-    def _items_of_all(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """What the sum of losses is divided by, so that the mean over processes is that over their labels."""
-        if self.task_loss is None or self.accelerator.num_processes == 1 or "labels" not in batch:
-            return None
-        return self._mean_over_processes(self.task_loss.items(batch))
-
-    def _share_of_tokens(self, batch: Mapping[str, Tensor]) -> Tensor | float:
-        """How many tokens this process has for each that processes have on average."""
-        mask = batch.get("attention_mask")
-        if self.accelerator.num_processes == 1 or mask is None:
-            return 1.0
-        mine = int(mask.sum())
-        return mine / self._mean_over_processes(mine)
-
-    def _mean_over_processes(self, count: int) -> Tensor:
-        mine = torch.tensor(float(count), device=self.accelerator.device)
-        mean: Tensor = self.accelerator.reduce(mine, "mean")
-        return mean

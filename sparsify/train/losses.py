@@ -1,6 +1,7 @@
 """Losses as functions of outputs: the task's own, and distillation from the dense twin."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,24 @@ from sparsify.data.dialogues import IGNORED
 from sparsify.errors import DataError
 from sparsify.ir.program import Program
 from sparsify.pretrained.load import class_named
+
+
+class Distillation(Protocol):
+    """A distance of outputs to the dense twin's: a sum over tokens, divided by the size of all of them."""
+
+    # Whether each token is of size 1, so that the size is known before the twin has run.
+    per_token: ClassVar[bool]
+
+    def __call__(
+        self, outputs: Sequence[Tensor], dense: Sequence[Tensor], mask: Tensor | None
+    ) -> Tensor:
+        """The distance, a scalar; `mask` marks the tokens that count."""
+
+    def each(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The terms of the sum, `[...]`, from first outputs `[..., features]`."""
+
+    def size(self, dense: Sequence[Tensor], mask: Tensor | None) -> float:
+        """What the sum over all tokens is divided by."""
 
 
 class TaskLoss:
@@ -84,9 +103,23 @@ class TaskLoss:
             return labels
         return functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
-    def items(self, batch: Mapping[str, Tensor]) -> int:
-        """How many labels of a batch count."""
-        labels = batch["labels"]
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The label of each token's logits, `[batch, length]`; None where the loss is another than theirs."""
+        labels = batch.get("labels")
+        spans = "start_positions" in batch and "start_logits" in self._names
+        if spans or labels is None or labels.dim() != 2 or labels.is_floating_point():
+            return None
+        return self._next_tokens(labels, batch)
+
+    def items(self, batch: Mapping[str, Tensor]) -> float:
+        """How many labels of a batch count; of spans, how many a side."""
+        if "start_positions" in batch and "start_logits" in self._names:
+            length = batch["input_ids"].shape[1]
+            sides = (batch[f"{side}_positions"] for side in ("start", "end"))
+            return sum(int(((at >= 0) & (at < length)).sum()) for at in sides) / 2
+        labels = batch.get("labels")
+        if labels is None:
+            return 0
         if labels.is_floating_point():
             return labels.numel()
         counted = self._next_tokens(labels, batch) if labels.dim() == 2 else labels
@@ -125,26 +158,32 @@ def output_is_causal(program: Program) -> bool:
     return one.dim() == 3 and torch.equal(one[:, :-1], two[:, :-1])
 
 
-def kl(student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
-    """Forward KL divergence from the dense twin, `T^2 * mean_t sum_v p log(p / q)`, in nats.
+def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Forward KL divergence from the dense twin, `T^2 sum_v p log(p / q)`, in nats, of each token.
 
-    `p = softmax(teacher / T)`, `q = softmax(student / T)`; logits `[..., vocabulary]`; `mask [...]` marks the
-    positions that count. Source: Hinton et al. 2015, section 2.
+    `p = softmax(teacher / T)`, `q = softmax(student / T)`; logits `[..., vocabulary]`. Source: Hinton et al.
+    2015, section 2.
     """
     log_q = functional.log_softmax(student.float() / temperature, -1)
     log_p = functional.log_softmax(teacher.float() / temperature, -1)
-    each = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return temperature**2 * _mean(each, mask)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def squared(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    """Squared distance of hidden states, `mean_t ||s - t||^2 / mean_t ||t||^2`; states `[..., features]`."""
-    each = (student.float() - teacher.float()).square().sum(-1)
-    return _mean(each, mask) / _mean(teacher.float().square().sum(-1), mask)
+def squared(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of hidden states `[..., features]`, `||s - t||^2`, of each token."""
+    return (student.float() - teacher.float()).square().sum(-1)
 
 
-def _mean(each: Tensor, mask: Tensor | None) -> Tensor:
+def mean(each: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over tokens `[...]`, over those that the mask marks where it is of their shape."""
     if mask is None or mask.shape != each.shape:
         return each.mean()
     weight = mask.to(each.dtype)
     return (each * weight).sum() / weight.sum()
+
+
+def total(each: Tensor, mask: Tensor | None) -> float:
+    """The sum over the tokens that `mean` is a mean over."""
+    if mask is None or mask.shape != each.shape:
+        return float(each.sum())
+    return float((each * mask.to(each.dtype)).sum())

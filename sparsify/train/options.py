@@ -20,6 +20,7 @@ class Kl(Options):
     """`weight * T^2 KL(p_dense || p)` of the first output's softmax at temperature T, a token."""
 
     name: ClassVar[str] = "kl"
+    per_token: ClassVar[bool] = True
     weight: float = 1.0
     temperature: float = 1.0
 
@@ -27,7 +28,15 @@ class Kl(Options):
         self, outputs: Sequence[Tensor], dense: Sequence[Tensor], mask: Tensor | None
     ) -> Tensor:
         """The distance, a scalar."""
-        return self.weight * losses.kl(outputs[0], dense[0], mask, self.temperature)
+        return losses.mean(self.each(outputs[0], dense[0]), mask)
+
+    def each(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The distance of each token."""
+        return self.weight * losses.kl(student, teacher, self.temperature)
+
+    def size(self, dense: Sequence[Tensor], mask: Tensor | None) -> float:
+        """The number of tokens."""
+        return losses.total(torch.ones(dense[0].shape[:-1], device=dense[0].device), mask)
 
 
 @dataclass(frozen=True)
@@ -35,13 +44,26 @@ class Squared(Options):
     """`weight * ||h - h_dense||^2 / ||h_dense||^2` of the first output's states; for encoders."""
 
     name: ClassVar[str] = "squared"
+    per_token: ClassVar[bool] = False
     weight: float = 1.0
 
     def __call__(
         self, outputs: Sequence[Tensor], dense: Sequence[Tensor], mask: Tensor | None
     ) -> Tensor:
         """The distance, a scalar."""
-        return self.weight * losses.squared(outputs[0], dense[0], mask)
+        sizes = self._sizes(dense)
+        return losses.mean(self.each(outputs[0], dense[0]), mask) / losses.mean(sizes, mask)
+
+    def each(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The squared distance of each token."""
+        return self.weight * losses.squared(student, teacher)
+
+    def size(self, dense: Sequence[Tensor], mask: Tensor | None) -> float:
+        """The sum of the squares of the dense states."""
+        return losses.total(self._sizes(dense), mask)
+
+    def _sizes(self, dense: Sequence[Tensor]) -> Tensor:
+        return dense[0].float().square().sum(-1)
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ def test_options_that_do_not_fit_the_program(pipeline, sentence, traced):
     ("pipeline", "sentence"),
     [
         ("calibrate{samples=0}", "samples=0 and batch=8 must be at least 1"),
-        ("train{steps=0}", "steps, batch, save_every and lr must be positive"),
-        ("train{steps=1 lr=-1.0}", "steps, batch, save_every and lr must be positive"),
+        ("train{steps=0}", "steps, batch, accumulate, save_every and lr must be positive"),
+        ("train{steps=1 lr=-1.0}", "steps, batch, accumulate, save_every and lr must be positive"),
         ("train{steps=1 warmup=3.0}", "warmup=3.0 is a fraction of the steps, from 0 to 1"),
         ("train{steps=1 task=0}", "task=0 without distill leaves no loss"),
         ("train{steps=1 distill=kl{temperature=0.0}}", "temperature=0.0 must be positive"),

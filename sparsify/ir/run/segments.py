@@ -18,12 +18,16 @@ _MATRICES = 2
 
 @dataclass(frozen=True)
 class _Call:
-    """One node, with the arguments it had when the pass began: the mode may change before the backward."""
+    """One node, with the arguments it had when the pass began: the mode may change before the backward.
+
+    `frees` names the values that nobody reads after it.
+    """
 
     name: str
     target: Any
     args: Any
     kwargs: Any
+    frees: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,23 @@ class Segment:
     gives: tuple[str, ...]
 
 
-def segments(module: fx.GraphModule) -> list[Segment]:
-    """The pieces of a graph, the last of which holds what lies behind the last cut."""
+def segments(
+    module: fx.GraphModule, *, wanted: Sequence[fx.Node] | None = None, whole: bool = False
+) -> list[Segment]:
+    """The pieces of a graph, the last of which holds what lies behind the last cut.
+
+    With `wanted` only what these values need; with `whole` all of it in one piece.
+    """
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]
     place = {node: i for i, node in enumerate(nodes)}
     last = {n: max((place.get(u, len(nodes)) for u in n.users), default=-1) for n in nodes}
-    borders = [0, *_borders(module, nodes, last), len(nodes)]
+    if wanted is not None:
+        needed = _needed(wanted)
+        nodes = [node for node in nodes if node in needed]
+        place = {node: i for i, node in enumerate(nodes)}
+        last = {n: max((place[u] for u in n.users if u in place), default=-1) for n in nodes}
+        last |= {node: len(nodes) for node in wanted if node in place}
+    borders = [0, *([] if whole else _borders(module, nodes, last)), len(nodes)]
     return [
         _segment(nodes[start:end], {n for n in nodes[:end] if last[n] >= end})
         for start, end in itertools.pairwise(borders)
@@ -51,17 +66,17 @@ def run_segments(
     module: fx.GraphModule,
     inputs: Mapping[str, Tensor],
     *,
+    wanted: Sequence[fx.Node] | None = None,
     every: int = 1,
     **options: Any,
 ) -> tuple[Tensor, ...]:
     """The outputs of a module, every `every`-th piece of it but the last kept by its borders alone.
 
-    `options` go to `torch.utils.checkpoint.checkpoint`.
+    With `wanted` the values of these nodes, and only what they need is run. `options` go to
+    `torch.utils.checkpoint.checkpoint`.
     """
-    known: dict[str, Any] = {
-        n.name: inputs[str(n.target)] for n in module.graph.nodes if n.op == "placeholder"
-    }
-    pieces = segments(module)
+    known = _known(module, inputs)
+    pieces = segments(module, wanted=wanted)
     for i, piece in enumerate(pieces):
 
         def run(*values: Any, piece: Segment = piece) -> tuple[Any, ...]:
@@ -73,10 +88,42 @@ def run_segments(
         else:
             given = run(*values)
         known.update(zip(piece.gives, given, strict=True))
+    return _found(module, wanted, known)
+
+
+def run_to(
+    module: fx.GraphModule, inputs: Mapping[str, Tensor], wanted: Sequence[fx.Node]
+) -> tuple[Tensor, ...]:
+    """The values of some nodes; only what they need is run, and each value is let go after its last use."""
+    known = _known(module, inputs)
+    (piece,) = segments(module, wanted=wanted, whole=True)
+    values = {name: known[name] for name in piece.reads}
+    known.update(zip(piece.gives, _run(module, piece, values), strict=True))
+    return _found(module, wanted, known)
+
+
+def _known(module: fx.GraphModule, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {n.name: inputs[str(n.target)] for n in module.graph.nodes if n.op == "placeholder"}
+
+
+def _found(
+    module: fx.GraphModule, wanted: Sequence[fx.Node] | None, known: Mapping[str, Any]
+) -> tuple[Tensor, ...]:
     (output,) = (node for node in module.graph.nodes if node.op == "output")
-    found: tuple[Tensor, ...] = fx.node.map_arg(
-        output.args[0], lambda node: _value(module, node, known)
-    )
+    asked: Any = output.args[0] if wanted is None else tuple(wanted)
+    found: tuple[Tensor, ...] = fx.node.map_arg(asked, lambda node: _value(module, node, known))
+    return found
+
+
+def _needed(wanted: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes that others are computed from, themselves included."""
+    found: set[fx.Node] = set()
+    queue = list(wanted)
+    while queue:
+        node = queue.pop()
+        if node not in found:
+            found.add(node)
+            queue += node.all_input_nodes
     return found
 
 
@@ -108,7 +155,14 @@ def _segment(nodes: Sequence[fx.Node], crossing: set[fx.Node]) -> Segment:
         if source not in inside and source.op != "get_attr"
     }
     gives = tuple(node.name for node in nodes if node in crossing)
-    calls = tuple(_Call(n.name, n.target, n.args, dict(n.kwargs)) for n in nodes)
+    frees: dict[fx.Node, list[str]] = {node: [] for node in nodes}
+    seen = set(gives)
+    for node in reversed(nodes):
+        for source in (node, *node.all_input_nodes):
+            if source.op != "get_attr" and source.name not in seen:
+                seen.add(source.name)
+                frees[node].append(source.name)
+    calls = tuple(_Call(n.name, n.target, n.args, dict(n.kwargs), tuple(frees[n])) for n in nodes)
     return Segment(calls, tuple(reads), gives)
 
 
@@ -116,6 +170,8 @@ def _run(module: nn.Module, piece: Segment, known: dict[str, Any]) -> tuple[Any,
     for call in piece.calls:
         args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: _value(module, n, known))
         known[call.name] = call.target(*args, **kwargs)
+        for name in call.frees:
+            del known[name]
     return tuple(known[name] for name in piece.gives)
 
 
