@@ -41,8 +41,9 @@ class Train(Pass):
 
     The gradients of a step are those of its `batch * accumulate` sequences at once, whatever its size in memory:
     losses are means over all labels and tokens of the step. With `precision=bf16` products are taken in
-    bfloat16 of float32 weights, and a dense twin made for it has bfloat16 weights. With `recompute=layers`
-    the backward pass computes the insides of layers again; only what passes between layers is kept.
+    bfloat16 of float32 weights, and the dense twin's weights are bfloat16. With `recompute=layers` the backward
+    pass computes the insides of layers again, and only what passes between layers is kept; `selective`
+    keeps products and attention too and computes again what is cheap.
 
     `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases), or
     `adapters` (the branches beside linears only). `schedule` is that of the learning rate, or `lors`: that of
@@ -75,7 +76,9 @@ class Train(Pass):
         needs: list[str] = [self.update] if self.update in ("lora", "adapters") else []
         if self.masks is not None:
             needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
-        wants = ["data"] + (["dense"] if self.distill is not None else [])
+        wants = ["data"]
+        if self.distill is not None:
+            wants.append("dense.bf16" if self.precision == "bf16" else "dense")
         if isinstance(self.schedule, Lors):
             return effect(needs=[*needs, "omission"], wants=wants)
         # Without a schedule that says how much, a program that can omit would quietly train dense.

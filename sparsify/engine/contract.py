@@ -41,7 +41,8 @@ class Effect:
     """The features a pass needs, adds, sets and drops, and what it wants from the context.
 
     What it `adds` must be absent before; what it `sets` may be there already; what it `bars` must be
-    gone. `wants` may hold `data` (sequences to calibrate or train on) and `dense` (the dense twin).
+    gone. `wants` may hold `data` (sequences to calibrate or train on), `dense` (the dense twin) and
+    `dense.bf16` (the dense twin, for which bfloat16 is enough).
     """
 
     needs: frozenset[str] = frozenset()

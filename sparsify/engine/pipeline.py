@@ -18,10 +18,12 @@ from sparsify.engine.remedies import lacking, remedies, remedy
 from sparsify.engine.report import Report, Row
 from sparsify.engine.resume import Checkpoints, identity
 from sparsify.errors import LawError, PipelineError, SparsifyError
+from sparsify.ir.device import copied
 from sparsify.ir.facts.admission import admission_of_program
 from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.program import Program
 from sparsify.ir.run.double import is_rounding
+from sparsify.ir.tensor_names import PACKED
 from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
 from sparsify.select.target_shape import Heads
@@ -140,8 +142,8 @@ class Pipeline:
         checkpoints: Checkpoints | None,
         compare: bool,
     ) -> Program:
-        if context.dense is None and any("dense" in p.effect().wants for p in self.passes):
-            context = replace(context, dense=program.clone())
+        if context.dense is None:
+            context = replace(context, dense=self._twin(program))
         done = 0
         if checkpoints is not None:
             program, done = checkpoints.restore(program, report, context.figures)
@@ -158,6 +160,14 @@ class Pipeline:
             if checkpoints is not None:
                 checkpoints.store(program, report, number, context.figures)
         return program
+
+
+    def _twin(self, program: Program) -> Program | None:
+        """The program as it is now, for passes to compare with: in half the memory where that is enough."""
+        wants = frozenset[str]().union(*(item.effect().wants for item in self.passes))
+        if "dense" in wants or ("dense.bf16" in wants and PACKED in program.features):
+            return program.clone()
+        return copied(program, torch.bfloat16) if "dense.bf16" in wants else None
 
 
 def parse(text: str) -> Pipeline:

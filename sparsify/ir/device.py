@@ -46,6 +46,19 @@ def move(program: Program, device: str | None = None, dtype: torch.dtype | None 
         program.module._apply(change)  # type: ignore[no-untyped-call]
 
 
+def copied(program: Program, dtype: torch.dtype) -> Program:
+    """A program that computes in another floating-point type, over tensors of its own; this one stays.
+
+    Raises SparsifyError for a type the program cannot take.
+    """
+    made = program.shared()
+    for path, value in list(made.tensors()):
+        parameter = isinstance(value, torch.nn.Parameter)
+        made.put(path, value, trainable=value.requires_grad if parameter else None)
+    move(made, dtype=dtype)
+    return made
+
+
 @contextlib.contextmanager
 def following(program: Program, change: Change) -> Iterator[None]:
     """The block turns every tensor of the program into `change(tensor)`; nodes, sample and types follow.

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify.ir.device import copied
 from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
 from sparsify.ir.run.head import find_head
-from sparsify.ir.run.segments import run_segments, run_to
+from sparsify.ir.run.segments import keeping_products, run_segments, run_to
+from sparsify.ir.tensor_names import PACKED
 from sparsify.train.chunks import Side
 from sparsify.train.program_model import ProgramModel
+from sparsify.train.settings import Precision, Recompute
 
 
 class Trained(ProgramModel):
@@ -21,9 +24,12 @@ class Trained(ProgramModel):
     weight `[vocabulary, hidden]` as it enters, and the bias where there is one.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, recompute: Recompute = "none") -> None:
         super().__init__(program)
         self.headless = False
+        if recompute != "none":
+            kept = {"context_fn": keeping_products} if recompute == "selective" else {}
+            self.activation_checkpointing_enable(kept)
 
     def forward(self, **batch: Tensor) -> tuple[Tensor, ...]:
         """The outputs, or what the head reads."""
@@ -38,10 +44,16 @@ class Trained(ProgramModel):
 
 
 class Teacher:
-    """The dense twin, frozen: evaluation mode, no gradients."""
+    """The dense twin, frozen: evaluation mode, no gradients.
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    For `precision` bf16 it is a copy whose weights are bfloat16, unless the program is that already or
+    holds packed weights, which keep their type.
+    """
+
+    def __init__(self, program: Program, precision: Precision = "float32") -> None:
+        types = {value.dtype for value in program.module.parameters()}
+        narrow = precision == "bf16" and torch.float32 in types and PACKED not in program.features
+        self.program = copied(program, torch.bfloat16) if narrow else program
 
     def outputs(self, batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, ...]:
         """Its outputs on a batch."""

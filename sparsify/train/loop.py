@@ -53,7 +53,7 @@ def train(
         accelerating(device, settings.precision) as accelerator,
     ):
         torch.manual_seed(settings.seed)
-        twin = None if dense is None else Teacher(dense)
+        twin = None if dense is None else Teacher(dense, settings.precision)
         objective = Objective(program, settings, accelerator, twin, distillation)
         run = _Run(program, data, settings, objective, sparse, omission, accelerator)
         done, history = 0, list[Figures]()
@@ -110,9 +110,7 @@ class _Run:
         how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.9, 0.95)}
         self.rules = None if sparse is None else SparseAdamW(trained, sparse.rule, **how)
         optimizer = self.rules or torch.optim.AdamW(trained, **how)
-        model = Trained(program)
-        if settings.recompute == "layers":
-            model.activation_checkpointing_enable()
+        model = Trained(program, settings.recompute)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Asked of the optimiser: sharding puts other tensors in place of the parameters.
         groups = self.optimizer.param_groups

@@ -75,12 +75,14 @@ class AdaptiveMasks:
     def figures(self) -> dict[str, float]:
         """The figures of `refresh`, of the masks as they are."""
         size = sum(mask.numel() for mask in self.masks.values())
-        flips = sum(int((m != self._before[p]).sum()) for p, m in self.masks.items())
-        drift = sum(int((m != self._initial[p]).sum()) for p, m in self.masks.items())
-        revived = sum(int((m & ~self._initial[p]).sum()) for p, m in self.masks.items())
         kept = sum(int(mask.sum()) for mask in self.masks.values())
+        flips = drift = revived = 0
         total = held = 0.0
         for path, mask in self.masks.items():
+            initial = _unpacked(self._initial[path], mask)
+            flips += int((mask != _unpacked(self._before[path], mask)).sum())
+            drift += int((mask != initial).sum())
+            revived += int((mask & ~initial).sum())
             absolute = whole(self.program.tensor(path)).abs()
             total += float(absolute.sum())
             held += float((absolute * mask).sum())
@@ -105,19 +107,13 @@ class AdaptiveMasks:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The masks now, at the start and before the last choice, eight to a byte in the weight's order."""
-        return {
-            name: {path: _packed(mask) for path, mask in masks.items()}
-            for name, masks in self._states()
-        }
+        return {"masks": self._copies(), "initial": self._initial, "before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take masks over from `state_dict`."""
-        for name, masks in self._states():
-            for path, mask in masks.items():
-                mask.copy_(_unpacked(state[name][path], mask))
-
-    def _states(self) -> tuple[tuple[str, dict[str, Tensor]], ...]:
-        return ("masks", self.masks), ("initial", self._initial), ("before", self._before)
+        for path, mask in self.masks.items():
+            mask.copy_(_unpacked(state["masks"][path], mask))
+        self._initial, self._before = dict(state["initial"]), dict(state["before"])
 
     @torch.no_grad()
     def _choose(self) -> None:
@@ -127,7 +123,7 @@ class AdaptiveMasks:
             self.masks[path].copy_(out_in(view, keep_nm(score, self.how.pattern)))
 
     def _copies(self) -> dict[str, Tensor]:
-        return {path: mask.clone() for path, mask in self.masks.items()}
+        return {path: _packed(mask) for path, mask in self.masks.items()}
 
 
 def _packed(mask: Tensor) -> Tensor:
@@ -136,4 +132,4 @@ def _packed(mask: Tensor) -> Tensor:
 
 def _unpacked(bits: Tensor, like: Tensor) -> Tensor:
     flat = np.unpackbits(bits.numpy(), count=like.numel()).astype(bool)
-    return torch.from_numpy(flat).reshape(like.shape)
+    return torch.from_numpy(flat).reshape(like.shape).to(like.device)

@@ -9,7 +9,7 @@ from sparsify.train.schedules import Shape
 
 Figures = dict[str, float]
 Precision = Literal["float32", "bf16"]
-Recompute = Literal["none", "layers"]
+Recompute = Literal["none", "layers", "selective"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Settings:
     `batch` sequences a micro-batch over all processes, `accumulate` micro-batches a step, `lr` the peak
     learning rate, `warmup` a fraction of `steps`, `clip` the largest gradient norm (0: none), `save_every`
     steps between checkpoints. In `precision` bf16 products are taken in bfloat16 of float32 weights.
-    `recompute` says what the backward pass computes again in place of keeping it.
+    `recompute` says what the backward pass computes again in place of keeping it: nothing, whole layers, or
+    (`selective`) all of them but products and attention.
     """
 
     steps: int

@@ -9,9 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+aten = torch.ops.aten
+# What costs most to compute again and little to keep: products with weights, and attention.
+_COSTLY = (
+    "mm addmm bmm baddbmm _grouped_mm _scaled_dot_product_flash_attention_for_cpu "
+    "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
+    "_scaled_dot_product_cudnn_attention"
+)
 # Weight matrices that a piece reads at least: fewer are not worth a value kept at its border.
 _MATRICES = 2
 
@@ -89,6 +97,18 @@ def run_segments(
             given = run(*values)
         known.update(zip(piece.gives, given, strict=True))
     return _found(module, wanted, known)
+
+
+def keeping_products() -> tuple[Any, Any]:
+    """A `context_fn` of checkpoints: outputs of products and of attention are kept, the rest is computed again.
+
+    Source: Korthikanti et al. 2022 (2205.05198), selective activation recomputation.
+    """
+    packets = [getattr(aten, name) for name in _COSTLY.split() if hasattr(aten, name)]
+    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(
+        [packet.default for packet in packets]
+    )
+    return contexts
 
 
 def run_to(
