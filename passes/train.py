@@ -39,11 +39,11 @@ _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a th
 class Train(Pass):
     """Train for `steps` steps of `accumulate` micro-batches of `batch` sequences each.
 
-    The gradients of a step are those of its `batch * accumulate` sequences at once, whatever its size in memory:
-    losses are means over all labels and tokens of the step. With `precision=bf16` products are taken in
-    bfloat16 of float32 weights, and the dense twin's weights are bfloat16. With `recompute=layers` the backward
-    pass computes the insides of layers again, and only what passes between layers is kept; `selective`
-    keeps products and attention too and computes again what is cheap.
+    The gradients of a step are those of its `batch * accumulate` sequences at once: losses are means over
+    all labels and tokens of the step. With `precision=bf16` products are taken in bfloat16 of float32
+    weights, and the dense twin's weights are bfloat16. With `recompute=layers` the backward pass computes
+    the insides of layers again, and only what passes between layers is kept; `selective` keeps products
+    and attention too and computes again what is cheap.
 
     `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases), or
     `adapters` (the branches beside linears only). `schedule` is that of the learning rate, or `lors`: that of

@@ -161,7 +161,6 @@ class Pipeline:
                 checkpoints.store(program, report, number, context.figures)
         return program
 
-
     def _twin(self, program: Program) -> Program | None:
         """The program as it is now, for passes to compare with: in half the memory where that is enough."""
         wants = frozenset[str]().union(*(item.effect().wants for item in self.passes))

@@ -1,9 +1,9 @@
 """Losses of a language model's tokens behind its head, a chunk of tokens at a time.
 
-    loss = sum_i a_i CE(z_i, label_i) + sum_i c_i D(z_i, t_i)      z_i = f(W x_i + b), t_i the dense twin's logits
+    loss = a sum_i CE(z_i, label_i) + sum_i c_i D(z_i, t_i)        z_i = f(W x_i + b)
 
-x [tokens, hidden], W [vocabulary, hidden]. The gradients are taken chunk by chunk on the way forward, dL/dz in
-place of z, so that the logits of one chunk are all that ever stand in memory.
+x [tokens, hidden], W [vocabulary, hidden], t the dense twin's logits. Gradients are taken chunk by chunk on
+the way forward, dL/dz in place of z, so that the logits of one chunk are all that ever stand in memory.
 """
 
 from collections.abc import Iterator
@@ -62,8 +62,9 @@ class Terms:
         """The sums over some tokens, of cross-entropies and of distances."""
         task = distilled = logits.new_zeros((), dtype=torch.float32)
         if self.labels is not None:
-            each = {"ignore_index": IGNORED, "reduction": "sum"}
-            task = self.a * functional.cross_entropy(logits, self.labels[rows], **each)
+            task = self.a * functional.cross_entropy(
+                logits, self.labels[rows], ignore_index=IGNORED, reduction="sum"
+            )
         if self.distance is not None:
             assert dense is not None
             assert self.c is not None
@@ -125,7 +126,9 @@ class _Sums:
             dense = None if teacher is None else teacher.product(rows)
             for block in _slices(rows.start, rows.stop, vocabulary, _BLOCK, product.device):
                 here = slice(block.start - rows.start, block.stop - rows.start)
-                given = None if teacher is None or dense is None else teacher.head.after(dense[here])
+                given = (
+                    None if teacher is None or dense is None else teacher.head.after(dense[here])
+                )
                 sums += self._block(product[here], given, block, terms, wanted)
             if wanted:
                 self._add(student, rows, product)

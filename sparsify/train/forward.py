@@ -1,4 +1,4 @@
-"""How the loop runs programs: the one that is trained, and its dense twin, up to the head where that helps."""
+"""How the loop runs programs, the trained one and its dense twin: up to the head, where that helps."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,6 @@
 """The head of a language model, found in the graph, so that its logits can be made for some tokens at a time.
 
-    logits = f(x W^T + b)      x [batch, length, hidden], W [vocabulary, hidden], logits [batch, length, vocabulary]
+    logits = f(x W^T + b)      x [batch, length, hidden], W [vocabulary, hidden]
 
 with f any ops on each logit alone (a scale, a soft cap, a cast), none as a rule.
 """

@@ -100,12 +100,12 @@ def run_segments(
 
 
 def keeping_products() -> tuple[Any, Any]:
-    """A `context_fn` of checkpoints: outputs of products and of attention are kept, the rest is computed again.
+    """A `context_fn` of checkpoints: outputs of products and of attention are kept, others computed again.
 
     Source: Korthikanti et al. 2022 (2205.05198), selective activation recomputation.
     """
     packets = [getattr(aten, name) for name in _COSTLY.split() if hasattr(aten, name)]
-    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(
+    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(  # type: ignore[no-untyped-call]
         [packet.default for packet in packets]
     )
     return contexts
