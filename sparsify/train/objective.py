@@ -51,8 +51,8 @@ class Objective:
         self.teacher, self.distance = teacher, distance
         # Asked before the model is wrapped: finding out runs the program in evaluation mode.
         self.task = TaskLoss(program) if settings.task else None
-        shape, mask = program.run()[0].shape[:-1], program.sample.get("attention_mask")
-        self._by_token = mask is not None and mask.shape == shape
+        first = next(iter(program.sample.values()))
+        self._by_token = program.run()[0].shape[:-1] == first.shape[:2]
         self._dtype = torch.bfloat16 if settings.precision == "bf16" else None
 
     def parts(self, batches: Sequence[Batch]) -> list[Part]:
