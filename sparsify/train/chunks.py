@@ -21,7 +21,7 @@ from sparsify.train.losses import Distillation
 # Logits at a time: of the products with the head, and of the losses, which are quickest in the cache.
 _CHUNK = {"cpu": 1 << 24}
 _BLOCK = {"cpu": 1 << 20}
-_ELSEWHERE = 1 << 27
+_ELSEWHERE = 1 << 26
 
 
 @dataclass(frozen=True)

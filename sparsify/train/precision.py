@@ -18,8 +18,8 @@ def accelerating(device: str, precision: Precision) -> Iterator[Accelerator]:
     accelerate keeps one precision a process: that of others is put aside and stands again afterwards. bf16 is
     autocast over float32 weights. Raises OptionError for a GPU that does not multiply bfloat16.
     """
-    on_cpu = device == "cpu"
-    if precision == "bf16" and not on_cpu and not torch.cuda.is_bf16_supported():
+    on_cpu, on_cuda = device == "cpu", device.startswith("cuda")
+    if precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
         raise OptionError(f"{device} does not multiply bfloat16; leave precision=bf16 out")
     shared = (AcceleratorState._shared_state, GradientState._shared_state)
     before = [dict(state) for state in shared]

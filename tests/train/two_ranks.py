@@ -123,6 +123,7 @@ if __name__ == "__main__":
     ways = {
         "ddp": lambda: by_the_pass(data()),
         "ragged": lambda: by_the_pass(ragged(), " distill=kl"),
+        "micro": lambda: by_the_pass(ragged(), " distill=kl accumulate=2 recompute=layers"),
         "fsdp": sharded,
     }
     for how in chosen:
