@@ -148,7 +148,8 @@ def show(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) ->
         )
     console.print(table)
     if options.json:
-        write_json(options.json, {"machine": machine(), "options": vars(options), "rows": rows})
+        how = {key: getattr(options, key) for key in ("batch", "length", "steps", "threads")}
+        write_json(options.json, {"machine": machine(), **how, "rows": rows})
 
 
 def main() -> None:

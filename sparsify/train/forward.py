@@ -13,6 +13,7 @@ from sparsify.ir.run.head import find_head
 from sparsify.ir.run.segments import keeping_products, run_segments, run_to
 from sparsify.ir.tensor_names import PACKED
 from sparsify.train.chunks import Side
+from sparsify.train.heap import give_back
 from sparsify.train.program_model import ProgramModel
 from sparsify.train.settings import Precision, Recompute
 
@@ -39,7 +40,9 @@ class Trained(ProgramModel):
             return tuple(self._outputs(inputs))
         if self._recomputing is not None and self.training and torch.is_grad_enabled():
             module, wanted = self.graph_module, head.reads
-            return run_segments(module, inputs, wanted=wanted, **self._recomputing)
+            found = run_segments(module, inputs, wanted=wanted, **self._recomputing)
+            give_back()
+            return found
         return run_to(self.graph_module, inputs, head.reads)
 
 

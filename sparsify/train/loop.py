@@ -17,6 +17,7 @@ from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
 from sparsify.train.checkpoint import latest, restore, store
 from sparsify.train.forward import Teacher, Trained
+from sparsify.train.heap import give_back
 from sparsify.train.losses import Distillation
 from sparsify.train.moving_masks import AdaptiveMasks
 from sparsify.train.objective import Objective
@@ -150,6 +151,8 @@ class _Run:
             self.accelerator.clip_grad_norm_(self.trained, settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.settings.recompute != "none":
+            give_back()
         if self.omitting is not None:
             moved = {**moved, **self.omitting.figures()}
         seconds = time.perf_counter() - started
@@ -169,6 +172,9 @@ class _Run:
                         f"lr (now {self.settings.lr:g}); checkpoints from before stay"
                     )
                 self.accelerator.backward(loss)
+            del loss
+            if self.settings.recompute != "none":
+                give_back()
             figures = {key: figures.get(key, 0.0) + value for key, value in found.items()}
         ids = (part.batch.get("input_ids") for part in parts)
         return figures, sum(each.numel() for each in ids if each is not None)
