@@ -17,6 +17,7 @@ from sparsify.commands import stream as stream_command
 from sparsify.commands.artifacts import open_program
 from sparsify.commands.demo import demo as run_demo
 from sparsify.commands.options import (
+    Against,
     Batch,
     Device,
     Dump,
@@ -28,13 +29,14 @@ from sparsify.commands.options import (
     Rounds,
     Samples,
     Seed,
+    Spread,
     Temperature,
     Threads,
     Tokens,
     Trust,
     Verify,
+    asks_tasks,
     loads_models,
-    spread_device,
     words,
     writable_folder,
 )
@@ -44,6 +46,7 @@ from sparsify.engine.export import chosen_exporters
 from sparsify.engine.export import export as export_program
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, SparsifyError, sentence_of
+from sparsify.measure.tasks import Suite
 from sparsify.pretrained.load import Loading
 from sparsify.recipes import recipe as find_recipe
 from sparsify.runtime.library_beside import add_kernels, remove_kernels
@@ -127,12 +130,7 @@ def stream(
         str, typer.Option(help="What is pruned before a linear sees it: 'linear' all, or 'layer'.")
     ] = "linear",
     dtype: Annotated[str, typer.Option(help="Of weights and activations.")] = "bfloat16",
-    device: Annotated[
-        str,
-        typer.Option(
-            help="As in cuda:0; 'auto' spreads the layers over all GPUs.", callback=spread_device
-        ),
-    ] = "cpu",
+    device: Spread = "cpu",
     on_disk: Annotated[bool, typer.Option(help="Keep activations on disk.")] = False,
     plan: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
     trust_remote_code: Trust = False,
@@ -177,20 +175,22 @@ def recipes(name: Annotated[str | None, typer.Argument()] = None) -> None:
 
 @app.command("eval")
 @loads_models
+@asks_tasks
 def evaluate(
     folder: Model,
-    data: Annotated[str, typer.Option(help="Text to measure on, as for 'run'.")],
+    data: Annotated[str | None, typer.Option(help="Text to measure on, as for 'run'.")] = None,
     length: Length = 128,
     limit: Limit = None,
-    against: Annotated[
-        str | None, typer.Option(help="For encoders: compare embeddings with this model's.")
-    ] = None,
+    batch: Batch = 8,
+    against: Against = None,
     json: Json = None,
     *,
     loading: Loading,
+    suite: Suite | None,
 ) -> None:
-    """Measure every model in a folder: perplexity, or similarity to another encoder."""
-    evaluate_command.evaluate(folder, data, length, limit, against, json, console, loading)
+    """Measure every model in a folder: perplexity, scores on tasks, or similarity to another encoder."""
+    job = evaluate_command.Job(data, length, limit, batch, against, suite)
+    evaluate_command.evaluate(folder, job, json, console, loading)
 
 
 @app.command()

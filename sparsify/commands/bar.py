@@ -48,6 +48,11 @@ class Bar:
             )
             self._bar.update(self._bar.task_ids[-1], advance=1, figures=shown)
 
+    def advance_to(self, done: int) -> None:
+        """So many steps from the beginning."""
+        if self._task is not None:
+            self._bar.update(self._bar.task_ids[-1], completed=done)
+
     def rename(self, title: str) -> None:
         """Another title, the bar going on."""
         if self._task is not None:

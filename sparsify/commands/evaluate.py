@@ -1,64 +1,98 @@
-"""`sparsify-fx eval`: the perplexity of whatever lies in a folder."""
+"""`sparsify-fx eval`: perplexity and scores on tasks of whatever lies in a folder."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from sparsify.commands.artifacts import Artifact, artifacts
+from sparsify.commands.bar import Bar
 from sparsify.data.sequences import Data, load_data
 from sparsify.disk.files import write_json
-from sparsify.errors import DataError
+from sparsify.errors import DataError, OptionError
 from sparsify.ir.facts.fitting import check_data
 from sparsify.measure.quality import cosine, embed, perplexity
+from sparsify.measure.tasks import Loaded, Suite, load_tasks, metric_names, metric_words, score
 from sparsify.pretrained.load import STRICT, Loading
 from sparsify.report.record import record
 
 
-def evaluate(
-    name: str,
-    data: str,
-    length: int,
-    limit: int | None,
-    against: str | None,
-    json: Path | None,
-    console: Console,
-    loading: Loading = STRICT,
-) -> list[dict[str, Any]]:
-    """Measure every model in a folder on the same text and print a table; returns the rows.
+@dataclass(frozen=True)
+class Job:
+    """What to measure: perplexity on the text `data`, scores on the tasks of `suite`, or both.
 
-    Perplexity; with `against`, how near mean-pooled embeddings are to another encoder's.
+    With `against`, how near mean-pooled embeddings of `data` are to another encoder's. `length` is the
+    tokens of a sequence of text, `limit` takes the first sequences and the first items of each task.
     """
-    if against is not None:
-        dense = artifacts(against, loading)[0]
-        rows = [similarity(item, dense, data, length, limit) for item in artifacts(name, loading)]
-        _write(name, rows, json, console)
-        console.print(_similarity_table(rows, against))
-        return rows
-    rows = [measure(item, data, length, limit) for item in artifacts(name, loading)]
-    table = Table("model", "kind", "perplexity", "tokens", "context", title=f"perplexity on {data}")
-    for row in rows:
-        table.add_row(
-            row["name"],
-            row["kind"],
-            f"{row['perplexity']:.3f}",
-            f"{row['tokens']:,}",
-            str(row["context"]),
+
+    data: str | None
+    length: int = 128
+    limit: int | None = None
+    batch: int = 8
+    against: str | None = None
+    suite: Suite | None = None
+
+
+def evaluate(
+    name: str, job: Job, json: Path | None, console: Console, loading: Loading = STRICT
+) -> list[dict[str, Any]]:
+    """Measure every model in a folder on the same, print tables and keep the rows, which it returns.
+
+    Raises OptionError for a job that names nothing to measure, or what does not go together.
+    """
+    if job.data is None and (job.suite is None or job.against is not None):
+        raise OptionError(
+            "name a text by --data" + ("" if job.against else ", or tasks by --tasks")
         )
-    console.print(table)
+    if job.against is not None and job.suite is not None:
+        raise OptionError(
+            "--tasks is for language models, --against for encoders; give one of them"
+        )
+    if job.against is not None:
+        dense = artifacts(job.against, loading)[0]
+        rows = [similarity(item, dense, job) for item in artifacts(name, loading)]
+        console.print(_similarity_table(rows, job.against))
+    else:
+        loaded = None
+        if job.suite is not None:
+            loaded = load_tasks(replace(job.suite, limit=job.limit, batch=job.batch))
+        rows = [_measured(item, job, loaded, console) for item in artifacts(name, loading)]
+        for table in _tables(rows, job):
+            console.print(table)
     _write(name, rows, json, console)
     return rows
 
 
-def measure(item: Artifact, data: str, length: int, limit: int | None) -> dict[str, Any]:
+def _measured(item: Artifact, job: Job, loaded: Loaded | None, console: Console) -> dict[str, Any]:
+    """The row of one model: `perplexity` with what belongs to it, and `tasks` by name."""
+    row: dict[str, Any] = {"name": item.name, "kind": item.kind}
+    if job.data is not None:
+        row |= measure(item, job.data, job)
+    if loaded is not None:
+        with Bar(console) as bar:
+
+            def watch(done: int, total: int) -> None:
+                if done == 0:
+                    bar.start(item.name, total)
+                else:
+                    bar.advance_to(done)
+
+            scores = score(item, loaded, watch)
+        row["tasks"] = {found.task: asdict(found) for found in scores}
+    return row
+
+
+def measure(item: Artifact, data: str, job: Job) -> dict[str, Any]:
     """The perplexity of one model on a text, with what it was measured on.
 
     Raises DataError for a model that gives no logits over its vocabulary, or does not take the text.
     """
-    sequences = load_data(data, item.tokenizer, length)
+    sequences = load_data(data, item.tokenizer, job.length)
     held = check_data(sequences, item.admission, f"the sequences of '{data}'")
     probe = _first(item, sequences)
     if probe.dim() != 3 or probe.shape[-1] <= held.largest:
@@ -66,10 +100,10 @@ def measure(item: Artifact, data: str, length: int, limit: int | None) -> dict[s
             f"'{item.path}' gives {list(probe.shape)}, not logits over its vocabulary; "
             "perplexity is for language models; compare an encoder with --against"
         )
-    found = perplexity(lambda batch: item.run(batch)[0], sequences, limit=limit)
+    found = perplexity(lambda batch: item.run(batch)[0], sequences, job.batch, job.limit)
     figures = asdict(found)
     figures["perplexity"] = figures.pop("value")
-    return {"name": item.name, "kind": item.kind, "data": data, **figures}
+    return {"data": data, **figures}
 
 
 def _first(item: Artifact, sequences: Data) -> Tensor:
@@ -77,19 +111,47 @@ def _first(item: Artifact, sequences: Data) -> Tensor:
     return item.run({k: v for k, v in sequences.batch([0]).items() if k != "labels"})[0]
 
 
-def similarity(
-    item: Artifact, dense: Artifact, data: str, length: int, limit: int | None
-) -> dict[str, Any]:
+def similarity(item: Artifact, dense: Artifact, job: Job) -> dict[str, Any]:
     """Cosine similarity of the embeddings of two encoders, over the lines of a text."""
-    sentences = load_data(data, item.tokenizer, length, "sentences")
+    data = str(job.data)
+    sentences = load_data(data, item.tokenizer, job.length, "sentences")
     for one in (item, dense):
         check_data(sentences, one.admission, f"the sentences of '{data}'")
         _first(one, sentences)
     found = cosine(
-        embed(lambda batch: item.run(batch)[0], sentences, limit=limit),
-        embed(lambda batch: dense.run(batch)[0], sentences, limit=limit),
+        embed(lambda batch: item.run(batch)[0], sentences, job.batch, job.limit),
+        embed(lambda batch: dense.run(batch)[0], sentences, job.batch, job.limit),
     )
-    return {"name": item.name, "kind": item.kind, "data": data, "context": length, **asdict(found)}
+    about = {"name": item.name, "kind": item.kind, "data": data, "context": job.length}
+    return {**about, **asdict(found)}
+
+
+def _tables(rows: list[dict[str, Any]], job: Job) -> Iterator[Table]:
+    """A table of perplexities and one of scores, where they were asked for."""
+    if job.data is not None:
+        header = ("model", "kind", "perplexity", "tokens", "context")
+        table = Table(*header, title=f"perplexity on {job.data}")
+        for row in rows:
+            figures = (f"{row['perplexity']:.3f}", f"{row['tokens']:,}", str(row["context"]))
+            table.add_row(row["name"], row["kind"], *figures)
+        yield table
+    if job.suite is not None:
+        yield _score_table([(row, found) for row in rows for found in row["tasks"].values()])
+
+
+def _score_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+    """A row a model and task, a column a metric."""
+    metrics = metric_names([found for _, found in rows])
+    shots = any(found["shots"] for _, found in rows)
+    table = Table("model", title="tasks" if shots else "tasks, 0 shots", box=SIMPLE_HEAD)
+    for name in ("kind", "task", *metrics, "items", *(["shots"] if shots else [])):
+        table.add_column(name, no_wrap=True)
+    for row, found in rows:
+        known = found["metrics"]
+        cells = [metric_words(known[name]) if name in known else "" for name in metrics]
+        cells += [f"{found['items']:,}", *([str(found["shots"])] if shots else [])]
+        table.add_row(row["name"], row["kind"], found["task"], *cells)
+    return table
 
 
 def _similarity_table(rows: list[dict[str, Any]], against: str) -> Table:

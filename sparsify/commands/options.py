@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.device import device_of
+from sparsify.measure.tasks import Suite
 from sparsify.pretrained.load import STRICT, Loading
 
 LONGEST = 1 << 20  # tokens: what a model is traced for
@@ -102,7 +103,10 @@ Length = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(help="At most so many sequences.", callback=between(1, 1_000_000_000)),
+    typer.Option(
+        help="At most so many sequences, and the first so many items of every task.",
+        callback=between(1, 1_000_000_000),
+    ),
 ]
 Samples = Annotated[
     int, typer.Option(help="Sequences to calibrate on.", callback=between(1, 10_000_000))
@@ -119,8 +123,17 @@ Rounds = Annotated[
     int,
     typer.Option(help="Timed rounds; variants take turns in each.", callback=between(1, 100_000)),
 ]
+Against = Annotated[
+    str | None, typer.Option(help="For encoders: compare embeddings with this model's.")
+]
 Seed = Annotated[int, typer.Option(callback=between(-(2**63), 2**63 - 1))]
 Device = Annotated[str, typer.Option(callback=usable_device)]
+Spread = Annotated[
+    str,
+    typer.Option(
+        help="As in cuda:0; 'auto' spreads the layers over all GPUs.", callback=spread_device
+    ),
+]
 # What may be loaded: the fields of `Loading`.
 Partial = Annotated[
     bool,
@@ -154,24 +167,74 @@ _LOADING = {
 }
 
 
+# What a model is asked: the fields of `Suite`.
+_SUITE = {
+    "tasks": (
+        Annotated[
+            str | None,
+            typer.Option(help="Tasks of the EleutherAI harness, separated by commas."),
+        ],
+        None,
+    ),
+    "task_path": (
+        Annotated[Path | None, typer.Option(help="A folder of task files (YAML) to add.")],
+        None,
+    ),
+    "task_data": (
+        Annotated[Path | None, typer.Option(help="The folder that those files read from.")],
+        None,
+    ),
+    "shots": (
+        Annotated[
+            int | None,
+            typer.Option(help="Solved examples before an item.", callback=between(0, 1000)),
+        ],
+        None,
+    ),
+}
+
+
 def loads_models(command: Callable[..., None]) -> Callable[..., None]:
     """Give a verb the options on what may be loaded, in place of its one argument `loading`."""
+    options = {name: (kind, getattr(STRICT, name)) for name, kind in _LOADING.items()}
+    return _gathered(command, "loading", options, Loading)
+
+
+def asks_tasks(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options on tasks, in place of its one argument `suite`; None where none is named."""
+    return _gathered(command, "suite", _SUITE, _suite)
+
+
+def _suite(
+    tasks: str | None, task_path: Path | None, task_data: Path | None, shots: int | None
+) -> Suite | None:
+    if tasks is not None:
+        return Suite(words(tasks), task_path, task_data, shots=shots)
+    for name, value in (("path", task_path), ("data", task_data), ("shots", shots)):
+        if value is not None:
+            option = "--shots" if name == "shots" else f"--task-{name}"
+            raise OptionError(f"{option} is for tasks; name some by --tasks")
+    return None
+
+
+def _gathered(
+    command: Callable[..., None],
+    argument: str,
+    options: Mapping[str, tuple[Any, Any]],
+    make: Callable[..., Any],
+) -> Callable[..., None]:
+    """A verb with options, each of an annotation and a default, in place of the argument made of them."""
 
     @functools.wraps(command)
     def verb(**values: Any) -> None:
-        how = Loading(**{name: values.pop(name) for name in _LOADING})
-        command(**values, loading=how)
+        made = make(**{name: values.pop(name) for name in options})
+        command(**values, **{argument: made})
 
     signature = inspect.signature(command, eval_str=True)
-    kept = [p for p in signature.parameters.values() if p.name != "loading"]
+    kept = [p for p in signature.parameters.values() if p.name != argument]
     added = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=getattr(STRICT, name),
-            annotation=annotation,
-        )
-        for name, annotation in _LOADING.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in options.items()
     ]
     verb.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
     verb.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}

@@ -223,7 +223,7 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, Metric]:
 def metric_words(figure: Mapping[str, Any]) -> str:
     """A metric as it stands in tables, its value and standard error, from `asdict(Metric)`."""
     error = figure.get("stderr")
-    return f"{figure['value']:.4f}" + ("" if error is None else f" \N{PLUS-MINUS SIGN} {error:.4f}")
+    return f"{figure['value']:.3f}" + ("" if error is None else f" \N{PLUS-MINUS SIGN} {error:.3f}")
 
 
 def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

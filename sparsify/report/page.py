@@ -7,6 +7,7 @@ from sparsify.describe.facts import Facts, Share
 from sparsify.disk.files import write_text
 from sparsify.disk.locks import locked
 from sparsify.measure.latency import shape_words
+from sparsify.measure.tasks import metric_words
 from sparsify.report import sections
 from sparsify.report.figure import short
 from sparsify.report.found import PAGE, Format, Found, Row
@@ -104,6 +105,9 @@ def _quality_tile(quality: Mapping[str, Row]) -> Html:
         return _tile("Perplexity", f"{row['perplexity']:.4g}", about)
     if "mean" in row:
         return _tile("Mean cosine", f"{row['mean']:.4f}", f"of {row['sentences']:,} embeddings")
+    for task in row.get("tasks", {}).values():
+        for name, figure in task["metrics"].items():
+            return _tile(name, metric_words(figure), f"{task['task']}, {task['items']:,} items")
     return _tile("Perplexity", "", "sparsify-fx eval")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from sparsify.describe.facts import Facts
 from sparsify.measure.latency import shape_words
 from sparsify.measure.machine import machine_line
+from sparsify.measure.tasks import metric_names, metric_words
 from sparsify.report.curves import curves
 from sparsify.report.found import Found, Row
 from sparsify.report.heat import heat_maps
@@ -29,7 +30,7 @@ def sparsity(found: Found, facts: Facts | None, missing: str) -> Html:
 
 
 def quality(found: Found) -> Html:
-    """Perplexities, and similarities of embeddings."""
+    """Perplexities, similarities of embeddings, and scores on tasks."""
     if not found.quality:
         command = f"sparsify-fx eval {found.folder} --data TEXT"
         return section("Quality", unmeasured("Quality was not measured here.", command))
@@ -41,7 +42,29 @@ def quality(found: Found) -> Html:
         rows = [_quality_row(row) for row in found.quality.values() if key in row]
         if rows:
             parts.append(table(header, rows, words=(1, 2)))
-    return section("Quality", *parts)
+    return section("Quality", *parts, _tasks(found))
+
+
+def _tasks(found: Found) -> Html | None:
+    """A row a model and task, a column a metric."""
+    asked = [
+        (row, task) for row in found.quality.values() for task in row.get("tasks", {}).values()
+    ]
+    if not asked:
+        return None
+    names = metric_names([task for _, task in asked])
+    rows = [
+        (
+            str(row["name"]),
+            str(row["kind"]),
+            str(task["task"]),
+            *(metric_words(task["metrics"][n]) if n in task["metrics"] else "" for n in names),
+            f"{task['items']:,}",
+            str(task["shots"]),
+        )
+        for row, task in asked
+    ]
+    return table(("model", "kind", "task", *names, "items", "shots"), rows, words=(1, 2))
 
 
 def _quality_row(row: Row) -> tuple[str, ...]:
