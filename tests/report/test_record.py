@@ -5,6 +5,8 @@ import json
 import pytest
 
 from sparsify.describe.card import CARD, MEASURED
+from sparsify.report.found import find
+from sparsify.report.page import write_page
 from sparsify.report.record import record
 from tests.report.test_page import BENCH, EVAL
 
@@ -59,3 +61,40 @@ def test_other_cards_stay_as_they_are(folder):
 def test_a_folder_of_one_model_is_measured_by_itself(folder):
     record(folder / "onnx", "eval", {"onnx": EVAL["onnx"]})
     assert "- perplexity 12.35" in card(folder, "onnx")
+
+
+SCORES = {
+    "task": "made", "items": 1200, "shots": 0,
+    "metrics": {"acc": {"value": 0.5, "stderr": 0.0144}, "acc_norm": {"value": 0.25, "stderr": None}},
+}  # fmt: skip
+
+
+def test_scores_on_tasks_stand_beside_perplexities(folder):
+    about = {"name": "onnx", "kind": "onnx"}
+    record(folder, "eval", EVAL)
+    record(folder, "eval", {"onnx": {**about, "tasks": {"made": SCORES}}})
+    assert json.loads((folder / "eval.json").read_text()) == {
+        "onnx": {**EVAL["onnx"], "tasks": {"made": SCORES}}
+    }
+    assert card(folder, "onnx") == TEXT.replace(
+        "Nothing yet.",
+        "- perplexity 12.35 (10,000 tokens of `a.txt`, context 128)\n"
+        "- made: acc 0.500 \u00b1 0.014, acc_norm 0.250 (1,200 items, 0 shots)",
+    )
+    other = {**SCORES, "task": "other"}
+    record(folder, "eval", {"onnx": {**about, "tasks": {"other": other}}})
+    new = {**EVAL["onnx"], "perplexity": 7.0}
+    record(folder, "eval", {"onnx": new})
+    kept = json.loads((folder / "eval.json").read_text())["onnx"]
+    assert kept == {**new, "tasks": {"made": SCORES, "other": other}}
+    text = write_page(find(folder)).read_text(encoding="utf-8")
+    assert "<td>0.500 \u00b1 0.014</td><td>0.250</td><td>1,200</td><td>0</td>" in text
+    assert text.index("7.000") < text.index(">other<")
+
+
+def test_a_page_of_scores_alone_says_the_first_and_damage_is_written_over(folder):
+    (folder / "eval.json").write_text("{")
+    record(folder, "eval", {"own": {"name": "own", "kind": "gguf", "tasks": {"made": SCORES}}})
+    text = write_page(find(folder)).read_text(encoding="utf-8")
+    assert '<p class="value">0.500 \u00b1 0.014</p><p>made, 1,200 items</p>' in text
+    assert "not measured here" in text.partition("Speed")[2]
