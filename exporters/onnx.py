@@ -23,6 +23,7 @@ from exporters.beside.transformers_files import slow_notes, write_about, write_b
 from exporters.onnx_graph import packed_dense as onnx_blocks
 from exporters.onnx_graph import packed_nm as onnx_packed
 from exporters.onnx_graph.experts import translations
+from exporters.onnx_graph.pieces import piece_reader
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.exclusive import EXCLUSIVE
@@ -31,10 +32,10 @@ from sparsify.ir.features.catalogue import carried
 from sparsify.ir.lower.pipeline import lowered
 from sparsify.ir.ops.registry import own_ops
 from sparsify.ir.program import Program
-from sparsify.ir.views.packed import block_weights, is_rounded, packed_linears
+from sparsify.ir.run.pieces import PieceReader
+from sparsify.ir.views.packed import block_weights, packed_linears
 from sparsify.pretrained.load import class_named, config_of
 from sparsify.runtime.session import onnxruntime_session
-from sparsify.tensors.precision import ROUNDED_TOLERANCE
 
 FILE = "model.onnx"
 # A protobuf message ends at 2 GiB; heavier weights go into a file of their own beside the graph. So do
@@ -89,10 +90,6 @@ class Onnx(Exporter):
                 f"onnx is written in float32, but the program holds {', '.join(sorted(odd))}; "
                 "load the model in float32 or export to safetensors"
             )
-
-    def limit(self, program: Program) -> float:
-        """More for int8 and int4 values, as of `pack-nm`: a last digit may move a rounded input."""
-        return ROUNDED_TOLERANCE if is_rounded(program) else self.tolerance
 
     def usage(self, program: Program) -> str:
         """A session, and one run on inputs that stand for real ones."""
@@ -154,6 +151,10 @@ class Onnx(Exporter):
             return tuple(torch.from_numpy(array) for array in session.run(outputs, arrays))
 
         return run
+
+    def read_pieces(self, program: Program, folder: Path) -> PieceReader | None:
+        """The model cut at its rounded products, on the same provider."""
+        return piece_reader(folder / FILE, program.source.outputs)
 
 
 def _feeds(program: Program) -> Iterator[tuple[str, str]]:

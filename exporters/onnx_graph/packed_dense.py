@@ -19,6 +19,7 @@ import sparsify.ir.ops.block_linear  # noqa: F401 (registers the ops)
 from sparsify.tensors.packing.layout import BITS
 
 DOMAIN = "com.microsoft"
+LINEAR = "MatMulNBits"
 _INT8_INPUT = 4  # the accuracy level
 op: Any = opset18
 
@@ -53,7 +54,7 @@ def _linear(
         "block_size": group,
         "accuracy_level": _INT8_INPUT,
     }
-    operator = _operator("MatMulNBits", inputs + more, tuple(attributes))
+    operator = _operator(LINEAR, inputs + more, tuple(attributes))
     return operator(x, packed, scales, None, None, bias, **attributes)
 
 

@@ -11,6 +11,7 @@ import torch
 from sparsify.data.sequences import Data
 from sparsify.ir.device import device_of
 from sparsify.ir.program import Program
+from sparsify.ir.run.pieces import PieceReader
 from sparsify.select.target_shape import Heads
 from sparsify.text.options import Options
 
@@ -186,10 +187,6 @@ class Exporter(Options, ABC):
         """The program that is written: the one given, or one like it with other inputs and outputs."""
         return program
 
-    def limit(self, program: Program) -> float:
-        """`tolerance`, or more for a program whose own rounding makes steps of last digits."""
-        return self.tolerance
-
     def usage(self, program: Program) -> str:
         """Python for the model card: loads the folder it runs in, and runs the model; empty for none."""
         return ""
@@ -201,6 +198,10 @@ class Exporter(Options, ABC):
     @abstractmethod
     def read_back(self, program: Program, folder: Path) -> "Reader":
         """A function from the program's inputs to its outputs, computed from the files alone."""
+
+    def read_pieces(self, program: Program, folder: Path) -> PieceReader | None:
+        """As `read_back`, in pieces cut at products that round their input; None where it cannot be cut."""
+        return None
 
 
 class Reader(Protocol):

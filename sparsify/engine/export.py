@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sparsify.describe.card import CARD, card, carry_over
 from sparsify.describe.facts import write_facts
@@ -12,15 +11,14 @@ from sparsify.describe.of_program import facts_of
 from sparsify.disk.files import new_folder
 from sparsify.disk.hashes import write_hashes
 from sparsify.disk.locks import InUse, locked
-from sparsify.engine.contract import Exporter, Moves
+from sparsify.engine.compare import compare_export
+from sparsify.engine.contract import Exporter
 from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
-from sparsify.errors import DataError, ExportError, OptionError, SparsifyError, reason_of
-from sparsify.ir.program import Program, default_input
-from sparsify.ir.run.double import is_rounding
+from sparsify.errors import DataError, ExportError, OptionError
+from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import PACKED, value_features
 from sparsify.select.target_shape import Heads
-from sparsify.tensors.precision import relative_difference
 
 # As an exporter's `accepts`: the format holds whatever a pass may put into a program.
 EVERY_FEATURE = frozenset({"*"})
@@ -89,7 +87,7 @@ def write_checked(
         with locked(folder), new_folder(target, overwrite=overwrite) as partial:
             variant = exporter.variant(program)
             exporter.write(variant, partial)
-            _compare(exporter, variant, partial)
+            compare_export(exporter, variant, partial)
             write_description(exporter, program, partial)
             write_hashes(partial)
     except InUse:
@@ -125,69 +123,6 @@ def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:
         raise ExportError(
             f"{exporter.name} cannot hold {', '.join(unfit)}; {advice}export to safetensors"
         )
-
-
-def second_batch(program: Program) -> dict[str, Tensor]:
-    """Inputs of another batch size and other lengths than the sample, made from its values.
-
-    Lengths shrink where they can, so that models with few positions take them; the first sequence
-    ends in one padded place. Sizes of dimensions that do not vary stay.
-    """
-    sizes: dict[str, int] = {}
-    for name, dims in program.dynamic.items():
-        for dim, axis in dims.items():
-            size = program.sample[name].shape[dim]
-            sizes[axis] = size + 1 if axis == "batch" or size < 4 else size - 1
-    for axis in [axis for axis in sizes if "+" in axis]:
-        sizes[axis] = sum(sizes[part] for part in axis.split("+"))
-    batch = {}
-    for name, value in program.sample.items():
-        for dim, axis in program.dynamic.get(name, {}).items():
-            index = torch.arange(sizes[axis], device=value.device) % value.shape[dim]
-            value = value.index_select(dim, index)
-        batch[name] = _sensible(name, value)
-    return batch
-
-
-def _sensible(name: str, value: Tensor) -> Tensor:
-    """Values moved by one place; masks and positions as for tokens with one padded place."""
-    if name.endswith("attention_mask") and value.dim() == 2:
-        value = default_input(name, value)
-        value[0, -1] = 0
-        return value
-    if name in ("position_ids", "token_type_ids") and value.dim() == 2:
-        return default_input(name, value)
-    return value.roll(1, dims=-1).contiguous()
-
-
-def _compare(exporter: Exporter, program: Program, folder: Path) -> None:
-    reader, limit = exporter.read_back(program, folder), exporter.limit(program)
-    for what, inputs in (("the sample", program.sample), ("a second", second_batch(program))):
-        wanted = program.run(inputs)
-        try:
-            found = reader(inputs)
-        except SparsifyError:
-            raise
-        except Exception as error:
-            raise ExportError(
-                f"{exporter.name} was written but does not run on {what} batch: {reason_of(error)}"
-            ) from error
-        if len(found) != len(wanted):
-            raise ExportError(
-                f"{exporter.name} was written, but read back it gives {len(found)} outputs on {what} "
-                f"batch where the program has {len(wanted)}"
-            )
-        for name, a, b in zip(program.source.outputs, wanted, found, strict=True):
-            allowed = Moves(graph=True, tolerance=limit).allowed(a.dtype)
-            difference = relative_difference(a, b)
-            if difference <= allowed:
-                continue
-            if is_rounding(program, inputs, wanted, found):
-                break  # which speaks of all outputs
-            raise ExportError(
-                f"{exporter.name} was written, but read back it gives another {name} of {what} batch: "
-                f"the difference is {difference:.2g} of the largest value, allowed is {allowed:.2g}"
-            )
 
 
 def write_description(exporter: Exporter, program: Program, folder: Path) -> None:

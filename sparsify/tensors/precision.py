@@ -60,11 +60,6 @@ def shape_of(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-# What rounding to int8 or int4 may move outputs by, of the largest: inputs are rounded layer by layer, and a
-# last digit may turn over.
-ROUNDED_TOLERANCE = 0.05
-
-
 def relative_difference(wanted: Tensor, found: Tensor) -> float:
     """How far a tensor is from the one that was wanted, `max |a - b| / max |a|` over finite entries.
 

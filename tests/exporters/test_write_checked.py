@@ -11,10 +11,10 @@ from exporters import ALL
 from exporters.safetensors import Safetensors
 from sparsify.describe.card import CARD
 from sparsify.describe.facts import FILE
+from sparsify.engine.compare import second_batch
 from sparsify.engine.contract import Exporter
 from sparsify.engine.export import (
     EVERY_FEATURE,
-    second_batch,
     write_checked,
 )
 from sparsify.errors import ExportError

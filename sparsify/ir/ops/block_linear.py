@@ -91,7 +91,21 @@ def _table_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
     return [*analysis.axes[args["ids"]], width]
 
 
+def _unrounded(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    columns: int,
+    values: str,
+    group: int,
+) -> Tensor:
+    """`x W^T + b` in the dtype of `x`."""
+    weight = unpack_blocks(packed, scales, columns, values).to(x.dtype)
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
 OPS = (
-    overload(block_linear, packed_axes, product(0)),
+    overload(block_linear, packed_axes, product(0), unrounded=_unrounded),
     overload(block_embedding, _table_axes),
 )

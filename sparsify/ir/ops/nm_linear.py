@@ -110,4 +110,10 @@ def _stored(args: Sequence[Any], result: Tensor) -> int:
     return int(result.numel() * args[0].shape[-1] * n // m)
 
 
-OPS = (overload(nm_linear, packed_axes, _stored),)
+def _unrounded(x: Tensor, packed: Tensor, bias: Tensor | None, *numbers: Any) -> Tensor:
+    """`x W^T + b` in the dtype of `x`."""
+    weight = dense(packed, Layout(*numbers)).to(x.dtype)
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+OPS = (overload(nm_linear, packed_axes, _stored, unrounded=_unrounded),)

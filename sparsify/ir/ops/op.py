@@ -21,7 +21,8 @@ class Op:
     `function` returns new tensors that follow from its arguments alone: a plain function of ATen's ops, or
     an overload of `torch.library`. `name` is how it is stored, `library.word`, for an overload as torch
     spells it. Without `axes` it pins every axis it touches. `cost` are its multiply-adds, none without.
-    `onnx` gives the function by which torch.onnx writes an overload; plain functions need none.
+    `onnx` gives the function by which torch.onnx writes an overload; plain functions need none. `unrounded`
+    computes the same without rounding its input, in whatever precision that comes, for ops that do.
     """
 
     function: Callable[..., Any]
@@ -29,6 +30,7 @@ class Op:
     axes: AxisRule | None = None
     cost: Cost | None = None
     onnx: Callable[[], Callable[..., Any]] | None = None
+    unrounded: Callable[..., Any] | None = None
 
 
 def overload(
@@ -36,9 +38,10 @@ def overload(
     axes: AxisRule | None = None,
     cost: Cost | None = None,
     onnx: Callable[[], Callable[..., Any]] | None = None,
+    unrounded: Callable[..., Any] | None = None,
 ) -> Op:
     """The record of an op of `torch.library`."""
-    return Op(function, str(function), axes, cost, onnx)
+    return Op(function, str(function), axes, cost, onnx, unrounded)
 
 
 def product(left: int) -> Cost:

@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
-from sparsify.ir.views.packed import is_rounded
+from sparsify.ir.run.unrounded import Unrounded
 from sparsify.tensors.precision import relative_difference
 
 # How many times a program's own rounding another rounding of the same values may be away.
 _MARGIN = 4.0
 
 
-class _Double(fx.Interpreter):
-    """Computes in float64 whatever the graph computes in float32."""
+class _Double(Unrounded):
+    """Computes in float64 whatever the graph computes in float32, and rounds no inputs."""
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A tensor of the program."""
@@ -39,7 +39,7 @@ class _Double(fx.Interpreter):
 
 
 def in_double(program: Program, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The outputs of a float32 program on a batch, computed in float64."""
+    """The outputs of a float32 program on a batch, computed in float64 and without rounding of inputs."""
     with evaluating(program.module), torch.no_grad():
         outputs: tuple[Tensor, ...] = _Double(program.module).run(*program.complete(batch).values())
     return outputs
@@ -52,10 +52,8 @@ def is_rounding(
 
     They may be four times as far from the outputs in double precision as the program's own are. In deep
     models rounding adds up beyond any fixed bound; what is wrong in a graph stands out from it all the same.
-    False for programs of other types, and for those with rounded weights, whose steps are no such noise.
+    Where inputs are rounded, both are outputs without that. False for programs of other types.
     """
-    if is_rounded(program) or "quantized" in program.features:
-        return False
     if any(output.dtype != torch.float32 for output in own):
         return False
     return all(

@@ -88,9 +88,3 @@ def unblocked_weight(program: Program, view: BlockWeight) -> Tensor:
     """The weight that codes and scales stand for, float32 `[out, columns]`."""
     codes, scales = program.tensor(view.codes), program.tensor(view.scales)
     return unpack_blocks(codes, scales, view.form.columns, view.form.values)
-
-
-def is_rounded(program: Program) -> bool:
-    """Whether a packed linear rounds its input: a last digit may then move the outputs by a step."""
-    found = any(view.layout.group for view in packed_linears(program))
-    return found or any(not view.is_table for view in block_weights(program))

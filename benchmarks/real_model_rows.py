@@ -1,0 +1,99 @@
+"""The rows of `real_model.py`: what is done to the pretrained model, as pipelines."""
+
+from dataclasses import dataclass
+
+from sparsify.recipes import recipe
+
+_OBSERVED = "insert-probes{gram=true} | calibrate{samples=128}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a pipeline over the dense model, or over the program of the row `base`."""
+
+    name: str
+    family: str
+    text: str
+    base: str | None = None
+
+
+def _unstructured(score: str, target: str) -> str:
+    seen = "" if score == "magnitude" else f"{_OBSERVED} | "
+    gone = "" if score == "magnitude" else "remove-probes | "
+    return f"{seen}insert-masks | choose-masks{{score={score} {target}}} | {gone}fold-masks"
+
+
+def _one_shot() -> list[Row]:
+    targets = {"50 %": "sparsity=0.5", "70 %": "sparsity=0.7", "2:4": "pattern=2:4"}
+    return [
+        Row(f"{score} {what}", "one-shot", _unstructured(score, target))
+        for what, target in targets.items()
+        for score in ("magnitude", "wanda", "sparsegpt", "alps")
+    ]
+
+
+def _rounded(values: str, more: str = "", by: str = "mse") -> str:
+    return f"insert-quantizers{{values={values}{more}}} | choose-scales{{by={by}}}"
+
+
+def _jointly(group: int, more: str = "") -> str:
+    """2:4 and int4 in one sweep, packed only when it is exported: the figures are the same."""
+    return (
+        f"{_OBSERVED} | insert-masks | insert-quantizers{{values=int4 group={group}{more}}} | "
+        "choose-masks{score=sparsegpt pattern=2:4 scales=mse} | remove-probes | fold-masks"
+    )
+
+
+def _int4() -> list[Row]:
+    float_24 = "sparsegpt 2:4"
+    after = {
+        "int8": _rounded("int8"),
+        "int4 group 64 absmax": _rounded("int4", " group=64", "absmax"),
+        "int4 group 64": _rounded("int4", " group=64"),
+        "int4 group 32": _rounded("int4", " group=32"),
+        "int4 group 64, inputs as they are": _rounded("int4", " group=64 activations=false"),
+    }
+    rows = [Row(f"2:4 then {what}", "int4", text, float_24) for what, text in after.items()]
+    rows += [
+        Row(f"dense {what}", "int4", text)
+        for what, text in after.items()
+        if "absmax" not in what and "inputs" not in what
+    ]
+    rows += [
+        Row(f"2:4 and int4 group {group} in one sweep", "int4", _jointly(group))
+        for group in (64, 32)
+    ]
+    return rows
+
+
+def _structured() -> list[Row]:
+    groups = "insert-masks{of=heads,channels}"
+    seen = "insert-probes | calibrate{samples=128}"
+    smaller = "prune-heads | prune-channels"
+    healed = (
+        "insert-lora{rank=32 alpha=32.0} | train{steps=200 batch=4 lr=0.001 update=lora "
+        "task=0.33 distill=kl{weight=0.67 temperature=2.0}} | fold-lora"
+    )
+    criteria = {
+        "taylor": f"{groups} | choose-masks{{of=heads,channels score=taylor sparsity=0.25}}",
+        "wanda-sp": f"{seen} | {groups} | choose-masks{{of=heads,channels score=wanda sparsity=0.25}} | "
+        "remove-probes",
+        "flap": f"{seen} | {groups} | choose-masks{{of=heads,channels score=fluctuation sparsity=0.25 "
+        "scope=global} | insert-bias | choose-bias | remove-probes | fold-bias",
+        "llm-pruner": f"{groups} | choose-masks{{of=heads,channels score=mixed sparsity=0.25 samples=10}}",
+    }
+    rows = [
+        Row(f"{name} 25 %", "structured", f"{text} | {smaller}") for name, text in criteria.items()
+    ]
+    rows += [
+        Row(f"{name} 25 % recovered", "structured", healed, f"{name} 25 %") for name in criteria
+    ]
+    return [*rows, Row("shortgpt 25 %", "structured", recipe("shortgpt").text)]
+
+
+ROWS = (
+    Row("dense", "dense", ""),
+    *_one_shot(),
+    *_int4(),
+    *_structured(),
+)
