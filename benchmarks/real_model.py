@@ -106,7 +106,7 @@ def shown(rows: Rows, options: argparse.Namespace) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("row")
     columns = [f"perplexity {context}" for context in options.contexts]
-    for column in (*columns, "of dense", "accuracy", "seconds", "peak GB"):
+    for column in (*columns, "of dense", "tokens", "accuracy", "seconds", "peak GB"):
         table.add_column(column, justify="right")
     first = options.contexts[0]
     dense = rows.get("dense").get(first)
@@ -116,8 +116,9 @@ def shown(rows: Rows, options: argparse.Namespace) -> Table:
             continue
         values = [f"{found[c]['value']:.2f}" if c in found else "" for c in options.contexts]
         ratio = f"{found[first]['value'] / dense['value']:.3f}" if dense else ""
+        tokens = f"{found[first]['tokens']:,}"
         seconds, peak = f"{found['seconds']:.0f}", f"{found['peak'] / 1e9:.1f}"
-        table.add_row(row.name, *values, ratio, accuracy(found), seconds, peak)
+        table.add_row(row.name, *values, ratio, tokens, accuracy(found), seconds, peak)
     return table
 
 

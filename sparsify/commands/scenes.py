@@ -40,7 +40,7 @@ class Scene:
 
 
 def scene_of(model: str) -> Scene:
-    """What is shown of a model: of the embedded one retraining, of any other what needs little of it."""
+    """What is shown of a model: of the embedded one retraining, of any other what is done at once."""
     if model == EMBEDDED:
         return _SMALL
     return _LARGE
@@ -65,10 +65,9 @@ _LARGE = Scene(
     "a pretrained model",
     (
         Variant("fewer layers", recipe("shortgpt").text),
-        Variant("semi-structured", recipe("sparsegpt").text),
+        Variant("semi-structured", recipe("wanda").text),
         Variant("packed", "pack-nm", "semi-structured"),
         Variant("packed int8", _INT8, "semi-structured"),
-        Variant("packed int4", recipe("sparsegpt-int4").text),
     ),
     "onnx-decode",
     Shape(tokens=1, past=128),
