@@ -10,10 +10,9 @@ from sparsify.ir.axes.residual import blocks
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.decode.caches import CACHES, output_names, past_name
 from sparsify.ir.features.block_mask import (
-    add_block_mask,
+    add_block_masks,
     block_mask_path,
-    block_masks,
-    remove_block,
+    settle_block,
 )
 from sparsify.ir.graph import redirect, sweep
 from sparsify.ir.program import Program
@@ -22,10 +21,10 @@ from sparsify.ir.program import Program
 def remove_blocks(made: Program, kind: str, gone: list[str]) -> None:
     """Take out the layers or blocks whose masks stand at these paths in the program."""
     found = {block_mask_path(block): block for block in blocks(analyse(made), kind)}
+    order = list(found)
+    add_block_masks(made, [found[path] for path in sorted(gone, key=order.index)])
     for path in gone:
-        add_block_mask(made, found[path])
-    for mask in block_masks(made, kind):
-        remove_block(made, mask)
+        settle_block(made, kind, path, stays=False)
 
 
 def drop_dead_caches(made: Program) -> None:

@@ -6,6 +6,7 @@ t in a sum   ->  t * mask                t one of several terms that are compute
 Where the mask is true the values are bitwise those of the program without it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,8 +54,14 @@ def block_mask_path(block: Block) -> str:
     return group_mask(block.weights[-1], block.kind)
 
 
-def add_block_mask(program: Program, block: Block) -> None:
-    """Let a mask `[1]`, true at first, choose between a block and its absence."""
+def add_block_masks(program: Program, found: Sequence[Block]) -> None:
+    """Let a mask `[1]`, true at first, choose between each block and its absence; blocks in graph order."""
+    # The last first: what a block starts from is then still the block before it, mask and all.
+    for block in reversed(found):
+        _add_mask(program, block)
+
+
+def _add_mask(program: Program, block: Block) -> None:
     path = block_mask_path(block)
     mask = torch.ones(1, dtype=torch.bool, device=program.tensor(block.weights[-1]).device)
     writer = Writer(program, after=block.y)
@@ -72,8 +79,14 @@ def drop_block_mask(program: Program, mask: BlockMask) -> None:
     sweep(program)
 
 
-def remove_block(program: Program, mask: BlockMask) -> None:
-    """Let the program go on without the block; tensors that nobody reads any more are deleted."""
+def settle_block(program: Program, kind: str, path: str, *, stays: bool) -> None:
+    """Drop the mask at a path, and the block too unless it stays; unread tensors are deleted."""
+    # Read anew each time: what one block goes on with may have been the mask of another.
+    for mask in [mask for mask in block_masks(program, kind) if mask.path == path]:
+        (drop_block_mask if stays else _remove)(program, mask)
+
+
+def _remove(program: Program, mask: BlockMask) -> None:
     if mask.instead is not None:
         redirect(mask.node, mask.instead)
     else:

@@ -10,11 +10,10 @@ from sparsify.errors import OptionError
 from sparsify.ir.axes.residual import Block, blocks
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.block_mask import (
-    add_block_mask,
+    add_block_masks,
     block_mask_path,
     block_masks,
-    drop_block_mask,
-    remove_block,
+    settle_block,
 )
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
@@ -40,9 +39,7 @@ class Blocks(Kind):
     def add(self, program: Program, views: Sequence[Linear]) -> int:
         """Let a mask choose at every block that holds a target."""
         found = self._targeted(program, views)
-        # The last first: what a block starts from is then still the block before it, mask and all.
-        for block in reversed(found):
-            add_block_mask(program, block)
+        add_block_masks(program, found)
         return len(found)
 
     def choose(
@@ -70,8 +67,7 @@ class Blocks(Kind):
         if not any(kept.values()):
             raise OptionError(f"all {len(kept)} {self.name} would go; keep at least one")
         for path, stays in kept.items():
-            for mask in [m for m in block_masks(program, self.name) if m.path == path]:
-                (drop_block_mask if stays else remove_block)(program, mask)
+            settle_block(program, self.name, path, stays=stays)
         gone = [path for path, stays in kept.items() if not stays]
         program.plan.setdefault(self._key, []).append(gone)
         return len(kept)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
@@ -43,6 +44,37 @@ def stepped(program, ids, pieces):
         past = dict(zip(past_inputs(program), caches, strict=True))
         found.append(logits)
     return torch.cat(found, 1), past
+
+
+def test_layers_that_follow_one_another_go():
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=2,
+        vocab_size=64,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    program = trace(LlamaForCausalLM(config).eval())
+    with torch.no_grad():
+        for layer in (1, 2, 3, 5, 6):
+            program.tensor(f"model.layers.{layer}.mlp.up_proj.weight").mul_(0.01)
+    parse("insert-masks{of=layers} | choose-masks{of=layers sparsity=0.625} | prune-layers").run(
+        program
+    )
+    assert [len(gone) for gone in program.plan["layers"]] == [5]
+    made = decoder(program)
+    assert {path.split(".")[2] for path, _ in made.tensors() if ".layers." in path} == {
+        "0",
+        "4",
+        "7",
+    }
+    assert len(past_inputs(made)) == 6
+    ids = program.sample["input_ids"]
+    wanted = program.run({"input_ids": ids})[0]
+    found, _ = stepped(made, ids, (4, 1, 8))
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize(
