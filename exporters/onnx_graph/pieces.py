@@ -51,7 +51,7 @@ def piece_reader(path: Path, outputs: Sequence[str]) -> PieceReader:
             strange = sorted(given.keys() ^ fed.keys())[0][0]
             raise ExportError(f"the file has other products with @{strange} than the program")
         feeds = {public_name(name): value.detach().cpu().numpy() for name, value in inputs.items()}
-        feeds |= {fed[place]: value.numpy() for place, value in given.items()}
+        feeds |= {fed[place]: value.cpu().numpy() for place, value in given.items()}
         names = [value.name for value in session.get_outputs()]
         values = dict(zip(names, map(torch.from_numpy, session.run(names, feeds)), strict=True))
         return Pieces(

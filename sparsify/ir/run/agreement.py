@@ -25,6 +25,8 @@ def strange_rounding(
     unrounded = unrounded_outputs(program, batch)
     for name, mine, its, smooth in zip(program.source.outputs, own, other, unrounded, strict=True):
         what = name
+        if mine.shape != its.shape:
+            return f"the {name} is {list(its.shape)} where {list(mine.shape)} is wanted"
         if name == program.source.outputs[0] and _predicts(batch, mine):
             what = "loss a token"
             mine, its, smooth = (_losses(batch, logits) for logits in (mine, its, smooth))

@@ -69,5 +69,7 @@ def test_two_roundings_agree_where_they_move_no_more_than_rounding_does(name, tr
 
     assert strange_rounding(program, sample, own, own) == ""
     assert strange_rounding(program, sample, own, other(1.0)) == ""
+    shorter = tuple(value[:1] for value in own)
+    assert "is wanted" in strange_rounding(program, sample, own, shorter)
     what = "loss a token" if name == "llama" else program.source.outputs[0]
     assert strange_rounding(program, sample, own, other(30.0)).startswith(f"the {what} moves by")
