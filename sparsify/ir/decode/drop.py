@@ -52,11 +52,25 @@ def drop_dead_caches(made: Program) -> None:
             del made.sample[name], made.dynamic[name]
     names = {past_name(i, k): past_name(new, k) for new, i in enumerate(alive) for k in CACHES}
     for old, new in names.items():
-        inputs[old].target = new
+        _rename(made, inputs[old], new)
     made.sample = {names.get(name, name): value for name, value in made.sample.items()}
     made.dynamic = {names.get(name, name): value for name, value in made.dynamic.items()}
     made.source = replace(made.source, outputs=output_names(len(alive)))
     made.module.recompile()
+
+
+def _rename(made: Program, old: fx.Node, name: str) -> None:
+    """Let an input have another name.
+
+    By a node of its own: code made from one whose own name is that of another input would overwrite that.
+    """
+    if old.target == name:
+        return
+    with made.graph.inserting_before(old):
+        new = made.graph.placeholder(name)
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    made.graph.erase_node(old)
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
