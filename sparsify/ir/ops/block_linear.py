@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.ops.nm_linear import packed_axes
+from sparsify.ir.ops.nm_linear import exact_product, packed_axes
 from sparsify.ir.ops.op import opname, overload, product
 from sparsify.tensors.packing.blocks import unpack_blocks
 from sparsify.tensors.quantize import round_activations
@@ -92,17 +92,10 @@ def _table_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
 
 
 def _unrounded(
-    x: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    bias: Tensor | None,
-    columns: int,
-    values: str,
-    group: int,
+    x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, *form: Any
 ) -> Tensor:
-    """`x W^T + b` in the dtype of `x`."""
-    weight = unpack_blocks(packed, scales, columns, values).to(x.dtype)
-    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    columns, values, _ = form
+    return exact_product(x, unpack_blocks(packed, scales, columns, values), bias)
 
 
 OPS = (

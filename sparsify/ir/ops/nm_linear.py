@@ -110,10 +110,14 @@ def _stored(args: Sequence[Any], result: Tensor) -> int:
     return int(result.numel() * args[0].shape[-1] * n // m)
 
 
+def exact_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x W^T + b` in the dtype of `x`, which is not rounded; `W [out, in]` unpacked."""
+    added = None if bias is None else bias.to(x.dtype)
+    return torch.nn.functional.linear(x, weight.to(x.dtype), added)
+
+
 def _unrounded(x: Tensor, packed: Tensor, bias: Tensor | None, *numbers: Any) -> Tensor:
-    """`x W^T + b` in the dtype of `x`."""
-    weight = dense(packed, Layout(*numbers)).to(x.dtype)
-    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return exact_product(x, dense(packed, Layout(*numbers)), bias)
 
 
 OPS = (overload(nm_linear, packed_axes, _stored, unrounded=_unrounded),)
