@@ -55,6 +55,13 @@ def _mixed() -> str:
     )
 
 
+def _allocated(size: str) -> str:
+    """int8 for the weights that int4 costs most by what it does to the loss, as many as the bytes allow."""
+    return (
+        f"allocate-values{{bytes={size}}} | insert-quantizers{{values=allocated}} | choose-scales"
+    )
+
+
 def _int4() -> list[Row]:
     float_24 = "sparsegpt 2:4"
     after = {
@@ -71,6 +78,10 @@ def _int4() -> list[Row]:
         if "absmax" not in what and "inputs" not in what
     ]
     rows.append(Row("2:4 then int8, gate and up int4", "int4", _mixed(), float_24))
+    rows += [
+        Row(f"2:4 then {size} bytes a weight", "int4", _allocated(size), float_24)
+        for size in ("0.47", "0.5", "0.547")
+    ]
     rows += [
         Row(f"2:4 and int4 group {group} in one sweep", "int4", _jointly(group))
         for group in (64, 32)

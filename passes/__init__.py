@@ -2,6 +2,7 @@
 
 from passes.allocate_ranks import AllocateRanks
 from passes.allocate_sparsity import AllocateSparsity
+from passes.allocate_values import AllocateValues
 from passes.calibrate import Calibrate
 from passes.choose_adapters import ChooseAdapters
 from passes.choose_bias import ChooseBias
@@ -52,6 +53,7 @@ ALL = (
     InsertAdapters,
     ChooseAdapters,
     InsertScales,
+    AllocateValues,
     InsertQuantizers,
     ChooseScales,
     InsertOmission,

@@ -19,17 +19,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from sparsify.data.sequences import sample
+from sparsify.data.sequences import Data, sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
 from sparsify.select.groups import Rule, heads_left
-from sparsify.select.importance import Criterion, Score
+from sparsify.select.importance import OF_DATA, Criterion, Score
 from sparsify.select.kinds.asked import Asked
 from sparsify.select.kinds.catalogue import KINDS, Name, families, kinds_of
 from sparsify.select.kinds.kind import Choice
 from sparsify.select.target_shape import Heads, Shape
 from sparsify.select.weights import check_axes, masked
+from sparsify.train.losses import check_labels
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class ChooseMasks(Pass):
         target = self._asked.share()
         if target is not None:
             check_axes(program, views, target)
+
+    def check_data(self, program: Program, data: Data) -> None:
+        """Where the score is one of gradients, labels must have a loss."""
+        if self.score in OF_DATA:
+            check_labels(program, data, f"score={self.score} has no loss; choose another score")
 
     def heads_left(self, program: Program) -> Heads | None:
         """Known when every layer keeps the same number, whatever the scores."""

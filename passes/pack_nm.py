@@ -31,13 +31,13 @@ class PackNm(Pass):
 
     `pattern` is N:M, or `N:8` with the letter: the smallest N that each weight allows. Weights without any
     zero stay dense, unless a target other than `*` names them. int8 and int4 need quantizers with chosen
-    scales and take them in; `group` is that of the quantizers.
+    scales and take them in, `rounded` whichever each weight has; `group` is that of the quantizers.
     """
 
     name: ClassVar[str] = "pack-nm"
     moves: ClassVar[Moves] = ROUNDING
     pattern: str = "2:4"
-    values: Literal["float32", "int8", "int4"] = "float32"
+    values: Literal["float32", "int8", "int4", "rounded"] = "float32"
     group: int | None = None
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class PackNm(Pass):
         """The pattern must be one that can be packed, the group for rounded values, and globs must match."""
         Wanted.parse(self.pattern)
         if self.values == "float32" and self.group is not None:
-            raise OptionError("group is for int8 and int4 values: float32 has no scales")
+            raise OptionError("group is for rounded values: float32 has no scales")
         targeted(program, self.targets, self.ignore)
 
     def rewrite(self, program: Program, context: Context) -> int:

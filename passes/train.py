@@ -17,7 +17,6 @@ from typing import ClassVar, Literal
 from sparsify.data.sequences import Data
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
-from sparsify.ir.facts.fitting import extent
 from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.run.recomputed_weights import recomputed_weights
@@ -26,6 +25,7 @@ from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import Target, check_axes
 from sparsify.tensors.pattern import Pattern
 from sparsify.train.loop import train
+from sparsify.train.losses import check_labels
 from sparsify.train.moving_masks import Refresh
 from sparsify.train.options import AdamS, ArsSte, Every, Kl, Lors, Pull, Squared, SrSte
 from sparsify.train.schedules import Shape, factor
@@ -107,15 +107,9 @@ class Train(Pass):
                 f"batch={self.batch}{times} goes through the {len(data)} sequences of the data "
                 f"{sequences / len(data):,.0f} times a step; take a smaller batch or bring more text"
             )
-        label = extent(data).label if self.task else -1
-        if label < 0:
-            return
-        shape = program.run()[0].shape
-        if len(shape) != 3 or shape[-1] <= label:
-            raise OptionError(
-                f"'{program.source.outputs[0]}' {list(shape)} has no logits for the label {label} of a "
-                "token; train a model with a head for them, or by distillation only (task=0)"
-            )
+        if self.task:
+            instead = "train a model with a head for them, or by distillation only (task=0)"
+            check_labels(program, data, instead)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Train in place; returns the number of tensors that learnt."""

@@ -218,6 +218,15 @@ RECIPES = (
         "pack-nm{values=int4}",
     ),
     Recipe(
+        "sparsegpt-mixed",
+        "2:4 by SparseGPT at half a byte a weight: int8 where int4 would cost the loss most, int4 elsewhere, "
+        "packed",
+        "insert-probes{gram=true} | calibrate{samples=128} | insert-masks | "
+        "choose-masks{score=sparsegpt pattern=2:4} | remove-probes | fold-masks | "
+        "allocate-values{bytes=0.5} | insert-quantizers{values=allocated} | choose-scales | "
+        "pack-nm{values=rounded}",
+    ),
+    Recipe(
         "slim",
         "2:4 and int4 at once, one scale a weight, what is lost given back by 4-bit low-rank branches that "
         "stay beside the packed weights (SLiM)",

@@ -54,6 +54,7 @@ SETTINGS = {
     "insert-omission": ("", "insert-omission{multiple=4}"),
     "remove-omission": ("insert-omission{multiple=4}", "remove-omission"),
     "train": ("insert-lora{rank=2}", "train{steps=2 batch=2 update=lora TRAIN}"),
+    "allocate-values": ("insert-masks | choose-masks{pattern=2:4}", "allocate-values{bytes=9 samples=4}"),
     "insert-quantizers": ("insert-masks | insert-lora{rank=2}", "insert-quantizers{values=int4}"),
     "choose-scales": ("insert-quantizers", "choose-scales{by=mse}"),
     "remove-quantizers": ("insert-quantizers", "remove-quantizers"),
@@ -132,6 +133,8 @@ def settings(name, family):
 
 def home(name, family):
     """The model that a pass is shown on: one of a family, or the one that has what it needs."""
+    if name == "allocate-values" and family == "bert":
+        return "gpt2"
     return "routed" if name == "prune-experts" else family
 
 

@@ -12,13 +12,14 @@ from sparsify.text.options import one_option, required
 _PREFERRED = {"quantizers": "pack-nm"}
 # Features that only one pass takes out, for that pass.
 _OWN = {
-    "quantizers": "give values=int8 or values=int4, as insert-quantizers has them",
+    "quantizers": "give values=rounded, as insert-quantizers has them",
     "quantized": "the rounding was switched on by choose-scales, and outputs would move without it",
 }
 
 # Features whose lack has another cure than the pass that sets them.
 _LACKING = {
     "shares": f"; {EITHER}, or put allocate-sparsity before it",
+    "values": "; choose values=int8 or values=int4, or put allocate-values before it",
 }
 
 

@@ -22,8 +22,8 @@ from sparsify.tensors.quantize import round_weight
 class Request:
     """How weights are wanted packed.
 
-    `group` is None for that of the quantizers; `named` are the paths that must not stay dense for having
-    no zeros.
+    `values` may be `rounded`, for those of each weight's quantizer, and `group` None for that of the
+    quantizers; `named` are the paths that must not stay dense for having no zeros.
     """
 
     wanted: Wanted
@@ -99,12 +99,14 @@ def _layout(program: Program, view: Linear, request: Request) -> Layout | None:
             f"hold {count} nonzeros; run {_choosing(wanted)} | fold-masks before, or leave it out with "
             "ignore"
         )
-    group = 0 if request.values == "float32" else _group(program, view, request)
-    return Layout(n, wanted.m, weight.shape[1], weight.shape[0], request.values, group)
+    values, group = request.values, 0
+    if request.values != "float32":
+        values, group = _rounding(program, view, request)
+    return Layout(n, wanted.m, weight.shape[1], weight.shape[0], values, group)
 
 
-def _group(program: Program, view: Linear, request: Request) -> int:
-    """The columns that share a scale, after holding the quantizers against what is wanted."""
+def _rounding(program: Program, view: Linear, request: Request) -> tuple[str, int]:
+    """The values and the columns that share a scale, after holding the quantizers against what is wanted."""
     quantizer, entering = view.quantizer, view.input_quantizer
     if quantizer is None or entering is None:
         what = "weight" if quantizer is None else "input"
@@ -112,10 +114,10 @@ def _group(program: Program, view: Linear, request: Request) -> int:
             f"the {what} of @{view.weight} has no quantizer, which values={request.values} needs; "
             "widen insert-quantizers, or leave the weight out with ignore"
         )
-    if quantizer.values != request.values:
+    if request.values not in (quantizer.values, "rounded"):
         raise OptionError(
             f"@{view.weight} is rounded to {quantizer.values}, not {request.values}; "
-            f"pack it with values={quantizer.values}"
+            f"pack it with values={quantizer.values}, or each weight as it is with values=rounded"
         )
     if request.group not in (None, quantizer.group):
         raise OptionError(
@@ -123,7 +125,7 @@ def _group(program: Program, view: Linear, request: Request) -> int:
             "leave out group"
         )
     require_scales(program, view, out_in(view, composed_weight(program, view)), quantizer)
-    return quantizer.group
+    return quantizer.values, quantizer.group
 
 
 def _codes(

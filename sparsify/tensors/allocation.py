@@ -4,6 +4,8 @@
 for layers of equal size is the plain mean. Sparsities are fractions of zeros, float64 `[layers]`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -212,6 +214,28 @@ def ranks(error: Tensor, mean: int, largest: int) -> list[int]:
                 found[index] += 1
                 left -= 1
     return [int(value) for value in found]
+
+
+def worth_most(gain: Sequence[float], size: Sequence[int], room: int) -> list[bool]:
+    """Say which things to take so that they are worth much and fit: by gain for their size, the best first.
+
+    What does not fit any more is passed over for smaller things behind it. Of equal ones the first is taken.
+
+    Args:
+        gain: of each, what taking it is worth; nothing that is worth nothing is taken.
+        size: of each, at least 0.
+        room: for the sizes of all that are taken.
+
+    Returns:
+        for each whether it is taken.
+    """
+    order = sorted(range(len(gain)), key=lambda i: (-gain[i] / max(size[i], 1e-300), i))
+    taken = [False] * len(gain)
+    for index in order:
+        if gain[index] > 0 and size[index] <= room:
+            taken[index] = True
+            room -= size[index]
+    return taken
 
 
 def cubic(step: int, steps: int, target: float) -> float:

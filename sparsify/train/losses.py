@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsify.data.dialogues import IGNORED
-from sparsify.errors import DataError
+from sparsify.data.sequences import Data
+from sparsify.errors import DataError, OptionError
+from sparsify.ir.facts.fitting import extent
 from sparsify.ir.program import Program
 from sparsify.pretrained.load import class_named
 
@@ -29,6 +31,19 @@ class Distillation(Protocol):
 
     def size(self, dense: Sequence[Tensor], mask: Tensor | None) -> float:
         """What the sum over all tokens is divided by."""
+
+
+def check_labels(program: Program, data: Data, instead: str) -> None:
+    """Refuse labels of tokens that the outputs have no logits for; OptionError says what to do `instead`."""
+    label = extent(data).label
+    if label < 0:
+        return
+    shape = program.run()[0].shape
+    if len(shape) != 3 or shape[-1] <= label:
+        raise OptionError(
+            f"'{program.source.outputs[0]}' {list(shape)} has no logits for the label {label} of a token; "
+            f"{instead}"
+        )
 
 
 class TaskLoss:

@@ -41,7 +41,7 @@ def refused(kind, program, before, step):
         ),
         (
             "pack-nm{group=32}",
-            "group is for int8 and int4 values: float32 has no scales",
+            "group is for rounded values: float32 has no scales",
         ),
         (
             "pack-nm{targets=dwn}",
@@ -68,7 +68,7 @@ def test_options_that_cannot_be_meant(step, sentence, traced):
         (
             "insert-quantizers | choose-scales | pack-nm",
             "cannot run while the program has ['quantizers']; "
-            "give values=int8 or values=int4, as insert-quantizers has them",
+            "give values=rounded, as insert-quantizers has them",
         ),
         (
             "insert-quantizers | pack-nm{values=int8}",
@@ -159,7 +159,8 @@ def test_a_tied_embedding_is_refused_when_it_is_named(traced):
         (
             SCALES,
             "pack-nm{values=int4}",
-            "@up.weight is rounded to int8, not int4; pack it with values=int8",
+            "@up.weight is rounded to int8, not int4; pack it with values=int8, or each weight as it is with "
+            "values=rounded",
         ),
         (
             SCALES,

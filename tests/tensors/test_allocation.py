@@ -19,6 +19,7 @@ from sparsify.tensors.allocation import (
     kept_of_m,
     outlier_share,
     ranks,
+    worth_most,
 )
 
 EVEN = torch.full((8,), 100.0)
@@ -156,6 +157,16 @@ def test_ranks_follow_errors_and_their_sum_is_the_budget():
     assert ranks(torch.zeros(4), 3, 4) == [3, 3, 3, 3]
     with pytest.raises(OptionError, match="is not between 1 and 16"):
         ranks(error, 17, 16)
+
+
+def test_what_is_worth_most_for_its_size_is_taken_first():
+    # For their size they are worth 2, 3, 2, 1 and nothing: the second, then the first of two that are
+    # equal; the third does not fit any more, the fourth does.
+    gain, size = [8.0, 6.0, 8.0, 1.0, 0.0], [4, 2, 4, 1, 1]
+    assert worth_most(gain, size, 8) == [True, True, False, True, False]
+    assert worth_most(gain, size, 0) == [False] * 5
+    assert worth_most(gain, size, 100) == [True, True, True, True, False]
+    assert worth_most([], [], 5) == []
 
 
 def test_the_cubic_ladder_is_the_table_of_the_paper():

@@ -38,6 +38,8 @@ ALL: tuple[Feature, ...] = (
     *packed.FEATURES,
     # The shares that `allocate-sparsity` has written into the plan.
     Feature("shares", in_values=True),
+    # The values that `allocate-values` has written into the plan.
+    Feature("values", in_values=True),
 )
 _HELD: dict[str, Feature] = {}
 

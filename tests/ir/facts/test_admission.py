@@ -88,6 +88,12 @@ DATA = [
     ("bert-base", TRAIN, 299, 12, OptionError,
      f"pass 1 of 1, '{TRAIN}', 'last_hidden_state' [2, 13, 64] has no logits for the label 299 of a "
      "token; train a model with a head for them, or by distillation only (task=0)"),
+    ("bert-base", "allocate-values", 299, 12, OptionError,
+     "pass 1 of 1, 'allocate-values', 'last_hidden_state' [2, 13, 64] has no logits for the label 299 of a "
+     "token; there is no loss to measure; choose values in insert-quantizers"),
+    ("bert-base", "insert-masks | choose-masks{score=taylor sparsity=0.5}", 299, 12, OptionError,
+     "pass 2 of 2, 'choose-masks{score=taylor sparsity=0.5}', 'last_hidden_state' [2, 13, 64] has no logits "
+     "for the label 299 of a token; score=taylor has no loss; choose another score"),
     ("llama", "train{steps=1 batch=100000}", 299, 12, OptionError,
      "pass 1 of 1, 'train{steps=1 batch=100000}', batch=100000 goes through the 4 sequences of "
      "the data 25,000 times a step; take a smaller batch or bring more text"),

@@ -74,6 +74,7 @@ def test_every_feature_of_the_graph_is_tried_here():
         "stats",
         "quantized",
         "shares",
+        "values",
     }
 
 
