@@ -9,6 +9,7 @@ from passes.choose_bias import ChooseBias
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
+from passes.fold_adapters import FoldAdapters
 from passes.fold_bias import FoldBias
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
@@ -16,6 +17,7 @@ from passes.fold_quantizers import FoldQuantizers
 from passes.fold_scales import FoldScales
 from passes.insert_adapters import InsertAdapters
 from passes.insert_bias import InsertBias
+from passes.insert_experts import InsertExperts
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
 from passes.insert_omission import InsertOmission
@@ -52,6 +54,7 @@ ALL = (
     ChooseSlorb,
     InsertAdapters,
     ChooseAdapters,
+    InsertExperts,
     InsertScales,
     AllocateValues,
     InsertQuantizers,
@@ -60,6 +63,7 @@ ALL = (
     Train,
     RemoveOmission,
     FoldLora,
+    FoldAdapters,
     FoldScales,
     FoldBias,
     FoldMasks,

@@ -45,11 +45,13 @@ class Train(Pass):
     the insides of layers again, and only what passes between layers is kept; `selective` keeps products
     and attention too and computes again what is cheap.
 
-    `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases), or
-    `adapters` (the branches beside linears only). `schedule` is that of the learning rate, or `lors`: that of
-    omission too. `task` weighs the task loss, `distill` adds a distance to the dense twin. `masks` says when
-    masks are chosen anew, `decay` how masked weights are pulled to zero. `save_every` steps lie between
-    checkpoints.
+    `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases),
+    `adapters` (the branches beside linears only) or `experts` (those beside linears, their routers, and
+    branches). `schedule` is that of the learning rate, or `lors`: that of omission too. `task` weighs the
+    task loss, `distill` adds a distance to the dense twin. `balance` weighs the loss that spreads tokens over
+    experts: `E sum_i f_i P_i`, the mean over all routers, with f_i the share of tokens that go to expert i
+    and P_i its mean probability. `masks` says when masks are chosen anew, `decay` how masked weights are
+    pulled to zero. `save_every` steps lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -57,7 +59,7 @@ class Train(Pass):
     steps: int
     batch: int = 8
     lr: float = 1e-3
-    update: Literal["all", "lora", "norms", "adapters"] = "all"
+    update: Literal["all", "lora", "norms", "adapters", "experts"] = "all"
     schedule: Shape | Lors = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -70,10 +72,11 @@ class Train(Pass):
     accumulate: int = 1
     precision: Precision = "float32"
     recompute: Recompute = "none"
+    balance: float = 0.0
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
-        needs: list[str] = [self.update] if self.update in ("lora", "adapters") else []
+        needs: list[str] = [self.update] if self.update in ("lora", "adapters", "experts") else []
         if self.masks is not None:
             needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
         wants = ["data"]
@@ -129,6 +132,7 @@ class Train(Pass):
             accumulate=self.accumulate,
             precision=self.precision,
             recompute=self.recompute,
+            balance=self.balance,
         )
         context.progress.start(self.name, self.steps)
 

@@ -12,6 +12,8 @@ from sparsify.engine.pipeline import Pipeline as Pipeline
 from sparsify.engine.pipeline import parse as parse
 from sparsify.engine.report import Report as Report
 from sparsify.errors import SparsifyError as SparsifyError
+from sparsify.fusion import Fusion as Fusion
+from sparsify.fusion import fuse as fuse
 from sparsify.ir.features.catalogue import register as register_feature  # noqa: F401
 from sparsify.ir.features.feature import Feature as Feature
 from sparsify.ir.ops.op import Op as Op

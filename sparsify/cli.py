@@ -16,11 +16,13 @@ from sparsify.commands import show as show_command
 from sparsify.commands import stream as stream_command
 from sparsify.commands.artifacts import open_program
 from sparsify.commands.demo import demo as run_demo
+from sparsify.commands.fuse import fuse_models
 from sparsify.commands.options import (
     Against,
     Batch,
     Device,
     Dump,
+    Formats,
     Json,
     Length,
     Limit,
@@ -83,9 +85,7 @@ def run(
     data: Text = None,
     recipe: Annotated[str | None, typer.Option(help="A named pipeline; see 'recipes'.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="A pipeline as text; see 'passes'.")] = None,
-    to: Annotated[
-        str, typer.Option(help="Formats to export, separated by commas.")
-    ] = "safetensors",
+    to: Formats = "safetensors",
     length: Length = 128,
     kind: Annotated[
         str, typer.Option(help="'text' in blocks, 'sentences' by line, or 'chat' for dialogues.")
@@ -213,16 +213,14 @@ def generate(
     )
 
 
+app.command("fuse")(fuse_models)
+
+
 @app.command()
 @loads_models
 def export(
     folder: Model,
-    to: Annotated[
-        str,
-        typer.Option(
-            help="Formats separated by commas: onnx, onnx-decode, safetensors, huggingface."
-        ),
-    ],
+    to: Formats,
     out: Annotated[
         Path | None,
         typer.Option(help="Where to; beside the program by default.", callback=writable_folder),

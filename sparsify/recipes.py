@@ -202,6 +202,14 @@ RECIPES = (
         "as losa, with N of each 8 kept, N by layer, a quarter in all",
         _losa(0.75, " m=8"),
     ),
+    Recipe(
+        "pesc",
+        "small experts behind every feed-forward block, learnt from dialogues (--kind chat) with low-rank "
+        "branches on all else, which fold; experts and routers stay (PESC)",
+        "insert-lora{rank=64 alpha=16.0} | insert-experts{rank=64 scale=0.25} | "
+        "train{steps=200 batch=16 lr=0.0002 schedule=constant warmup=0.03 update=experts balance=0.01} | "
+        "fold-lora",
+    ),
     Recipe("wanda", "2:4 at once by Wanda's score, weights as they were", _one_shot("wanda")),
     Recipe(
         "ria",

@@ -39,7 +39,7 @@ FLOORS = [
     {"sparsify.train", "sparsify.describe", "sparsify.runtime"},
     {"sparsify.select", "sparsify.measure"},
     {"sparsify.pack", "sparsify.engine", "sparsify.report"},
-    {"passes", "exporters", "sparsify.stream"},
+    {"passes", "exporters", "sparsify.stream", "sparsify.fusion"},
     {"sparsify.recipes"},
     {"sparsify.commands"},
     {"sparsify.cli"},

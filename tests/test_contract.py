@@ -54,6 +54,12 @@ SETTINGS = {
     "insert-omission": ("", "insert-omission{multiple=4}"),
     "remove-omission": ("insert-omission{multiple=4}", "remove-omission"),
     "train": ("insert-lora{rank=2}", "train{steps=2 batch=2 update=lora TRAIN}"),
+    "insert-experts": ("insert-lora{rank=2}", "insert-experts{experts=3 rank=2}"),
+    "fold-adapters": (
+        "insert-probes | calibrate{samples=6} | insert-masks | choose-masks{pattern=2:4} | "
+        "insert-adapters{ratio=0.3} | choose-adapters | remove-probes | fold-masks",
+        "fold-adapters",
+    ),
     "allocate-values": ("insert-masks | choose-masks{pattern=2:4}", "allocate-values{bytes=9 samples=4}"),
     "insert-quantizers": ("insert-masks | insert-lora{rank=2}", "insert-quantizers{values=int4}"),
     "choose-scales": ("insert-quantizers", "choose-scales{by=mse}"),

@@ -53,6 +53,13 @@ class Writer:
         return node
 
 
+def output_nodes(program: Program) -> list[fx.Node]:
+    """The nodes whose values are the program's outputs, in order."""
+    (output,) = program.graph.find_nodes(op="output")
+    outputs: Any = output.args[0]
+    return list(outputs)
+
+
 def redirect(old: fx.Node, new: fx.Node, *, but: tuple[fx.Node, ...] = ()) -> None:
     """Let every user of `old` read `new` instead, except `new` itself and the nodes in `but`."""
     old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new and user not in but)

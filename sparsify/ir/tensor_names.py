@@ -69,6 +69,18 @@ def adapter(path: str) -> tuple[str, str]:
     return f"{path}_adapter_a", f"{path}_adapter_b"
 
 
+def expert_branches(path: str) -> tuple[str, str, str, str, str, str]:
+    """The paths of the experts beside a weight.
+
+    Router `[experts * gate, in]`, its sums `[experts, experts * gate]`, `A [experts * rank, in]`,
+    `B [out, experts * rank]`, biases `[out, experts]`, and what spreads gates over ranks `[experts * rank,
+    experts]`.
+    """
+    words = ("router", "sums", "a", "b", "biases", "spread")
+    one, two, three, four, five, six = (f"{path}_experts_{word}" for word in words)
+    return one, two, three, four, five, six
+
+
 def added_bias(path: str) -> str:
     """The path of a bias `[out]` behind the linear that owns a weight."""
     return f"{path}_added_bias"

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsify.ir.device import copied
+from sparsify.ir.graph import output_nodes
 from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
 from sparsify.ir.run.head import find_head
@@ -22,12 +23,14 @@ class Trained(ProgramModel):
     """The program in training: called by tensors of a batch by name, it gives its outputs as a tuple.
 
     With `headless` it gives what its head reads instead: the states `x [batch, length, hidden]`, the
-    weight `[vocabulary, hidden]` as it enters, and the bias where there is one.
+    weight `[vocabulary, hidden]` as it enters, and the bias where there is one. Behind either stand the
+    values of the nodes `watched`.
     """
 
     def __init__(self, program: Program, recompute: Recompute = "none") -> None:
         super().__init__(program)
         self.headless = False
+        self.watched: tuple[fx.Node, ...] = ()
         if recompute != "none":
             kept = {"context_fn": keeping_products} if recompute == "selective" else {}
             self.activation_checkpointing_enable(kept)
@@ -36,14 +39,15 @@ class Trained(ProgramModel):
         """The outputs, or what the head reads."""
         inputs = self.program.complete(batch)
         head = find_head(self.program) if self.headless else None
-        if head is None:
+        if head is None and not self.watched:
             return tuple(self._outputs(inputs))
+        last = output_nodes(self.program) if head is None else head.reads
+        wanted = [*last, *self.watched]
         if self._recomputing is not None and self.training and torch.is_grad_enabled():
-            module, wanted = self.graph_module, head.reads
-            found = run_segments(module, inputs, wanted=wanted, **self._recomputing)
+            found = run_segments(self.graph_module, inputs, wanted=wanted, **self._recomputing)
             give_back()
             return found
-        return run_to(self.graph_module, inputs, head.reads)
+        return run_to(self.graph_module, inputs, wanted)
 
 
 class Teacher:

@@ -1,8 +1,9 @@
 """What is minimised, micro-batch by micro-batch, so that they add up to the loss of their whole step.
 
-    loss = task * sum_labels CE / labels + sum_tokens D / size
+    loss = task * sum_labels CE / labels + sum_tokens D / size + balance * mean of B
 
-with both sums, and what they are divided by, over all micro-batches and processes of a step.
+with both sums, and what they are divided by, over all micro-batches and processes of a step; B is that of
+each of these alone, as `balance.py` has it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sparsify.ir.program import Program
 from sparsify.ir.run.head import find_head
+from sparsify.train.balance import Balance
 from sparsify.train.chunks import Terms, chunked_loss
 from sparsify.train.forward import Teacher, Trained, side_of
 from sparsify.train.losses import Distillation, TaskLoss
@@ -54,6 +56,7 @@ class Objective:
         first = next(iter(program.sample.values()))
         self._by_token = program.run()[0].shape[:-1] == first.shape[:2]
         self._dtype = torch.bfloat16 if settings.precision == "bf16" else None
+        self.balance = Balance(program) if settings.balance else None
 
     def parts(self, batches: Sequence[Batch]) -> list[Part]:
         """The micro-batches of one step on this process."""
@@ -80,7 +83,9 @@ class Objective:
         inputs = {key: value for key, value in part.batch.items() if key != "labels"}
         bare: Trained = self.accelerator.unwrap_model(model)
         bare.headless = self._in_chunks(part.batch)
-        outputs = model(**inputs)
+        bare.watched = self.balance.watched if self.balance is not None else ()
+        values = model(**inputs)
+        outputs = values[: len(values) - len(bare.watched)]
         if bare.headless:
             total, task, distance = self._chunked(outputs, part)
         else:
@@ -90,6 +95,10 @@ class Objective:
             figures["task"] = float(task.detach())
         if distance is not None:
             figures["distill"] = float(distance.detach())
+        if self.balance is not None:
+            spread = self.balance(values[len(outputs) :], part.batch) / self.settings.accumulate
+            total = total + self.settings.balance * spread
+            figures |= {"loss": float(total.detach()), "balance": float(spread.detach())}
         return total, figures
 
     def _in_chunks(self, batch: Batch) -> bool:

@@ -20,7 +20,8 @@ class Settings:
     learning rate, `warmup` a fraction of `steps`, `clip` the largest gradient norm (0: none), `save_every`
     steps between checkpoints. In `precision` bf16 products are taken in bfloat16 of float32 weights.
     `recompute` says what the backward pass computes again in place of keeping it: nothing, whole layers, or
-    (`selective`) all of them but products and attention.
+    (`selective`) all of them but products and attention. `balance` weighs the loss that spreads tokens over
+    experts.
     """
 
     steps: int
@@ -36,6 +37,7 @@ class Settings:
     accumulate: int = 1
     precision: Precision = "float32"
     recompute: Recompute = "none"
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)

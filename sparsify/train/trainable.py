@@ -6,23 +6,27 @@ from collections.abc import Iterator
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
 
+# What else than the low-rank branches of weights learns.
+_BRANCHES = {"adapters": ("adapters",), "experts": ("experts", "lora")}
+
 
 @contextlib.contextmanager
 def select_trainable(program: Program, update: str) -> Iterator[list[str]]:
     """Let the chosen parameters require gradients inside the block; yields their paths.
 
     `lora`: the low-rank branches of weights; `norms`: those and every vector (norm weights, biases);
-    `adapters`: the branches beside linears; `all`: everything.
+    `adapters`: the branches beside linears; `experts`: those beside linears, with their routers, and low-rank
+    branches of weights where there are some; `all`: everything.
     """
     parameters = dict(program.module.named_parameters())
     known = {path for path, _ in program.tensors()}
-    branches = "adapters" if update == "adapters" else "lora"
+    branches = _BRANCHES.get(update, ("lora",))
     flags = {path: value.requires_grad for path, value in parameters.items()}
     chosen = [
         path
         for path, value in parameters.items()
         if update == "all"
-        or feature_of(path, known) == branches
+        or feature_of(path, known) in branches
         or (update == "norms" and value.dim() == 1)
     ]
     try:

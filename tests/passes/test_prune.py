@@ -147,3 +147,18 @@ def test_groups_without_a_masked_linear_among_the_targets_are_refused(traced):
         "pass 1 of 1, 'insert-masks{of=channels targets=out}', no target takes prunable channels in, as "
         "@down.weight does"
     )
+
+
+@pytest.mark.parametrize("kind", ["heads", "channels"])
+def test_branches_beside_a_linear_lose_what_it_loses(kind, traced):
+    """They read its input, too: what is masked for the linear alone would come back through them."""
+    program = run(traced("llama"), "insert-adapters{ratio=0.3}")
+    with torch.no_grad():
+        for path, value in program.tensors():
+            if path.endswith("_adapter_b"):
+                value.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    steps = f"insert-masks{{of={kind}}} | choose-masks{{of={kind} sparsity=0.5}} | prune-{kind}"
+    before = program.tensor("model.layers.0.self_attn.o_proj.weight_adapter_a").shape
+    run(program, steps)
+    after = program.tensor("model.layers.0.self_attn.o_proj.weight_adapter_a").shape
+    assert after == ((before[0], before[1] // 2) if kind == "heads" else before)

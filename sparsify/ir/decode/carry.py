@@ -10,7 +10,7 @@ from sparsify.ir.mode import set_training
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import blocks as blocks_of
 from sparsify.ir.tensor_names import packed
-from sparsify.ir.views.linear import linears, own_bias
+from sparsify.ir.views.linear import bias_path, linears, own_bias
 from sparsify.ir.views.packed import block_weights, packed_linears
 
 
@@ -44,9 +44,9 @@ def _biases(program: Program) -> dict[str, Tensor]:
     """The bias of every linear that has one, dense or packed, by the weight's path."""
     found = {}
     for view in linears(program):
-        bias = own_bias(view)
-        if bias is not None and bias.op == "get_attr":
-            found[view.weight] = program.tensor(str(bias.target))
+        path = bias_path(view)
+        if path is not None:
+            found[view.weight] = program.tensor(path)
     for stored in packed_linears(program):
         place = stored.node.args[2]
         if isinstance(place, fx.Node) and place.op == "get_attr":

@@ -35,7 +35,7 @@ def add_beside(program: Program, uses: Sequence[Linear], pair: Mapping[str, Tens
     a_path, b_path = pair
     for use in uses:
         writer = Writer(program, after=use.node)
-        inner = writer.call(aten.linear.default, _unrounded(use), writer.read(a_path))
+        inner = writer.call(aten.linear.default, unrounded(use), writer.read(a_path))
         branch = writer.call(aten.linear.default, inner, writer.read(b_path))
         total = writer.call(aten.add.Tensor, use.node, branch)
         redirect(use.node, total, but=(total,))
@@ -60,21 +60,28 @@ def drop_beside(program: Program, found: Beside) -> None:
 
 def carry_beside(made: Program, program: Program, names: Callable[[str], tuple[str, str]]) -> None:
     """Put a branch beside every linear that has one in another program; its weights may be packed there."""
-    stored = {view.codes: view for view in block_weights(program)}
-
-    def value(path: str) -> Tensor | None:
-        if program.has(path):
-            return program.tensor(path)
-        found = stored.get(blocks(path)[0])
-        return None if found is None else unblocked_weight(program, found)
-
     uses: dict[str, list[Linear]] = {}
     for view in linears(made):
         uses.setdefault(view.weight, []).append(view)
     for weight, found in uses.items():
-        pair = {path: tensor for path in names(weight) if (tensor := value(path)) is not None}
+        pair = {
+            path: tensor
+            for path in names(weight)
+            if (tensor := unblocked(program, path)) is not None
+        }
         if pair:
             add_beside(made, found, pair)
+
+
+def unblocked(program: Program, path: str) -> Tensor | None:
+    """A tensor, as it is or was before it was packed into blocks; None when there is none."""
+    if program.has(path):
+        return program.tensor(path)
+    codes = blocks(path)[0]
+    if not program.has(codes):
+        return None
+    stored = {view.codes: view for view in block_weights(program)}
+    return unblocked_weight(program, stored[codes])
 
 
 def _reads(branch: fx.Node, path: str) -> bool:
@@ -83,7 +90,7 @@ def _reads(branch: fx.Node, path: str) -> bool:
     return isinstance(weight, fx.Node) and weight.op == "get_attr" and weight.target == path
 
 
-def _unrounded(linear: Linear) -> fx.Node:
+def unrounded(linear: Linear) -> fx.Node:
     """What enters a linear before its input quantizer, if it has one."""
     if linear.input_quantizer is None:
         return linear.x

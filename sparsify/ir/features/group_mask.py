@@ -11,9 +11,9 @@ from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.ops.probe import probe
 from sparsify.ir.ops.rounding import quantize_activations
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import group_mask
+from sparsify.ir.tensor_names import feature_of, group_mask
 from sparsify.ir.views.composition import reads
-from sparsify.ir.views.linear import Linear, products
+from sparsify.ir.views.linear import Linear, linears, products
 
 aten = torch.ops.aten
 KINDS = ("channels", "heads")
@@ -59,19 +59,24 @@ def add_group_mask(program: Program, linear: Linear, kind: str, size: int, index
     """Multiply the input `x [..., in]` of a linear by a mask `[size]`, each entry over its inputs.
 
     `index [in]` is the group of each input. The inputs of a group must stand together, all groups
-    equally long, which is how heads and channels lie in memory; SparsifyError otherwise.
+    equally long, which is how heads and channels lie in memory; SparsifyError otherwise. Branches that passes
+    put beside the linear, and read its input too, read the product.
     """
     width = index.numel() // size
     if not torch.equal(index, torch.arange(size).repeat_interleave(width)):
         raise SparsifyError(f"the {kind} at the input of @{linear.weight} do not lie in equal runs")
-    writer = Writer(program, before=linear.node)
+    readers = [linear.node, *_branches_on(program, linear)]
+    first = next(node for node in program.graph.nodes if node in readers)
+    writer = Writer(program, before=first)
     mask = writer.buffer(
         group_mask(linear.weight, kind),
         torch.ones(size, dtype=torch.bool, device=program.tensor(linear.weight).device),
     )
     if width > 1:
         mask = writer.call(aten.repeat_interleave.self_int, mask, width)
-    linear.node.replace_input_with(linear.x, writer.call(aten.mul.Tensor, linear.x, mask))
+    product = writer.call(aten.mul.Tensor, linear.x, mask)
+    for reader in readers:
+        reader.replace_input_with(linear.x, product)
 
 
 def expand_group_mask(program: Program, mask: GroupMask, inputs: int) -> Tensor:
@@ -84,6 +89,16 @@ def drop_group_mask(program: Program, mask: GroupMask) -> None:
     """Let the linear read the unmasked input."""
     redirect(mask.product, mask.x)
     sweep(program)
+
+
+def _branches_on(program: Program, linear: Linear) -> list[fx.Node]:
+    """The linears that passes have added on the input of one."""
+    known = {path for path, _ in program.tensors()}
+    return [
+        view.node
+        for view in linears(program)
+        if view.x is linear.x and view.node is not linear.node and feature_of(view.weight, known)
+    ]
 
 
 def _masked_input(x: fx.Node, path: str) -> fx.Node | None:

@@ -57,13 +57,15 @@ def segments(
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]
     place = {node: i for i, node in enumerate(nodes)}
     last = {n: max((place.get(u, len(nodes)) for u in n.users), default=-1) for n in nodes}
+    read = last
     if wanted is not None:
         needed = _needed(wanted)
         nodes = [node for node in nodes if node in needed]
         place = {node: i for i, node in enumerate(nodes)}
-        last = {n: max((place[u] for u in n.users if u in place), default=-1) for n in nodes}
-        last |= {node: len(nodes) for node in wanted if node in place}
-    borders = [0, *([] if whole else _borders(module, nodes, last)), len(nodes)]
+        read = {n: max((place[u] for u in n.users if u in place), default=-1) for n in nodes}
+        last = read | {node: len(nodes) for node in wanted if node in place}
+    # What is only wanted at the end does not count as crossing: it is kept in any case.
+    borders = [0, *([] if whole else _borders(module, nodes, read)), len(nodes)]
     return [
         _segment(nodes[start:end], {n for n in nodes[:end] if last[n] >= end})
         for start, end in itertools.pairwise(borders)

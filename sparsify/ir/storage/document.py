@@ -127,6 +127,7 @@ _PLAN: Mapping[str, _Check] = {
     "blocks": lambda v: _names(v, _paths),
     "shares": lambda v: _mapping(v, _path, lambda share: isinstance(share, str)),
     "values": lambda v: _mapping(v, _path, lambda values: isinstance(values, str)),
+    "experts": lambda v: _mapping(v, _path, lambda form: isinstance(form, dict)),
     "packed": lambda v: _mapping(v, _path, lambda form: isinstance(form, dict)),
     "reordered": lambda v: type(v) is int,
 }

@@ -176,6 +176,12 @@ def _input_quantizer(x: fx.Node) -> InputQuantizer | None:
     return InputQuantizer(node, str(switch.target), group)
 
 
+def bias_path(linear: Linear) -> str | None:
+    """The path of a linear's own bias; None when it has none, or one that is computed."""
+    bias = own_bias(linear)
+    return str(bias.target) if bias is not None and bias.op == "get_attr" else None
+
+
 def own_bias(linear: Linear) -> fx.Node | None:
     """The node that a linear adds as its bias."""
     args, place = linear.node.args, 0 if linear.transposed else 2

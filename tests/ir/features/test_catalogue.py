@@ -25,6 +25,7 @@ ADDED = {
     "bias": "insert-masks{of=channels} | insert-bias{of=channels}",
     "adapters": "insert-adapters{ratio=0.5}",
     "slorb": "insert-masks | insert-slorb{k=4}",
+    "experts": "insert-experts{experts=3 rank=2}",
     "probe": "insert-probes",
     "quantizers": "insert-quantizers{values=int8}",
     "omission": "insert-omission",
@@ -44,7 +45,8 @@ TAKEN_OUT = {
     "quantizers": ["pack-nm"],
     "probe": ["remove-probes"],
     "omission": ["remove-omission"],
-    "adapters": [],
+    "adapters": ["fold-adapters"],
+    "experts": [],
     "slorb": [],
     "packed": [],
 }
@@ -84,7 +86,7 @@ def test_the_pass_that_takes_it_out(name):
 
 
 def test_what_a_decode_variant_takes_over():
-    assert carried() == {"adapters", "slorb", "packed"}
+    assert carried() == {"adapters", "experts", "slorb", "packed"}
 
 
 def test_names_are_unique():

@@ -1,0 +1,61 @@
+"""`sparsify-fx fuse`: a base model and its fine-tuned siblings as one program."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sparsify.commands.artifacts import open_program
+from sparsify.commands.options import Formats, Out, Overwrite, loads_models, words
+from sparsify.engine.export import chosen_exporters
+from sparsify.engine.export import export as export_program
+from sparsify.errors import OptionError
+from sparsify.fusion import Fusion, fuse, unfused
+from sparsify.ir.program import Program
+from sparsify.pretrained.load import Loading
+
+_ALL = 0  # singular directions that --rank keeps when it is this
+
+
+@loads_models
+def fuse_models(
+    base: Annotated[str, typer.Option(help="The model that all siblings began as.")],
+    experts: Annotated[str, typer.Option(help="Fine-tuned siblings, separated by commas.")],
+    out: Out,
+    rank: Annotated[int, typer.Option(help="Singular directions kept of each, 0 for all.")] = 32,
+    gate: Annotated[int, typer.Option(help="Directions that the router looks at.")] = 8,
+    top: Annotated[int, typer.Option(help="Siblings that serve a token.")] = 1,
+    others: Annotated[
+        str, typer.Option(help="All else is the 'base' model's, or the 'mean' of the siblings'.")
+    ] = "base",
+    to: Formats = "safetensors",
+    overwrite: Overwrite = False,
+    *,
+    loading: Loading,
+) -> None:
+    """Build one model of a base and its fine-tuned siblings, each token through those that know it."""
+    if others not in ("base", "mean"):
+        raise OptionError(f"--others is 'base' or 'mean', not '{others}'")
+    chosen_exporters(words(to))
+    how = Fusion(None if rank == _ALL else rank, gate, top, "mean" if others == "mean" else "base")
+    first = open_program(base, loading)
+    siblings = [open_program(name, loading) for name in words(experts)]
+    made = fuse(first, siblings, how)
+    console = Console()
+    console.print(
+        f"{_parameters(first)} -> {_parameters(made)}: {', '.join(sorted(made.features))}"
+    )
+    left = unfused(first, siblings, how) if how.others == "base" else []
+    if left:
+        console.print(
+            f"{len(left)} other tensors differ and stay as the base has them, {left[0]} the first; "
+            "--others mean takes the siblings' mean",
+            soft_wrap=True,
+        )
+    for name, path in export_program(made, Path(out), words(to), overwrite=overwrite).items():
+        console.print(f"{name}: {path}", soft_wrap=True)
+
+
+def _parameters(program: Program) -> str:
+    return f"{sum(value.numel() for value in program.module.parameters()):,} parameters"
