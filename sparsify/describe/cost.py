@@ -136,11 +136,20 @@ class Cost:
 
     @classmethod
     def from_json(cls, about: Mapping[str, Any]) -> "Cost":
-        """The cost that `dataclasses.asdict` has made JSON of; TypeError or KeyError for anything else."""
+        """The cost that `dataclasses.asdict` has made JSON of; TypeError, KeyError or ValueError if not."""
         experts = tuple(Experts(**row) for row in about["experts"])
-        return cls(
-            **{**about, "experts": experts, "tables": tuple(Rows(**row) for row in about["tables"])}
-        )
+        tables = tuple(Rows(**row) for row in about["tables"])
+        found = cls(**{**about, "experts": experts, "tables": tables})
+        plain = {**about, "experts": 0, "tables": 0}
+        parts: list[Experts | Rows] = [*experts, *tables]
+        figures = [*plain.values(), *(value for part in parts for value in vars(part).values())]
+        if any(type(value) is not int or value < 0 for value in figures):
+            raise ValueError("a cost that is no count")
+        if found.batch < 1 or any(part.size < 1 for part in parts):
+            raise ValueError("a cost of nothing")
+        if any(not 1 <= part.chosen <= part.size for part in experts):
+            raise ValueError("experts that cannot be chosen")
+        return found
 
 
 def cost(program: Program, batch: int = 1, length: int = 128) -> Cost:

@@ -99,12 +99,19 @@ def touched_experts(experts: int, chosen: int, tokens: int) -> float:
     """Experts of a set that N tokens reach in expectation: `E (1 - (1 - K / E)^N)`.
 
     Every token is sent to K different ones, all alike likely; a router that prefers some reaches fewer.
+    OptionError for a choice that cannot be made.
     """
+    if not 1 <= chosen <= experts or tokens < 0:
+        raise OptionError(f"{tokens} tokens cannot be sent to {chosen} of {experts} experts each")
     return experts * (1 - (1 - chosen / experts) ** tokens)
 
 
 def capacity(tokens: int, experts: int, factor: float = 2.0) -> int:
-    """Places an expert has in a batch of B tokens: `C B / E`, rounded up."""
+    """Places an expert has in a batch of B tokens: `C B / E`, rounded up; OptionError below one expert."""
+    if experts < 1 or tokens < 0 or factor <= 0:
+        raise OptionError(
+            f"a factor of {factor} gives no places to {experts} experts and {tokens} tokens"
+        )
     return math.ceil(factor * tokens / experts)
 
 
@@ -126,6 +133,10 @@ def _compute(curve: Curve, loss: float, name: str) -> float:
     """The compute at which a curve reaches a loss."""
     points = sorted(curve)
     losses = [value for _, value in points]
+    if points and not points[0][0] > 0:
+        raise OptionError(
+            f"the {name} curve has a compute of {points[0][0]}; its log needs one above 0"
+        )
     if any(after >= before for before, after in pairwise(losses)):
         raise OptionError(
             f"the {name} curve does not fall all the way; give points whose loss falls as compute grows"

@@ -102,9 +102,7 @@ def test_sizes_of_the_studied_mixtures():
         assert of_experts == pytest.approx(count, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "experts"), [(1, 2.0), (16, 31.1), (256, 324.0), (2048, 511.8)]
-)
+@pytest.mark.parametrize(("tokens", "experts"), [(1, 2.0), (16, 31.1), (256, 324.0), (2048, 511.8)])
 def test_touched_experts_against_drawing_them(tokens, experts):
     found = touched_experts(512, 2, tokens)
     assert round(found, 1) == experts
@@ -120,6 +118,14 @@ def test_a_router_that_prefers_some_reaches_fewer():
     scores = torch.rand(256, 512, generator=torch.Generator().manual_seed(11))
     reached = (scores + torch.linspace(0, 1, 512)).topk(2, dim=1).indices.unique().numel()
     assert reached < 0.8 * touched_experts(512, 2, 256)
+
+
+@pytest.mark.parametrize(("experts", "chosen", "tokens"), [(4, 5, 1), (4, 0, 1), (4, 2, -1)])
+def test_choices_that_cannot_be_made(experts, chosen, tokens):
+    with pytest.raises(OptionError, match="cannot be sent"):
+        touched_experts(experts, chosen, tokens)
+    with pytest.raises(OptionError, match="gives no places"):
+        capacity(tokens, 0)
 
 
 def test_places_and_what_is_dropped():
@@ -155,6 +161,8 @@ class TestSpeedUp:
     def test_curves_that_do_not_fall_are_refused(self):
         with pytest.raises(OptionError, match="does not fall"):
             speed_up(((1, 3.0), (4, 3.1)), self.mixture, 2.6)
+        with pytest.raises(OptionError, match="a compute of 0"):
+            speed_up(((0, 3.0), (4, 2.1)), self.mixture, 2.6)
 
 
 def rows(title):
