@@ -139,9 +139,8 @@ def test_show_prints_what_a_token_costs(model, cli):
         assert code == 0
         lines = printed.splitlines()
         assert max(map(len, lines)) <= 80
-        found = {
-            line.strip().rpartition("  ")[0].strip(): line.split()[-1] for line in lines if line
-        }
+        rows = (line.strip().rpartition("  ") for line in lines)
+        found = {name.strip(): value for name, _, value in rows}
         assert found["parameters"] == found["active parameters"]
         assert [line.split()[:2] for line in lines if line.startswith(" 2,048")] == [["2,048", "-"]]
         figures.append(int(found["parameters"].replace(",", "")))
