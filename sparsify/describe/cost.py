@@ -195,7 +195,7 @@ def summary(cost: Cost) -> list[tuple[str, str]]:
         ("parameters", f"{cost.parameters:,}"),
         ("active parameters", f"{cost.active:,}"),
         *(
-            ("experts a token, of all", f"{k} of {size}, in {n} {'layers' if n > 1 else 'layer'}")
+            ("experts a token, of all", f"{k} of {size}, by {n} router{'s' * (n > 1)}")
             for (size, k), n in kinds.items()
         ),
         (f"forward multiply-adds, fed {fed}", f"{cost.forward:,.0f}"),

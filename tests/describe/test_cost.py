@@ -1,5 +1,6 @@
 """What programs cost a token: experts read off graphs of several families, bytes of steps, sums by hand."""
 
+import functools
 import io
 import json
 from dataclasses import asdict, replace
@@ -17,8 +18,10 @@ from sparsify.describe.of_program import facts_of
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError, SparsifyError
+from sparsify.ir.decode.variant import decoder
 from sparsify.ir.facts.multiply_adds import multiply_adds
 from sparsify.ir.trace.trace import trace
+from sparsify.ir.trace.weightless import weightless
 from sparsify.report.found import find
 from sparsify.report.page import write_page
 
@@ -30,8 +33,13 @@ SIZES = {
 }  # fmt: skip
 
 
-def alternating(dense_layers=(0,)):
-    """Two layers, four experts of 256 channels in those that are not dense, two a token."""
+def alternating():
+    """A program of its own with two layers, in the second of which are four experts, two a token."""
+    return _alternating((0,)).clone()
+
+
+@functools.cache
+def _alternating(dense_layers):
     config = transformers.Qwen3MoeConfig(
         num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, head_dim=16,
         mlp_only_layers=list(dense_layers), **SIZES,
@@ -95,7 +103,7 @@ def test_inputs_without_a_length_cost_each(traced):
 
 def test_the_counter_agrees_with_the_study():
     """A forward of a mixture is `dense (1 + phi (K - 1) rho)`: phi mixed layers, rho feed-forward."""
-    dense, mixed = cost(alternating((0, 1)), length=64), cost(alternating(), length=64)
+    dense, mixed = cost(_alternating((0, 1)), length=64), cost(alternating(), length=64)
     assert (len(dense.experts), len(mixed.experts)) == (0, 1)
     rho = 2 * 3 * 64 * 256 / dense.forward
     assert mixed.forward == pytest.approx(dense.forward * (1 + 0.5 * (2 - 1) * rho), rel=0.005)
@@ -175,6 +183,18 @@ def test_experts_of_other_routers(name):
     assert found.attention > 0
 
 
+def test_a_mixture_of_47_billion_without_its_weights():
+    """One layer of the shapes of Mixtral 8x7B, whose 32 hold 46.7 billion parameters, 12.9 of them active."""
+    make = transformers.MixtralForCausalLM
+    model = weightless(make, transformers.MixtralConfig(num_hidden_layers=1), torch.bfloat16)
+    ids = {"input_ids": torch.arange(12).reshape(2, 6)}
+    program = trace(model, ids, {"input_ids": {0: "batch", 1: "length"}}, check=False)
+    found, rest = cost(program), 2 * 32000 * 4096 + 4096
+    assert rest + 32 * (found.parameters - rest) == 46_702_792_704
+    assert rest + 32 * (found.active - rest) == 12_879_925_248
+    assert found.experts[0].bytes == 2 * 8 * 3 * 4096 * 14336
+
+
 class Alone(torch.nn.Module):
     """Rows that go to experts by their place, not by a choice: `x [batch, length, 8]`."""
 
@@ -198,6 +218,15 @@ def test_experts_that_nothing_chooses_are_refused():
     assert facts_of(program).cost is None
 
 
+def test_a_program_with_a_cache_has_the_same_experts(traced):
+    program = traced("routed")
+    before, after = cost(program, 1, 8), cost(decoder(program), 1, 8)
+    assert (after.experts, after.active) == (before.experts, before.active)
+    # The inputs that vary are as long as the tokens: eight keys of the cache stand beside eight new ones.
+    assert after.attention == 2 * before.attention
+    assert after.multiply_adds - after.attention == before.multiply_adds - before.attention
+
+
 def test_sizes_that_cannot_be(traced):
     program = traced("mlp")
     for sizes in ((0, 4), (1, 0)):
@@ -218,7 +247,7 @@ def test_a_page_and_figures_have_the_cost_of_a_mixture_alone(traced, tmp_path):
         assert read_facts(folder) == figures
         page = write_page(find(folder)).read_text(encoding="utf-8")
         assert ("Cost of a mixture" in page) == (name == "mixed")
-        assert ("2 of 6, in 1 layer" in page) == (name == "mixed")
+        assert ("2 of 6, by 1 router" in page) == (name == "mixed")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +274,7 @@ def test_what_is_printed_fits_and_claims_no_speed(traced, name):
     show_cost(traced(name), Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert ("2 of 6, in 1 layer" in out.getvalue()) == (name == "routed")
+    assert ("2 of 6, by 1 router" in out.getvalue()) == (name == "routed")
     headings = [line for line in lines if "multiply-adds" in line]
     assert all(("forward" in line) or ("training" in line) or line[0] != " " for line in headings)
     words = " ".join(MEANING)
