@@ -6,6 +6,8 @@ sparsify.export(program, "out/", to=["onnx"])
 """
 
 from sparsify.data.sequences import load_data as load_data
+from sparsify.describe.cost import Cost as Cost
+from sparsify.describe.cost import cost as cost
 from sparsify.engine.contract import Context as Context
 from sparsify.engine.export import export as export
 from sparsify.engine.pipeline import Pipeline as Pipeline

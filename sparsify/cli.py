@@ -155,11 +155,12 @@ def show(
     model: Model,
     pipeline: Annotated[str | None, typer.Option(help="Passes without data to run first.")] = None,
     axes: Annotated[bool, typer.Option(help="Print the coupled axes instead.")] = False,
+    cost: Annotated[bool, typer.Option(help="Print what a token costs instead.")] = False,
     *,
     loading: Loading,
 ) -> None:
-    """Print a model as a program, or its coupled axes with their pins."""
-    show_command.show(model, pipeline, axes, console, loading)
+    """Print a model as a program, its coupled axes with their pins, or what a token costs."""
+    show_command.show(model, pipeline, axes, cost, console, loading)
 
 
 @app.command()

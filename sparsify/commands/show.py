@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.commands.artifacts import open_program
+from sparsify.commands.cost import show_cost
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.engine.registry import passes
-from sparsify.errors import PipelineError, nearest
+from sparsify.errors import OptionError, PipelineError, nearest
 from sparsify.ir.axes.summary import AxisRow, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.text import header, to_text
@@ -25,16 +26,25 @@ def show(
     model: str,
     pipeline: str | None,
     axes: bool,
+    cost: bool,
     console: Console,
     loading: Loading = STRICT,
 ) -> None:
-    """Print a program as text, after a pipeline of passes that need no data, or its coupled axes."""
+    """Print a program as text, after a pipeline of passes that need no data, its coupled axes, or its cost.
+
+    Raises OptionError where both are asked for.
+    """
+    if axes and cost:
+        raise OptionError("--axes and --cost each print something of their own; give one of them")
     passes = parse(pipeline) if pipeline else None
     program = open_program(model, loading)
     if passes is not None:
         program = passes.run(program, Context())
     if axes:
         console.print(axes_table(program))
+        return
+    if cost:
+        show_cost(program, console)
         return
     console.out(header(program))
     console.out(to_text(program), end="")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sparsify.describe.cost import Cost
 from sparsify.disk.files import read_json, write_json
 from sparsify.errors import DataError
 
@@ -74,6 +75,7 @@ class Facts:
     counts every one once, a packed weight as the dense one it stands for; `zeros` those that are zero,
     `were` the parameters when the model was traced, 0 when not known. `multiply_adds` is one forward of
     one sequence of `length` tokens (0 for inputs without a length), zeros of dense weights counted.
+    `cost` is there for programs with experts.
     """
 
     model: str
@@ -85,6 +87,7 @@ class Facts:
     multiply_adds: int
     length: int
     weights: tuple[Weight, ...]
+    cost: Cost | None = None
 
 
 def kind(path: str) -> str:
@@ -110,6 +113,10 @@ def read_facts(folder: Path) -> Facts | None:
             Weight(**{**row, "shape": tuple(row["shape"]), "was": tuple(row["was"])})
             for row in about.pop("weights")
         )
-        return Facts(**{**about, "pipeline": tuple(about["pipeline"]), "weights": weights})
+        cost = about.pop("cost", None)
+        return Facts(
+            **{**about, "pipeline": tuple(about["pipeline"]), "weights": weights},
+            cost=Cost.from_json(cost) if cost else None,
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"'{path}' is damaged or not ours: {error}") from error

@@ -10,8 +10,12 @@ from torch import Tensor
 from transformers.modelcard import TASK_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from sparsify.describe.cost import Cost
+from sparsify.describe.cost import cost as cost_of
 from sparsify.describe.count import count_parameters
 from sparsify.describe.facts import Facts, Weight, kind
+from sparsify.errors import SparsifyError
+from sparsify.ir.facts.experts import expert_sets
 from sparsify.ir.facts.multiply_adds import multiply_adds
 from sparsify.ir.facts.weights import other_weights, zeros_in
 from sparsify.ir.program import Program
@@ -35,7 +39,8 @@ _MS = (4, 8)  # of the patterns N:M that are looked for
 def facts_of(program: Program) -> Facts:
     """The figures of a program; reads every weight once and runs it once on fake tensors."""
     weights = _weights(program)
-    length = _length(program)
+    length = usual_length(program)
+    cost = _cost_of_experts(program, length)
     return Facts(
         model=program.source.model_class,
         task=task_of(program.source.model_class),
@@ -43,10 +48,19 @@ def facts_of(program: Program) -> Facts:
         parameters=count_parameters(program),
         were=sum(math.prod(shape) for shape in program.source.shapes.values()),
         zeros=sum(weight.zeros for weight in weights) + sum(map(zeros_in, other_weights(program))),
-        multiply_adds=multiply_adds(program, 1, length),
+        multiply_adds=cost.multiply_adds if cost else multiply_adds(program, 1, length),
         length=length,
         weights=(*weights, *_gone(program, weights)),
+        cost=cost,
     )
+
+
+def _cost_of_experts(program: Program, length: int) -> Cost | None:
+    """The cost of a program with experts; None without, or where the graph does not tell who chooses them."""
+    try:
+        return cost_of(program, 1, max(1, length)) if expert_sets(program) else None
+    except SparsifyError:
+        return None
 
 
 def task_of(model_class: str) -> str:
@@ -154,7 +168,7 @@ def pattern_of(weight: Tensor) -> str:
     return ""
 
 
-def _length(program: Program) -> int:
+def usual_length(program: Program) -> int:
     """Tokens to count the work at: 128, or the positions of a smaller model; 0 without a length."""
     varying = {name for dims in program.dynamic.values() for name in dims.values()} - {"batch"}
     if not varying:

@@ -9,6 +9,7 @@ from sparsify.disk.locks import locked
 from sparsify.measure.latency import shape_words
 from sparsify.measure.tasks import metric_words
 from sparsify.report import sections
+from sparsify.report.cost import mixture
 from sparsify.report.figure import short
 from sparsify.report.found import PAGE, Format, Found, Row
 from sparsify.report.html import Html, bar, document, percent, size, tag
@@ -25,6 +26,7 @@ def write_page(found: Found, facts: Facts | None = None, missing: str = "") -> P
         _head(found, facts),
         _tiles(found, facts),
         sections.sparsity(found, facts, missing),
+        mixture(facts),
         sections.quality(found),
         sections.speed(found),
         sections.pipeline(found, facts),

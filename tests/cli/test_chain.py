@@ -131,6 +131,27 @@ def test_show_prints_the_program_and_its_axes(out, model, cli):
     assert "no: entries are" in words
 
 
+def test_show_prints_what_a_token_costs(model, cli):
+    text = "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5} | prune-channels"
+    figures = []
+    for words in ((), ("--pipeline", text)):
+        code, printed, _ = cli("show", model, "--cost", *words)
+        assert code == 0
+        lines = printed.splitlines()
+        assert max(map(len, lines)) <= 80
+        rows = (line.strip().rpartition("  ") for line in lines)
+        found = {name.strip(): value for name, _, value in rows}
+        assert found["parameters"] == found["active parameters"]
+        assert [line.split()[:2] for line in lines if line.startswith(" 2,048")] == [["2,048", "-"]]
+        figures.append(int(found["parameters"].replace(",", "")))
+    assert figures[0] - figures[1] == 2 * 3 * 64 * 48
+    code, _, error = cli("show", model, "--cost", "--axes")
+    assert code == 1
+    assert error == (
+        "error: --axes and --cost each print something of their own; give one of them\n"
+    )
+
+
 def test_catalogues(cli):
     assert "insert-lora" in cli("passes")[1]
     assert "W + c B A" in cli("passes", "insert-lora")[1]

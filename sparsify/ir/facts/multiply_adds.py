@@ -1,7 +1,8 @@
 """The arithmetic of a program: multiply-adds read off the types of its nodes at given sizes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,19 @@ from sparsify.ir.program import Program
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one forward: of `attention`, and of all else."""
+
+    attention: int
+    others: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.attention + self.others
+
+
 def multiply_adds(program: Program, batch: int, length: int, *, packed_whole: bool = False) -> int:
     """Multiply-adds of one forward at `[batch, length]`, zeros in dense weights counted like any number.
 
@@ -27,10 +41,19 @@ def multiply_adds(program: Program, batch: int, length: int, *, packed_whole: bo
     the N of every M that it multiplies by, or all with `packed_whole`.
     The dimension called `batch` takes `batch`, every other varying dimension takes `length`.
     """
+    return work(program, batch, length, packed_whole=packed_whole).total
+
+
+def work(program: Program, batch: int, length: int, *, packed_whole: bool = False) -> Work:
+    """The multiply-adds of `multiply_adds`, those of attention apart.
+
+    Attention is the op of that name, and every product of two things that both follow from the inputs.
+    """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     inputs = _inputs(program, batch, length, mode)
     values: dict[fx.Node, Any] = {}
-    total = 0
+    varying: set[fx.Node] = set()
+    attention = others = 0
     with mode, enable_python_dispatcher(), torch.no_grad():
         for node in program.graph.nodes:
             if node.op == "call_function":
@@ -39,13 +62,26 @@ def multiply_adds(program: Program, batch: int, length: int, *, packed_whole: bo
                 values[node] = node.target(*args, **kwargs)
                 whole = packed_whole and node.target is nm_linear
                 cost = product(0) if whole else _cost(node.target)
-                total += cost(args, values[node])
+                done = cost(args, values[node])
+                if _attends(node, varying):
+                    attention += done
+                else:
+                    others += done
             elif node.op == "placeholder":
                 values[node] = inputs[str(node.target)]
             elif node.op == "get_attr":
                 tensor = program.tensor(str(node.target))
                 values[node] = mode.from_tensor(tensor, static_shapes=True)
-    return total
+            if node.op == "placeholder" or any(n in varying for n in node.all_input_nodes):
+                varying.add(node)
+    return Work(attention, others)
+
+
+def _attends(node: fx.Node, varying: Container[fx.Node]) -> bool:
+    """Whether a node multiplies what follows from the inputs by what does so too."""
+    if node.target is aten.scaled_dot_product_attention.default:
+        return True
+    return node.target in _OF_TWO and sum(n in varying for n in node.all_input_nodes) > 1
 
 
 def _inputs(program: Program, batch: int, length: int, mode: FakeTensorMode) -> dict[str, Tensor]:
@@ -124,5 +160,15 @@ _COSTS: Mapping[Any, Cost] = {
     aten.conv_transpose2d.input: _scattering,
     aten.conv_transpose3d.input: _scattering,
 }
+# Products that may be of two activations; those with weights computed at run time are linear maps.
+_OF_TWO = frozenset(
+    (
+        aten.mm.default,
+        aten.bmm.default,
+        aten.matmul.default,
+        aten.baddbmm.default,
+        aten.einsum.default,
+    )
+)
 # Rows are already grouped, `[n, in]`.
 _NAMED: Mapping[str, Cost] = dict.fromkeys(GROUPED, product(0))
