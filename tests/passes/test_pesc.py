@@ -144,12 +144,12 @@ def test_balance_draws_tokens_apart(traced, text):
     figures = {}
     program = run(traced("llama"), EXPERTS)
     for one in experts_beside(program):
-        program.tensor(expert_branches(one.weight)[0]).data.mul_(60)
+        program.tensor(expert_branches(one.weight)[0]).data.mul_(20)
     how = "steps=30 batch=8 lr=0.01 update=experts task=0.0 distill=kl balance=1.0"
     run(program, f"train{{{how}}}", text, figures)
     first, *_, last = figures["train"]
     print(first["balance"], last["balance"])
-    assert 1.9 < last["balance"] < first["balance"] - 0.05
+    assert 1.9 < last["balance"] < first["balance"] - 0.03
 
 
 @pytest.mark.parametrize("options", ["recompute=layers", "accumulate=2", "precision=bf16"])
