@@ -1,12 +1,13 @@
 """SMILE on real siblings: one model fine-tuned on several texts, and fused again into one program.
 
-Each text gives a sibling: all weights of the base trained on its first four fifths. Rows are the base, each
+Each text gives a sibling: the base trained on its first four fifths, by branches of a rank that fold into the
+linears, or with --branches 0 by all of its weights, embeddings too. Rows are the base, each
 sibling, the mean of their weights, and the fused program over a sweep of ranks and of rows of the router;
 columns the perplexity of the last fifth of each text. Then what fusing adds to the parameters, against the
 formula, and how fast base and fused program are on ONNX Runtime.
 
     python benchmarks/fused_siblings.py --text prose=FILE --text code=FILE [--model embedded] [--steps 300]
-        [--length 128] [--limit 60] [--threads 1] [--json FILE]
+        [--branches 32] [--length 128] [--limit 60] [--threads 1] [--json FILE]
 """
 
 import argparse
@@ -24,6 +25,7 @@ from sparsify.data.sequences import Data, split
 from sparsify.disk.files import write_json
 from sparsify.ir.views.linear import out_in
 from sparsify.ir.views.targets import targeted
+from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import compare, to_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
@@ -36,8 +38,12 @@ TIMED = Fusion(rank=16)
 
 def trained(base: Program, data: Data, options: argparse.Namespace) -> Program:
     """A sibling: the base trained on one text."""
-    how = f"steps={options.steps} batch=8 lr={options.lr} warmup=0.05"
-    return parse(f"train{{{how}}}").run(base.clone(), Context(data=data, seed=options.seed))
+    how = f"steps={options.steps} batch=8 warmup=0.05"
+    text = f"train{{{how} lr=0.0005}}"
+    if options.branches:
+        lora = f"insert-lora{{rank={options.branches}}}"
+        text = f"{lora} | train{{{how} lr=0.003 update=lora}} | fold-lora"
+    return parse(text).run(base.clone(), Context(data=data, seed=options.seed))
 
 
 def mean_of(base: Program, siblings: list[Program]) -> Program:
@@ -73,7 +79,7 @@ def timed(base: Program, fused: Program, threads: int) -> list[dict[str, Any]]:
         rows = compare(
             paths,
             baseline="base",
-            shapes=[(1, 1), (1, 128)],
+            shapes=[Shape(1, 1), Shape(1, 128)],
             vocabulary=int(base.source.config["vocab_size"]),
             threads=threads,
         )
@@ -145,7 +151,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", action="append", required=True, help="NAME=FILE, once a sibling")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--lr", type=float, default=0.0005)
+    parser.add_argument("--branches", type=int, default=32, help="0 trains whole weights")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
