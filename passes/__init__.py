@@ -6,6 +6,7 @@ from passes.allocate_values import AllocateValues
 from passes.calibrate import Calibrate
 from passes.choose_adapters import ChooseAdapters
 from passes.choose_bias import ChooseBias
+from passes.choose_clusters import ChooseClusters
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
@@ -43,6 +44,7 @@ ALL = (
     InsertMasks,
     AllocateSparsity,
     ChooseMasks,
+    ChooseClusters,
     InsertBias,
     ChooseBias,
     RemoveProbes,

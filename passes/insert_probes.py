@@ -11,7 +11,7 @@ the identity, so outputs stay bitwise; `calibrate` fills it.
 Linears that read the same activation share one probe.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -55,6 +55,13 @@ class InsertProbes(Pass):
         views = targeted(program, self.targets, self.ignore)
         if "routers" in self.of:
             targeted_routers(program, views)
+
+    def featured_weights(self, program: Program) -> Mapping[str, frozenset[str]]:
+        """The routers that get a probe."""
+        if "routers" not in self.of:
+            return {}
+        found = targeted_routers(program, targeted(program, self.targets, self.ignore))
+        return {"probe.routers": frozenset(router.weight for router in found)}
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Put one probe on each activation that a targeted linear reads, and behind each router."""

@@ -20,6 +20,7 @@ _OWN = {
 _LACKING = {
     "shares": f"; {EITHER}, or put allocate-sparsity before it",
     "values": "; choose values=int8 or values=int4, or put allocate-values before it",
+    "clusters": "; put choose-clusters before it",
 }
 
 

@@ -95,7 +95,7 @@ def shares(hits: Tensor) -> Tensor:
 
 
 def spread(similar: Tensor, clusters: Sequence[int], hits: Tensor) -> float:
-    """What clusters cost: `sum_e f_e (1 - s_er)`, f the share of an expert, r the core of its cluster."""
+    """What clusters cost: `sum_e f_e (1 - s_er)`, f the share of an expert, r its cluster's most used one."""
     core = torch.tensor(cores(clusters, hits))[torch.tensor(list(clusters))]
     unlike = 1 - similar[torch.arange(len(similar)), core]
     return float((shares(hits) * unlike).sum())

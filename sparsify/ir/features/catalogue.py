@@ -40,6 +40,8 @@ ALL: tuple[Feature, ...] = (
     Feature("shares", in_values=True),
     # The values that `allocate-values` has written into the plan.
     Feature("values", in_values=True),
+    # The experts that `choose-clusters` has made the same, by the plan.
+    Feature("clusters", in_values=True),
 )
 _HELD: dict[str, Feature] = {}
 
