@@ -24,6 +24,7 @@ from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
 from passes.insert_scales import InsertScales
 from passes.insert_slorb import InsertSlorb
+from passes.merge_experts import MergeExperts
 from passes.pack_dense import PackDense
 from passes.pack_nm import PackNm
 from passes.permute_channels import PermuteChannels
@@ -68,6 +69,7 @@ ALL = (
     PruneHeads,
     PruneChannels,
     PruneExperts,
+    MergeExperts,
     PruneLayers,
     PruneHidden,
     RemoveQuantizers,

@@ -84,6 +84,11 @@ def route_probe(path: str, statistic: str) -> str:
     return f"{path}_route_probe_{statistic}"
 
 
+def expert_clusters(path: str) -> str:
+    """The path of the clusters `[experts]` of the router that owns a weight."""
+    return f"{path}_expert_clusters"
+
+
 def scales_of(path: str) -> str:
     """The path of the scales `[out, groups]` that a weight is rounded by, zero where it is not."""
     return f"{path}_quantizer_scales"

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis, Router
-from sparsify.ir.axes.groups import Group, groups
+from sparsify.ir.axes.groups import groups
+from sparsify.ir.axes.mixture import expert_tensors
 from sparsify.ir.axes.shrink.choice import place
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
-from sparsify.ir.views.router import probe_of
 from sparsify.select.kinds.experts import targeted_routers
 
 
@@ -59,44 +59,15 @@ class Mixture:
 def mixtures(program: Program, views: Sequence[Linear]) -> list[Mixture]:
     """The mixtures whose router is among some linears; OptionError for one that cannot be read."""
     analysis = analyse(program)
-    by_leaf = {group.leaf: group for group in groups(analysis)}
     routers = targeted_routers(program, views)
     for router in routers:
         if sum(other.axis.root() is router.axis.root() for other in analysis.routers) > 1:
             raise OptionError(f"the experts of @{router.weight} have a second router; leave them")
-    return [_mixture(program, analysis, by_leaf[r.axis.root()], r) for r in routers]
+    return [_mixture(analysis, router) for router in routers]
 
 
-def expert_tensors(program: Program, group: Group, router: Router) -> dict[str, int]:
-    """The dimension of the experts in each tensor behind a router's choice, by path."""
-    before = _sources(router.node)
-    probe = probe_of(router.node)
-    known = set() if probe is None else set(probe.statistics)
-    found: dict[str, int] = {}
-    for member in group.members:
-        if member.path in before or member.path in known:
-            continue
-        if member.axis.root() is not group.leaf.root() or member.path in found:
-            raise OptionError(f"@{member.path} does not hold the experts of @{router.weight} apart")
-        found[member.path] = member.dim
-    if not found:
-        raise OptionError(f"the experts of @{router.weight} have no tensor of their own")
-    return found
-
-
-def _sources(node: fx.Node) -> set[str]:
-    """The tensors that a node follows from, by path."""
-    queue, seen = [node], {node}
-    while queue:
-        for source in queue.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
-    return {str(source.target) for source in seen if source.op == "get_attr"}
-
-
-def _mixture(program: Program, analysis: Analysis, group: Group, router: Router) -> Mixture:
-    tensors = expert_tensors(program, group, router)
+def _mixture(analysis: Analysis, router: Router) -> Mixture:
+    tensors = expert_tensors(analysis, router)
     found = [
         other
         for other in groups(analysis)
