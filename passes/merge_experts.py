@@ -37,7 +37,7 @@ class MergeExperts(Pass):
         """Needs and drops the clusters; a probe would take clusters for experts."""
         return effect(
             needs=["clusters"],
-            adds=["merged-experts"],
+            sets=["merged-experts"],
             drops=["clusters"],
             bars=["probe", "omission"],
         )

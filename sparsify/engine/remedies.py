@@ -13,6 +13,7 @@ _PREFERRED = {"quantizers": "pack-nm"}
 # Features that only one pass takes out, for that pass.
 _OWN = {
     "quantizers": "give values=rounded, as insert-quantizers has them",
+    "merged-experts": "experts are merged once: choose fewer clusters the first time",
     "quantized": "the rounding was switched on by choose-scales, and outputs would move without it",
 }
 

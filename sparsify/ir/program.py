@@ -20,7 +20,8 @@ class Plan(TypedDict, total=False):
     `axes` are the kept indices of each shrinking in order (`sparsify.ir.axes.shrink.keep`), `layers` and
     `blocks` the paths of the masks of what went, one list a pass, `shares` the sparsity or N:M of a weight
     by its path, `values` what it is to be rounded to, as in int4:32, `packed` how a weight was packed by its
-    path, `clusters` the number of each expert's cluster by the path of its router, `reordered` how often entries of weights were put in another order.
+    path, `clusters` the numbers of the clusters of experts by the path of their router, `reordered` how often
+    entries of weights were put in another order.
     """
 
     axes: list[dict[str, Any]]

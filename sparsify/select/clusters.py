@@ -15,7 +15,7 @@ from sparsify.tensors import clusters as pure
 
 @dataclass(frozen=True)
 class Clusters:
-    """The clusters of a mixture: `numbers` of each expert, the `cores` of each cluster, how they were used."""
+    """The clusters of a mixture: their `numbers` by expert, the core of each, and how experts were used."""
 
     mixture: Mixture
     numbers: list[int]
@@ -65,9 +65,7 @@ def merge(program: Program, clusters: Clusters) -> None:
         if len(group) == 1:
             continue
         reference = mixture.rows(program, core)
-        orders = {
-            e: pure.aligned(reference, mixture.rows(program, e)) for e in group if e != core
-        }
+        orders = {e: pure.aligned(reference, mixture.rows(program, e)) for e in group if e != core}
         for path in mixture.tensors:
             parts = [_in_order(program, mixture, path, expert, orders) for expert in group]
             mean = pure.merged(torch.stack(parts), hits[group])

@@ -8,6 +8,7 @@ Source: UNCURL (2409.01483) for the steps: clusters of router logits, alignment,
 
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
@@ -135,7 +136,7 @@ def aligned(reference: Tensor, neurons: Tensor) -> Tensor:
     cost = reference.double() @ neurons.double().T
     # The reference is in the rows: what is assigned to them indexes the other directly.
     _, order = linear_sum_assignment(cost.cpu().numpy(), maximize=True)
-    return torch.from_numpy(order).to(neurons.device)
+    return torch.as_tensor(order, device=neurons.device)
 
 
 def merged(tensors: Tensor, hits: Tensor) -> Tensor:
@@ -154,9 +155,8 @@ def _strangest(similar: Tensor, labels: Sequence[int]) -> int:
 
 def _sklearn() -> ModuleType:
     try:
-        from sklearn import cluster as found
+        return import_module("sklearn.cluster")
     except ImportError as error:
         raise SparsifyError(
             "clusters of experts need the package 'scikit-learn'; run: pip install 'sparsify-fx[experts]'"
         ) from error
-    return found

@@ -88,9 +88,7 @@ def moved(one, other):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_u1_planted_groups_are_recovered(seed):
-    program = run(
-        planted(seed=seed), f"{OBSERVED} | choose-clusters{{experts=4}}", seed=seed
-    )
+    program = run(planted(seed=seed), f"{OBSERVED} | choose-clusters{{experts=4}}", seed=seed)
     assert program.plan["clusters"] == {ROUTER: PLANTED}
 
 
@@ -248,7 +246,7 @@ def test_one_number_for_all_layers():
 def test_refusals(traced):
     dense = traced("llama")
     for text in ("choose-clusters{experts=2}", "insert-probes{of=routers}"):
-        with pytest.raises((OptionError, PipelineError), match="no prunable experts|needs"):
+        with pytest.raises((OptionError, PipelineError), match=r"no prunable experts|needs"):
             run(dense, text)
     program = family_traced("mixtral")
     clusters = "choose-clusters{experts=3}"

@@ -34,8 +34,12 @@ class MergedExperts:
 
 def merged_experts(program: Program) -> list[MergedExperts]:
     """Every look-up of clusters, in graph order."""
-    found = program.graph.find_nodes(op="call_function", target=cluster_of)
-    return [MergedExperts(node, str(node.args[1].target), node.args[2]) for node in found]
+    found = []
+    for node in program.graph.find_nodes(op="call_function", target=cluster_of):
+        count = node.args[2]
+        assert isinstance(count, int)
+        found.append(MergedExperts(node, str(node.all_input_nodes[1].target), count))
+    return found
 
 
 def merge_experts(

@@ -14,7 +14,7 @@ def cluster_of(numbers: Tensor, clusters: Tensor, count: int) -> Tensor:
 
 def _axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
     """Each expert has an entry in `clusters`; what comes out are numbers of another axis, `count` long."""
-    numbers, clusters, count = node.args
+    (numbers, clusters), count = node.all_input_nodes, node.args[2]
     (entries,) = analysis.axes[clusters]
     reason = f"the entries of @{clusters.target} are numbers of its indices"
     if numbers in analysis.domains:
