@@ -142,7 +142,8 @@ def aligned(reference: Tensor, neurons: Tensor) -> Tensor:
 def merged(tensors: Tensor, hits: Tensor) -> Tensor:
     """`sum_e f_e T_e / sum_e f_e` of tensors [experts, ...]; their plain mean where no one was used."""
     weights = shares(hits).to(tensors.device)
-    return torch.tensordot(weights, tensors.double(), 1)
+    mean: Tensor = torch.tensordot(weights, tensors.double(), 1)
+    return mean
 
 
 def _strangest(similar: Tensor, labels: Sequence[int]) -> int:

@@ -121,6 +121,6 @@ def test_means_lie_between_what_is_merged():
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(SparsifyError, match=r"pip install 'sparsify-fx\[experts\]'"):
         cluster(planted(), 4, 0)
