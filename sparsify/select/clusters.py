@@ -11,6 +11,7 @@ from sparsify.ir.program import Program
 from sparsify.select.mixture import Mixture
 from sparsify.select.routes import Routes, routes_of
 from sparsify.tensors import clusters as pure
+from sparsify.tensors.masks import zeros_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def counts_left(
     counts = []
     for mixture, lowest in zip(found, least, strict=True):
         size = mixture.size
-        count = size - int(sparsity * size) if sparsity is not None else int(experts or 0)
+        count = int(experts or 0) if sparsity is None else size - zeros_of(size, sparsity)
         if not lowest <= count <= size:
             asked = f"experts={experts}" if sparsity is None else f"sparsity={sparsity}"
             raise OptionError(
