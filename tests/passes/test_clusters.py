@@ -14,11 +14,15 @@ from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, PipelineError, SparsifyError
+from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.expert_mask import expert_masks
 from sparsify.ir.run.values import Values
 from sparsify.ir.tensor_names import route_probe
+from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.types import propagate
+from sparsify.ir.views.router import numbers_of
+from sparsify.recipes import recipe
 from sparsify.tensors import clusters as pure
 from tests.ir.axes.families import traced as family_traced
 
@@ -206,6 +210,40 @@ def test_u7_experts_that_nobody_used():
     merged = run(seen, "choose-clusters{experts=4}")
     assert torch.allclose(merged.tensor(UP)[0], plain)
     assert all(value.isfinite().all() for _, value in merged.tensors())
+
+
+def test_probes_of_routers_see_logits_and_choices():
+    """Against the router itself; masked experts count as the mean, and the text comes back."""
+    program = family_traced("mixtral")
+    text = to_text(program)
+    seen = run(program, OBSERVED)
+    router = analyse(seen).routers[1]
+    names = [route_probe(router.weight, name) for name in ("count", "hits", "gram")]
+    (numbers,) = numbers_of(router.node)
+    found = Values(seen, [router.scores, numbers]).of(DATA.batch(range(32)))
+    logits = found[router.scores] - found[router.scores].mean(-1, keepdim=True)
+    count, hits, gram = (seen.tensor(name) for name in names)
+    assert int(count) == 512
+    assert torch.equal(hits, found[numbers].flatten().bincount(minlength=6))
+    assert torch.allclose(gram, logits.T @ logits, rtol=1e-4, atol=1e-3)
+    masked = run(program, "insert-probes{of=linears,routers} | insert-masks{of=experts}")
+    (first, _) = expert_masks(masked)
+    masked.tensor(first.path)[2] = False
+    masked = run(masked, "calibrate{samples=8}")
+    gram, hits = (masked.tensor(route_probe(first.weight, name)) for name in ("gram", "hits"))
+    assert gram.isfinite().all()
+    assert not gram[2].any()
+    assert int(hits[2]) == 0
+    assert to_text(run(seen, "remove-probes")) == text
+
+
+@pytest.mark.parametrize("name", ["uncurl", "uncurl-sliced"])
+def test_recipes(name):
+    program = family_traced("mixtral")
+    made = run(program, recipe(name).text)
+    sizes = {path: value.shape[0] for path, value in made.tensors() if ".experts." in path}
+    assert set(sizes.values()) == {3}
+    assert made.features == ({"merged-experts"} if name == "uncurl" else set())
 
 
 def test_padding_is_not_counted():
