@@ -29,6 +29,7 @@ from sparsify.ir.views.router import probe_of
 from sparsify.ir.views.targets import targeted
 from sparsify.select.clusters import Clusters, choose_clusters, counts_left, merge
 from sparsify.select.mixture import Mixture, mixtures
+from sparsify.tensors.clusters import spectral
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class ChooseClusters(Pass):
             raise OptionError("give experts=8, the clusters of each router, or sparsity=0.5")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise OptionError(f"sparsity={self.sparsity} must be at least 0 and below 1")
+        spectral()  # which may be missing
         found = self._mixtures(program)
         counts_left(found, self.experts, self.sparsity, self._least(found))
 

@@ -54,7 +54,7 @@ def cluster(similar: Tensor, count: int, seed: int) -> list[int]:
         raise SparsifyError(f"{size} experts make no {count} clusters")
     if count in (1, size):
         return [0] * size if count == 1 else list(range(size))
-    found = _sklearn().SpectralClustering(
+    found = spectral().SpectralClustering(
         n_clusters=count,
         affinity="precomputed",
         assign_labels="kmeans",
@@ -146,18 +146,19 @@ def merged(tensors: Tensor, hits: Tensor) -> Tensor:
     return mean
 
 
-def _strangest(similar: Tensor, labels: Sequence[int]) -> int:
-    """The expert least like the others of its cluster, in a cluster of several."""
-    same = torch.tensor(labels)[:, None] == torch.tensor(labels)
-    counts = same.sum(1)
-    likeness = (similar * same).sum(1) / counts
-    return int(likeness.where(counts > 1, torch.inf).argmin())
-
-
-def _sklearn() -> ModuleType:
+def spectral() -> ModuleType:
+    """scikit-learn's clusters; SparsifyError where the package is missing."""
     try:
         return import_module("sklearn.cluster")
     except ImportError as error:
         raise SparsifyError(
             "clusters of experts need the package 'scikit-learn'; run: pip install 'sparsify-fx[experts]'"
         ) from error
+
+
+def _strangest(similar: Tensor, labels: Sequence[int]) -> int:
+    """The expert least like the others of its cluster, in a cluster of several."""
+    same = torch.tensor(labels)[:, None] == torch.tensor(labels)
+    counts = same.sum(1)
+    likeness = (similar * same).sum(1) / counts
+    return int(likeness.where(counts > 1, torch.inf).argmin())

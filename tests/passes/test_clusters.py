@@ -4,6 +4,7 @@ Numbers U1 to U7 are those of the acceptance list: d=32, m=48, E=16 experts of 4
 """
 
 import functools
+import sys
 
 import pytest
 import torch
@@ -304,6 +305,13 @@ def test_refusals(traced):
     for text, said in refused.items():
         with pytest.raises((OptionError, PipelineError), match=said):
             run(program, text)
+
+
+def test_a_missing_package_is_told_before_anything_runs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    program = family_traced("mixtral")
+    with pytest.raises(SparsifyError, match=r"pass 3 of 3.*pip install 'sparsify-fx\[experts\]'"):
+        run(program, f"{OBSERVED} | choose-clusters{{experts=3}}")
 
 
 def test_experts_that_are_no_longer_the_same():

@@ -9,6 +9,8 @@ from sparsify.ir.ops.op import Op
 
 def cluster_of(numbers: Tensor, clusters: Tensor, count: int) -> Tensor:
     """`clusters[numbers]`: `clusters [experts]` holds numbers below `count`."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"there are no {count} clusters")
     return clusters[numbers]
 
 
