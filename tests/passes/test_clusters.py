@@ -116,13 +116,14 @@ def test_u3_sliced_rows_of_the_router_change_the_function():
     sliced = run(program, f"{steps} | remove-probes | prune-experts")
     assert sliced.tensor(UP).shape == (4, 96, 32)
     assert sliced.tensor(ROUTER).shape == (4, 32)
-    print("U3", moved(program, sliced))
     assert moved(program, sliced) > 0.1
     masked = run(program, steps)
     hits = masked.tensor(route_probe(ROUTER, "hits"))
     (mask,) = expert_masks(masked)
     kept = masked.tensor(mask.path).nonzero().flatten().tolist()
     assert kept == [max(range(4 * g, 4 * g + 4), key=lambda e: int(hits[e])) for g in range(4)]
+    first = run(program, steps.replace("experts=4", "sparsity=0.75 reference=first"))
+    assert first.tensor(mask.path).nonzero().flatten().tolist() == [0, 4, 8, 12]
 
 
 def test_u4_neurons_are_aligned_before_they_are_merged(monkeypatch):
@@ -131,7 +132,6 @@ def test_u4_neurons_are_aligned_before_they_are_merged(monkeypatch):
     found = moved(program, run(program, SHARED))
     monkeypatch.setattr(pure, "aligned", lambda reference, neurons: torch.arange(len(neurons)))
     control = moved(program, run(program, SHARED))
-    print("U4", found, control)
     assert found <= 1e-10
     assert control > 0.7
 
@@ -154,8 +154,6 @@ def test_u5_merging_loses_less_than_leaving_out(permuted, monkeypatch):
     shuffled = [PLANTED[i] for i in torch.randperm(16, generator=torch.Generator().manual_seed(1))]
     monkeypatch.setattr(pure, "cluster", lambda *_: pure.renumbered(shuffled))
     control = moved(program, run(program, SHARED))
-    found = [merged, moved(program, kept), moved(program, frequent), control]
-    print("U5", found)
     assert merged < moved(program, kept) < min(moved(program, frequent), control)
     assert merged < 0.3
 
