@@ -6,6 +6,7 @@ from passes.allocate_values import AllocateValues
 from passes.calibrate import Calibrate
 from passes.choose_adapters import ChooseAdapters
 from passes.choose_bias import ChooseBias
+from passes.choose_clusters import ChooseClusters
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
@@ -25,6 +26,7 @@ from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
 from passes.insert_scales import InsertScales
 from passes.insert_slorb import InsertSlorb
+from passes.merge_experts import MergeExperts
 from passes.pack_dense import PackDense
 from passes.pack_nm import PackNm
 from passes.permute_channels import PermuteChannels
@@ -45,6 +47,7 @@ ALL = (
     InsertMasks,
     AllocateSparsity,
     ChooseMasks,
+    ChooseClusters,
     InsertBias,
     ChooseBias,
     RemoveProbes,
@@ -70,6 +73,7 @@ ALL = (
     PruneHeads,
     PruneChannels,
     PruneExperts,
+    MergeExperts,
     PruneLayers,
     PruneHidden,
     RemoveQuantizers,

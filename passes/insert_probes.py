@@ -1,33 +1,45 @@
-"""insert-probes: watch the input of linears.
+"""insert-probes: watch the input of linears, or what routers choose.
 
-    linear(x, W)  ->  linear(probe(x, statistics), W)
+    linears:  linear(x, W)  ->  linear(probe(x, statistics), W)
+    routers:  numbers       ->  probe(numbers, scores, statistics)
 
 `x [..., in]`; the statistics are over tokens: their count, the mean `[in]`, the scatter `sum (x - mean)^2
-[in]`, over sequences the squared mean size `[in]`, and with `gram=true` `sum x x^T [in, in]`. A probe is
+[in]`, over sequences the squared mean size `[in]`, and with `gram=true` `sum x x^T [in, in]`. Of a router
+that chooses `numbers [tokens, k]` by `scores [tokens, experts]`: how often each expert is chosen
+`[experts]`, and `sum c c^T [experts, experts]`, c the scores of a token less their mean. A probe is
 the identity, so outputs stay bitwise; `calibrate` fills it.
 Linears that read the same activation share one probe.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import fx
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
-from sparsify.ir.graph import Writer
-from sparsify.ir.ops.probe import probe
+from sparsify.errors import OptionError
+from sparsify.ir.graph import Writer, redirect
+from sparsify.ir.ops.probe import probe, probe_routes
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import feature_size
+from sparsify.ir.views.linear import Linear, feature_size
+from sparsify.ir.views.router import numbers_of
 from sparsify.ir.views.targets import targeted
+from sparsify.select.kinds.experts import targeted_routers
+from sparsify.select.routes import empty_routes
 from sparsify.select.statistics import empty_statistics
 
 
 @dataclass(frozen=True)
 class InsertProbes(Pass):
-    """Watch the input of every targeted linear; `gram` also keeps `sum x x^T`, which SparseGPT needs."""
+    """Watch the input of every targeted linear; `gram` also keeps `sum x x^T`, which SparseGPT needs.
+
+    With `of=routers` watch the routers among the targets instead, with `of=linears,routers` both.
+    """
 
     name: ClassVar[str] = "insert-probes"
     moves: ClassVar[Moves] = NOTHING
+    of: tuple[Literal["linears", "routers"], ...] = ("linears",)
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
     gram: bool = False
@@ -37,13 +49,29 @@ class InsertProbes(Pass):
         return effect(adds=["probe"], bars=["omission"])
 
     def check(self, program: Program) -> None:
-        """Globs must match."""
-        targeted(program, self.targets, self.ignore)
+        """Globs must match, and routers be there where they are to be watched."""
+        if not self.of or len(set(self.of)) < len(self.of):
+            raise OptionError(f"of={','.join(self.of)} must name linears, routers, or each once")
+        views = targeted(program, self.targets, self.ignore)
+        if "routers" in self.of:
+            targeted_routers(program, views)
+
+    def featured_weights(self, program: Program) -> Mapping[str, frozenset[str]]:
+        """The routers that get a probe."""
+        if "routers" not in self.of:
+            return {}
+        found = targeted_routers(program, targeted(program, self.targets, self.ignore))
+        return {"probe.routers": frozenset(router.weight for router in found)}
 
     def rewrite(self, program: Program, context: Context) -> int:
-        """Put one probe on each activation that a targeted linear reads."""
+        """Put one probe on each activation that a targeted linear reads, and behind each router."""
+        views = targeted(program, self.targets, self.ignore)
+        places = _watch_routers(program, views) if "routers" in self.of else 0
+        return places + (self._watch_linears(program, views) if "linears" in self.of else 0)
+
+    def _watch_linears(self, program: Program, views: Sequence[Linear]) -> int:
         watched: dict[fx.Node, fx.Node] = {}
-        for view in targeted(program, self.targets, self.ignore):
+        for view in views:
             if view.x in watched:
                 view.node.replace_input_with(view.x, watched[view.x])
                 continue
@@ -54,3 +82,15 @@ class InsertProbes(Pass):
             watched[view.x] = writer.call(probe, view.x, *reads)
             view.node.replace_input_with(view.x, watched[view.x])
         return len(watched)
+
+
+def _watch_routers(program: Program, views: Sequence[Linear]) -> int:
+    found = targeted_routers(program, views)
+    for router in found:
+        device = program.tensor(router.weight).device
+        buffers = empty_routes(router.weight, router.axis.root().size)
+        for numbers in numbers_of(router.node)[:1]:
+            writer = Writer(program, after=numbers)
+            reads = [writer.buffer(path, value.to(device)) for path, value in buffers.items()]
+            redirect(numbers, writer.call(probe_routes, numbers, router.scores, *reads))
+    return len(found)

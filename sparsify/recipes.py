@@ -43,6 +43,7 @@ _ADAPTED = (
 )
 
 _OBSERVED = "insert-probes | calibrate{samples=128}"
+_ROUTED = "insert-probes{of=routers} | calibrate{samples=128}"
 
 
 def _losa(sparsity: float, m: str = "", steps: int = 5) -> str:
@@ -256,6 +257,19 @@ RECIPES = (
         _slim("choose-adapters{absorb=true}", tuned=True),
     ),
     Recipe("alps", "2:4 at once by operator splitting (ALPS)", _one_shot("alps", "{gram=true}")),
+    Recipe(
+        "uncurl",
+        "half of the experts of a mixture, by clusters of what its routers say on text of the task, each "
+        "aligned and merged by use; routers as they were (UNCURL)",
+        f"{_ROUTED} | choose-clusters{{sparsity=0.5}} | remove-probes | merge-experts",
+    ),
+    Recipe(
+        "uncurl-sliced",
+        "as uncurl, routers losing the rows of merged experts: another function, in a shape that configs "
+        "can say",
+        f"insert-masks{{of=experts}} | {_ROUTED} | choose-clusters{{sparsity=0.5 gates=sliced}} | "
+        "remove-probes | prune-experts",
+    ),
     Recipe(
         "encoder",
         "an encoder with half of its heads and channels, distilled from the dense one on plain sentences",

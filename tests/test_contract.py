@@ -24,6 +24,13 @@ SETTINGS = {
         "insert-masks | choose-masks{pattern=2:4} | insert-lora{rank=3} | train{steps=2 batch=2 TRAIN}",
         "allocate-ranks{mean=2 largest=4 samples=4}",
     ),
+    "choose-clusters": (
+        "insert-probes{of=routers} | calibrate{samples=6}", "choose-clusters{experts=3}",
+    ),
+    "merge-experts": (
+        "insert-probes{of=routers} | calibrate{samples=6} | choose-clusters{experts=3} | remove-probes",
+        "merge-experts",
+    ),
     "permute-channels": ("insert-probes | calibrate{samples=6}", "permute-channels"),
     "choose-masks": ("insert-masks", "choose-masks{pattern=2:4}"),
     "remove-probes": ("insert-probes | calibrate{samples=6}", "remove-probes"),
@@ -117,8 +124,9 @@ ROUND_TRIPS = [
     "insert-probes | insert-quantizers | remove-probes | insert-probes | remove-quantizers | remove-probes",
 ]
 LEARNING = ("calibrate", "allocate", "choose", "train")
-VERBS = {"insert", "remove", "fold", "prune", "pack", "permute", *LEARNING}
+VERBS = {"insert", "remove", "fold", "prune", "pack", "permute", "merge", *LEARNING}
 NAMES = [item.name for item in passes.ALL]
+OF_EXPERTS = {"choose-clusters", "merge-experts", "prune-experts"}
 
 
 @pytest.fixture
@@ -141,7 +149,7 @@ def home(name, family):
     """The model that a pass is shown on: one of a family, or the one that has what it needs."""
     if name == "allocate-values" and family == "bert":
         return "gpt2"
-    return "routed" if name == "prune-experts" else family
+    return "routed" if name in OF_EXPERTS else family
 
 
 @pytest.fixture

@@ -118,6 +118,8 @@ def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:
     if unfit:
         passes = remedies(unfit)
         advice = f"add {' | '.join(passes)} to the pipeline, or " if passes else ""
+        if "merged-experts" in unfit:
+            advice = "give choose-clusters gates=sliced and put prune-experts in place of merge-experts, or "
         if PACKED in unfit:
             advice = "leave pack-nm out of the pipeline, or "
         raise ExportError(

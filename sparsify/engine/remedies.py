@@ -13,6 +13,7 @@ _PREFERRED = {"quantizers": "pack-nm"}
 # Features that only one pass takes out, for that pass.
 _OWN = {
     "quantizers": "give values=rounded, as insert-quantizers has them",
+    "merged-experts": "experts are merged once: choose fewer clusters the first time",
     "quantized": "the rounding was switched on by choose-scales, and outputs would move without it",
 }
 
@@ -20,6 +21,7 @@ _OWN = {
 _LACKING = {
     "shares": f"; {EITHER}, or put allocate-sparsity before it",
     "values": "; choose values=int8 or values=int4, or put allocate-values before it",
+    "clusters": "; put choose-clusters before it",
 }
 
 

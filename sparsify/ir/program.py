@@ -20,8 +20,9 @@ class Plan(TypedDict, total=False):
     `axes` are the kept indices of each shrinking in order (`sparsify.ir.axes.shrink.keep`), `layers` and
     `blocks` the paths of the masks of what went, one list a pass, `shares` the sparsity or N:M of a weight
     by its path, `values` what it is to be rounded to, as in int4:32, `experts` how those beside a weight
-    are computed by its path, `packed` how a weight was packed by its path, `reordered` how often entries of
-    weights were put in another order.
+    are computed by its path, `packed` how a weight was packed by its path, `clusters` the numbers of the
+    clusters of experts by the path of their router, `reordered` how often entries of weights were put in
+    another order.
     """
 
     axes: list[dict[str, Any]]
@@ -31,6 +32,7 @@ class Plan(TypedDict, total=False):
     values: dict[str, str]
     experts: dict[str, dict[str, Any]]
     packed: dict[str, dict[str, Any]]
+    clusters: dict[str, list[int]]
     reordered: int
 
 

@@ -91,6 +91,16 @@ def probe(path: str, statistic: str) -> str:
     return f"{path}_probe_{statistic}"
 
 
+def route_probe(path: str, statistic: str) -> str:
+    """The path of one statistic of the router that owns a weight."""
+    return f"{path}_route_probe_{statistic}"
+
+
+def expert_clusters(path: str) -> str:
+    """The path of the clusters `[experts]` of the router that owns a weight."""
+    return f"{path}_expert_clusters"
+
+
 def scales_of(path: str) -> str:
     """The path of the scales `[out, groups]` that a weight is rounded by, zero where it is not."""
     return f"{path}_quantizer_scales"

@@ -13,6 +13,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import probe as probe_path
 from sparsify.ir.views.linear import Linear
 from sparsify.ir.views.probe import Probe, probe_at, probe_behind
+from sparsify.select.routes import add_routes
 from sparsify.tensors import scores
 from sparsify.tensors.moments import (
     accumulate_gram,
@@ -155,6 +156,10 @@ class Collector(fx.Interpreter):
 
     def _add(self, probe: Probe, x: Tensor) -> None:
         rows = kept_rows(x, self._kept)
+        if probe.scores is not None:
+            scores = kept_rows(self.env[probe.scores], self._kept)
+            add_routes(self._program, probe, rows, scores)
+            return
         count, mean, scatter, level, *gram = (self._program.tensor(p) for p in probe.statistics)
         sequences = self._sequences(x)
         tokens = sequences.shape[0] * sequences.shape[1]

@@ -15,6 +15,7 @@ from sparsify.ir.axes.rules.elementwise import ELEMENTWISE, Rule, overloads
 from sparsify.ir.axes.rules.product import PRODUCT
 from sparsify.ir.axes.rules.route import KEEPING, ROUTE
 from sparsify.ir.axes.rules.shape import SHAPE
+from sparsify.ir.ops.cluster_of import cluster_of
 from sparsify.ir.ops.op import opname
 from sparsify.ir.ops.registry import op_of
 from sparsify.ir.program import Program
@@ -24,7 +25,10 @@ __all__ = ["Analysis", "analyse"]
 RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **PRODUCT, **ROUTE}
 # Ops whose rules read the domain of the numbers they are given.
 _KNOWING = frozenset(
-    overloads("sort.default sort.stable histc.default index.Tensor index_select.default")
+    [
+        cluster_of,
+        *overloads("sort.default sort.stable histc.default index.Tensor index_select.default"),
+    ]
 )
 
 

@@ -10,6 +10,7 @@ from sparsify.ir.features import (
     experts,
     group_mask,
     lora,
+    merged_experts,
     omission,
     packed,
     probe,
@@ -27,6 +28,7 @@ ALL: tuple[Feature, ...] = (
     *group_mask.FEATURES,
     *block_mask.FEATURES,
     *expert_mask.FEATURES,
+    *merged_experts.FEATURES,
     *width_mask.FEATURES,
     *lora.FEATURES,
     *row_scales.FEATURES,
@@ -42,6 +44,8 @@ ALL: tuple[Feature, ...] = (
     Feature("shares", in_values=True),
     # The values that `allocate-values` has written into the plan.
     Feature("values", in_values=True),
+    # The experts that `choose-clusters` has made the same, by the plan.
+    Feature("clusters", in_values=True),
 )
 _HELD: dict[str, Feature] = {}
 

@@ -3,7 +3,7 @@
 from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import redirect, sweep
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import probe
+from sparsify.ir.tensor_names import probe, route_probe
 from sparsify.ir.views.probe import Probe, probes
 
 
@@ -15,7 +15,12 @@ def drop_probe(program: Program, view: Probe) -> None:
 
 FEATURES = (
     # Every probe counts, whatever else it keeps.
-    Feature("probe", (probe("", "count"),), lambda program: list(probes(program)), drop_probe),
+    Feature(
+        "probe",
+        (probe("", "count"), route_probe("", "count")),
+        lambda program: list(probes(program)),
+        drop_probe,
+    ),
     # What `calibrate` has made probes know.
     Feature("stats", in_values=True),
 )

@@ -1,4 +1,4 @@
-"""The op of probes: the identity, which keeps tensors beside an activation in the graph."""
+"""The ops of probes: the identity, which keeps tensors beside an activation in the graph."""
 
 from typing import Any
 
@@ -25,4 +25,21 @@ def _axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
     return list(axes)
 
 
-OPS = (Op(probe, "sparsify.probe", _axes),)
+def probe_routes(numbers: Tensor, scores: Tensor, *statistics: Tensor) -> Tensor:
+    """The identity on the numbers `[tokens, k]` of chosen experts, beside the scores `[tokens, experts]`."""
+    return numbers
+
+
+def _axes_of_routes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
+    """Statistics `[experts]`, `[experts, experts]` have the last axis of the scores."""
+    numbers, scores, *statistics = node.all_input_nodes
+    for statistic in statistics:
+        for axis in analysis.axes[statistic]:
+            analysis.tie(node, analysis.axes[scores][-1], axis)
+    return list(analysis.axes[numbers])
+
+
+OPS = (
+    Op(probe, "sparsify.probe", _axes),
+    Op(probe_routes, "sparsify.probe_routes", _axes_of_routes),
+)

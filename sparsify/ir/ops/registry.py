@@ -7,6 +7,7 @@ from typing import Any
 from sparsify.errors import SparsifyError
 from sparsify.ir.ops import (
     block_linear,
+    cluster_of,
     kept_neurons,
     masked_norms,
     nm_linear,
@@ -24,6 +25,7 @@ ALL = (
     *rounding.OPS,
     *nm_linear.OPS,
     *block_linear.OPS,
+    *cluster_of.OPS,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,2}")
 _BY_NAME: dict[str, Op] = {}

@@ -129,6 +129,7 @@ _PLAN: Mapping[str, _Check] = {
     "values": lambda v: _mapping(v, _path, lambda values: isinstance(values, str)),
     "experts": lambda v: _mapping(v, _path, lambda form: isinstance(form, dict)),
     "packed": lambda v: _mapping(v, _path, lambda form: isinstance(form, dict)),
+    "clusters": lambda v: _mapping(v, _path, lambda c: _names(c, lambda n: type(n) is int)),
     "reordered": lambda v: type(v) is int,
 }
 _ENTRIES: Mapping[str, tuple[_Check, str]] = {

@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.ops.probe import probe as probe_op
+from sparsify.ir.ops.probe import probe_routes
 from sparsify.ir.ops.rounding import quantize_activations
 from sparsify.ir.program import Program
 
@@ -15,11 +16,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe on an activation `x [..., features]`; `statistics` are the paths of its buffers."""
+    """A probe on an activation `x [..., features]`; `statistics` are the paths of its buffers.
+
+    With `scores [tokens, experts]` it watches a router, and x are the numbers `[tokens, k]` that it chose.
+    """
 
     node: fx.Node
     x: fx.Node
     statistics: tuple[str, ...]
+    scores: fx.Node | None = None
 
 
 def probes(program: Program) -> Iterator[Probe]:
@@ -31,11 +36,11 @@ def probes(program: Program) -> Iterator[Probe]:
 
 def probe_at(node: fx.Node) -> Probe | None:
     """The probe at a node, if it is one."""
-    if node.op != "call_function" or node.target is not probe_op:
+    if node.op != "call_function" or node.target not in (probe_op, probe_routes):
         return None
-    x, *statistics = node.args
-    assert isinstance(x, fx.Node)
-    return Probe(node, x, tuple(str(s.target) for s in statistics if isinstance(s, fx.Node)))
+    x, *rest = node.all_input_nodes
+    scores = rest.pop(0) if node.target is probe_routes else None
+    return Probe(node, x, tuple(str(read.target) for read in rest), scores)
 
 
 def probe_behind(x: fx.Node) -> Probe | None:

@@ -27,11 +27,11 @@ class Experts(Kind):
 
     def check(self, program: Program, views: Sequence[Linear]) -> None:
         """Refuse where no expert may go, or no target is a router."""
-        _targeted(program, views)
+        targeted_routers(program, views)
 
     def add(self, program: Program, views: Sequence[Linear]) -> int:
         """Mask the scores of every router among the targets."""
-        found = _targeted(program, views)
+        found = targeted_routers(program, views)
         for router in found:
             add_expert_mask(program, router)
         return len(found)
@@ -60,7 +60,7 @@ class Experts(Kind):
         return len(found)
 
 
-def _routers(analysis: Analysis) -> list[Router]:
+def free_routers(analysis: Analysis) -> list[Router]:
     """The routers whose experts nothing pins, in graph order."""
     free = {group.leaf for group in groups(analysis) if group.kind == "experts" and group.prunable}
     return [router for router in analysis.routers if router.axis.root() in free]
@@ -70,12 +70,13 @@ def _masked(program: Program) -> dict[str, Group]:
     """The experts that have a mask, by its path, in graph order."""
     analysis = analyse(program)
     by_leaf = {group.leaf: group for group in groups(analysis)}
-    found = {router.weight: by_leaf[router.axis.root()] for router in _routers(analysis)}
+    found = {router.weight: by_leaf[router.axis.root()] for router in free_routers(analysis)}
     return {mask.path: found[mask.weight] for mask in expert_masks(program)}
 
 
-def _targeted(program: Program, views: Sequence[Linear]) -> list[Router]:
-    found = _routers(analyse(program))
+def targeted_routers(program: Program, views: Sequence[Linear]) -> list[Router]:
+    """The routers among some linears whose experts are free; OptionError when there is none."""
+    found = free_routers(analyse(program))
     if not found:
         raise OptionError(
             "the program has no prunable experts; `sparsify-fx show MODEL --axes` says why"

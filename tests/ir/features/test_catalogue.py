@@ -30,6 +30,8 @@ ADDED = {
     "quantizers": "insert-quantizers{values=int8}",
     "omission": "insert-omission",
     "mask.experts": "insert-masks{of=experts}",
+    "merged-experts": "insert-probes{of=routers} | calibrate | choose-clusters{experts=3} | "
+    "remove-probes | merge-experts",
 }
 TAKEN_OUT = {
     "mask.weights": ["fold-masks"],
@@ -48,20 +50,22 @@ TAKEN_OUT = {
     "adapters": ["fold-adapters"],
     "experts": [],
     "slorb": [],
+    "merged-experts": [],
     "packed": [],
 }
 BY_NAME = {feature.name: feature for feature in ALL}
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_what_a_pass_adds_is_found_and_dropped(name, traced):
-    program = family("mixtral").clone() if name == "mask.experts" else traced("llama")
+def test_what_a_pass_adds_is_found_and_dropped(name, traced, tokens):
+    program = family("mixtral") if "experts" in name else traced("llama")
+    context = Context(data=tokens)
     *before, last = ADDED[name].split(" | ")
     for text in before:
-        parse(text).run(program, Context())
+        parse(text).run(program, context)
     text, found = to_text(program), BY_NAME[name].find
     assert not found(program)
-    parse(last).run(program, Context())
+    parse(last).run(program, context)
     assert found(program)
     if BY_NAME[name].drop is not None:
         while places := found(program):
@@ -77,6 +81,7 @@ def test_every_feature_of_the_graph_is_tried_here():
         "quantized",
         "shares",
         "values",
+        "clusters",
     }
 
 
@@ -86,7 +91,7 @@ def test_the_pass_that_takes_it_out(name):
 
 
 def test_what_a_decode_variant_takes_over():
-    assert carried() == {"adapters", "experts", "slorb", "packed"}
+    assert carried() == {"merged-experts", "adapters", "experts", "slorb", "packed"}
 
 
 def test_names_are_unique():

@@ -16,17 +16,21 @@ from sparsify.ir.axes.axis import Axis, Conflict
 from sparsify.ir.axes.rules.elementwise import Rule, overloads
 from sparsify.ir.ops.grouped import GROUPED
 from sparsify.ir.ops.op import opname
+from sparsify.ir.ops.probe import probe_routes
 
 aten = torch.ops.aten
 _SOFTMAX = frozenset(overloads("softmax.int _softmax.default"))
 _CASTS = frozenset(overloads("to.dtype _to_copy.default contiguous.default clone.default"))
 # What numbers of indices stay numbers of indices through.
 KEEPING = frozenset(
-    overloads(
-        """view.default reshape.default flatten.using_ints unsqueeze.default squeeze.dim
-        transpose.int permute.default expand.default to.dtype _to_copy.default contiguous.default
-        clone.default slice.Tensor"""
-    )
+    [
+        probe_routes,
+        *overloads(
+            """view.default reshape.default flatten.using_ints unsqueeze.default squeeze.dim
+            transpose.int permute.default expand.default to.dtype _to_copy.default
+            contiguous.default clone.default slice.Tensor"""
+        ),
+    ]
 )
 
 
@@ -68,7 +72,8 @@ def _only_ranked(scores: fx.Node) -> bool:
     """Whether nothing but a top-k, after softmax and the like, reads scores: -inf harms no one else."""
     passing = _SOFTMAX | _CASTS | _MASKING
     return all(
-        user.target is aten.topk.default or (user.target in passing and _only_ranked(user))
+        user.target in (aten.topk.default, probe_routes)
+        or (user.target in passing and _only_ranked(user))
         for user in scores.users
     )
 
