@@ -9,7 +9,8 @@ layers); an N:M pattern keeps N of every M inputs in each row. With neither spar
 its share of `allocate-sparsity`. Channels and heads: `magnitude`, `wanda` (Wanda-sp), `activation`
 (Minitron), `fluctuation` (FLAP), `taylor` |dL/dmask|, and of LLM-Pruner `first-order` |W G|, `second-order`
 |W^2 H|, `mixed` |W G - W^2 H / 2|. Experts and hidden: `magnitude` and those of LLM-Pruner, hidden also
-`activation` (Minitron); at least as many experts stay as a token is sent to. Layers and blocks, all ranked
+`activation` (Minitron), experts also `frequency`, how often they are chosen, and `router`, the norm of their
+row of it; at least as many experts stay as a token is sent to. Layers and blocks, all ranked
 together: `magnitude`, the mean of |W| inside, or `influence` 1 - cos(x, y) of what goes in and comes out
 (ShortGPT), which `activation` means for them, too (Minitron).
 The text of the graph stays.

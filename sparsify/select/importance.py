@@ -34,6 +34,8 @@ Score = Literal[
     "second-order",
     "mixed",
     "influence",
+    "frequency",
+    "router",
 ]
 # What must have run, or be at hand, before a criterion can say anything.
 OF_STATISTICS = frozenset({"activation", "wanda", "fluctuation"})

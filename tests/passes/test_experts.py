@@ -6,7 +6,7 @@ import torch
 from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, PipelineError
 from sparsify.ir.axes.groups import groups
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.expert_mask import expert_masks
@@ -58,6 +58,27 @@ def test_choosing_leaves_as_many_as_a_token_is_sent_to():
     assert bool(few.tensor(expert_masks(few)[0].path)[4])
     even = run(program.clone(), "choose-masks{of=experts sparsity=0.5 multiple=4}")
     assert [int(even.tensor(m.path).sum()) for m in expert_masks(even)] == [4, 4]
+
+
+def test_experts_by_how_often_they_are_chosen_and_by_their_row_of_the_router():
+    program = family_traced("mixtral")
+    ids = torch.randint(0, 60, (48,), generator=torch.Generator().manual_seed(2))
+    steps = (
+        "insert-masks{of=experts} | insert-probes{of=routers} | calibrate{samples=4} | "
+        "choose-masks{of=experts score=frequency sparsity=0.5}"
+    )
+    chosen = parse(steps).run(program.clone(), Context(data=TextData(ids, 12)))
+    for mask in expert_masks(chosen):
+        hits = chosen.tensor(f"{mask.weight}_route_probe_hits")
+        assert int(hits.sum()) == 48 * 2
+        assert torch.equal(chosen.tensor(mask.path), hits >= hits.sort().values[3])
+    with torch.no_grad():
+        program.tensor("model.layers.0.mlp.gate.weight")[[1, 4]] *= 0.01
+    steps = "insert-masks{of=experts} | choose-masks{of=experts score=router sparsity=0.34}"
+    first, _ = expert_masks(chosen := run(program, steps))
+    assert chosen.tensor(first.path).tolist() == [True, False, True, True, False, True]
+    with pytest.raises(PipelineError, match="stats"):
+        run(family_traced("mixtral"), steps.replace("router", "frequency"))
 
 
 def test_experts_by_what_the_loss_says_of_them():

@@ -1,28 +1,36 @@
 """Experts: a mask on the scores of their router."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis, Router
 from sparsify.ir.axes.groups import Group, groups
 from sparsify.ir.axes.shrink.keep import Keep
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.features.expert_mask import add_expert_mask, drop_expert_mask, expert_masks
+from sparsify.ir.features.expert_mask import (
+    add_expert_mask,
+    drop_expert_mask,
+    expert_masks,
+    router_of,
+)
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
 from sparsify.select.importance import OF_GRADIENTS
 from sparsify.select.kinds.cut import cut
-from sparsify.select.kinds.indices import choose_indices
+from sparsify.select.kinds.indices import choose_indices, keep_indices
 from sparsify.select.kinds.kind import Choice, Kind
+from sparsify.select.routes import routes_of
 
 
 class Experts(Kind):
     """`scores  ->  where(mask, scores, -inf)`, mask `[experts]`, a target where the router is one."""
 
     name = family = "experts"
-    scores = ("magnitude", *sorted(OF_GRADIENTS))
+    scores = ("magnitude", "frequency", "router", *sorted(OF_GRADIENTS))
+    of_statistics = frozenset({"frequency"})
     of_data = OF_GRADIENTS
 
     def check(self, program: Program, views: Sequence[Linear]) -> None:
@@ -46,6 +54,10 @@ class Experts(Kind):
             raise OptionError("no target is a router with a mask; widen the targets")
         of = _masked(program)
         found = {mask.path: of[mask.path] for mask in masks}
+        if choice.by.name in _OF_ROUTERS:
+            score = _OF_ROUTERS[choice.by.name]
+            scores = [score(program, mask.weight) for mask in masks]
+            return keep_indices(program, found, scores, choice.amount, self.name)
         return choose_indices(program, found, choice.by, choice.amount, self.name)
 
     def remove(self, program: Program) -> int:
@@ -58,6 +70,22 @@ class Experts(Kind):
         for mask in expert_masks(program):
             drop_expert_mask(program, mask)
         return len(found)
+
+
+def _hits(program: Program, weight: str) -> Tensor:
+    """How often a router has sent a token to each expert, `[experts]`."""
+    router = router_of(analyse(program), weight)
+    assert router is not None
+    return routes_of(program, router).hits
+
+
+def _rows(program: Program, weight: str) -> Tensor:
+    """The L2 norm of each expert's row of a router, `[experts]`."""
+    norms: Tensor = torch.linalg.vector_norm(program.tensor(weight).detach(), dim=1)
+    return norms
+
+
+_OF_ROUTERS: Mapping[str, Callable[[Program, str], Tensor]] = {"frequency": _hits, "router": _rows}
 
 
 def free_routers(analysis: Analysis) -> list[Router]:

@@ -20,6 +20,17 @@ def choose_indices(
 ) -> int:
     """Set the masks at these paths, the same fraction of each group; returns how many."""
     scores = _scores(program, list(found.values()), by)
+    return keep_indices(program, found, scores, amount, kind)
+
+
+def keep_indices(
+    program: Program,
+    found: Mapping[str, Group],
+    scores: Sequence[Tensor],
+    amount: Amount,
+    kind: str,
+) -> int:
+    """Set the masks at these paths by scores `[size]`, the same fraction of each; returns how many."""
     for (path, group), score in zip(found.items(), scores, strict=True):
         kept = keep_some(score, amount.sparsity, amount.step(kind), group.least)
         with torch.no_grad():

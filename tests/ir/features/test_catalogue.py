@@ -58,7 +58,7 @@ BY_NAME = {feature.name: feature for feature in ALL}
 
 @pytest.mark.parametrize("name", ADDED)
 def test_what_a_pass_adds_is_found_and_dropped(name, traced, tokens):
-    program = family("mixtral") if "experts" in name else traced("llama")
+    program = family("mixtral") if name in ("mask.experts", "merged-experts") else traced("llama")
     context = Context(data=tokens)
     *before, last = ADDED[name].split(" | ")
     for text in before:
