@@ -51,7 +51,7 @@ _CHATTER = (
     (FutureWarning, r".*isinstance\(treespec, LeafSpec\).*"),
     (UserWarning, r"# The axis name: .* will not be used.*"),
 )
-_CHATTY_LOGGERS = ("torch.onnx._internal.exporter._registration",)
+_CHATTY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnx_ir._convenience")
 
 
 @dataclass(frozen=True)
