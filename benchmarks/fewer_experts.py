@@ -77,7 +77,7 @@ def trained(experts: int, data: Data, options: argparse.Namespace) -> Program:
     place = options.keep / f"mixture-{experts}" if options.keep else None
     if place is not None and place.is_dir():
         return load(place)
-    program = learnt(fresh(experts, options), data, options.steps, 0.003, options.seed)
+    program = learnt(fresh(experts, options), data, options.steps, 0.001, options.seed)
     if place is not None:
         save(program, place)
     return program
@@ -108,7 +108,7 @@ def main() -> None:
         if "after" in rows.get(name):
             return
         rows.put(name, **figures(program, test, options))
-        again = learnt(program, train, options.more, 0.001, options.seed + 1)
+        again = learnt(program, train, options.more, 0.0003, options.seed + 1)
         more = perplexity(lambda batch: again.run(batch)[0], test, 8, options.limit)
         rows.put(name, after=more.value)
         print(name, rows.get(name), flush=True)

@@ -34,7 +34,7 @@ class Fusion:
 
     `rank` singular directions of each difference are kept, None for all; the router looks at `gate`; `top`
     siblings serve a token. Tensors that are no targets (norms, embeddings, the head) are the `base`'s, or the
-    `mean` of the siblings'.
+    `mean` of the siblings'. Raises OptionError for a number below 1.
     """
 
     rank: int | None = 32
@@ -43,6 +43,11 @@ class Fusion:
     others: Literal["base", "mean"] = "base"
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("rank", self.rank), ("gate", self.gate), ("top", self.top)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name}={value} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,6 @@ def unfused(base: Program, siblings: Sequence[Program], how: Fusion | None = Non
 def _check(base: Program, siblings: Sequence[Program], how: Fusion) -> None:
     if not siblings:
         raise OptionError("there is no sibling to fuse; give at least one")
-    if how.top < 1 or how.gate < 1 or (how.rank is not None and how.rank < 1):
-        raise OptionError(f"rank={how.rank}, gate={how.gate} and top={how.top} must be at least 1")
     if how.top > len(siblings):
         raise OptionError(f"top={how.top} is more than the {len(siblings)} siblings")
     text = to_text(base)

@@ -291,8 +291,8 @@ def test_what_is_no_sibling(traced):
         fuse(base, [])
     with pytest.raises(OptionError, match="top=3 is more than the 2 siblings"):
         fuse(base, [base.clone(), base.clone()], Fusion(top=3))
-    with pytest.raises(OptionError, match="must be at least 1"):
-        fuse(base, [base.clone()], Fusion(rank=0))
+    with pytest.raises(OptionError, match="rank=0 must be at least 1"):
+        Fusion(rank=0)
 
 
 def test_adapters_under_masks_are_not_folded(traced):

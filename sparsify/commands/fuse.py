@@ -1,6 +1,5 @@
 """`sparsify-fx fuse`: a base model and its fine-tuned siblings as one program."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +7,7 @@ from rich.console import Console
 
 from sparsify.commands.artifacts import open_program
 from sparsify.commands.options import Formats, Out, Overwrite, loads_models, words
+from sparsify.disk.files import require_free
 from sparsify.engine.export import chosen_exporters
 from sparsify.engine.export import export as export_program
 from sparsify.errors import OptionError
@@ -38,6 +38,7 @@ def fuse_models(
     if others not in ("base", "mean"):
         raise OptionError(f"--others is 'base' or 'mean', not '{others}'")
     chosen_exporters(words(to))
+    require_free(out, overwrite=overwrite)
     how = Fusion(None if rank == _ALL else rank, gate, top, "mean" if others == "mean" else "base")
     first = open_program(base, loading)
     siblings = [open_program(name, loading) for name in words(experts)]
@@ -53,7 +54,7 @@ def fuse_models(
             "--others mean takes the siblings' mean",
             soft_wrap=True,
         )
-    for name, path in export_program(made, Path(out), words(to), overwrite=overwrite).items():
+    for name, path in export_program(made, out, words(to), overwrite=overwrite).items():
         console.print(f"{name}: {path}", soft_wrap=True)
 
 

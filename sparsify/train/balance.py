@@ -17,6 +17,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.experts import experts_beside
 from sparsify.ir.program import Program
+from sparsify.ir.views.router import numbers_of
 
 
 class Balance:
@@ -27,7 +28,7 @@ class Balance:
 
     def __init__(self, program: Program) -> None:
         added = [(one.probabilities, one.numbers) for one in experts_beside(program)]
-        own = [(router.scores, router.numbers) for router in analyse(program).routers]
+        own = [(router.scores, *numbers_of(router.node)) for router in analyse(program).routers]
         if not added and not own:
             raise OptionError("balance spreads tokens over experts, and the program has no router")
         self._added = len(added)

@@ -64,11 +64,6 @@ class Router:
     k: int
     excuses: frozenset[str]
 
-    @property
-    def numbers(self) -> fx.Node:
-        """The numbers of the chosen, the second part of what the top-k gives."""
-        return next(user for user in self.node.users if user.args[1] == 1)
-
 
 @dataclass
 class Analysis:
