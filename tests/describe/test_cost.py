@@ -123,6 +123,14 @@ def test_pruned_experts_are_gone(traced):
     assert after.touched(1) == pytest.approx(before.touched(1) - 4 * 3 * 16)
 
 
+def test_merged_experts_are_counted_by_clusters(traced, text):
+    program, steps = traced("routed"), "insert-probes{of=routers} | calibrate{samples=4}"
+    steps += " | choose-clusters{experts=3} | remove-probes | merge-experts"
+    found = cost(parse(steps).run(program, Context(data=text)))
+    assert found.experts == (Experts(3, 2, 3 * EXPERT, 4 * 3 * EXPERT),)
+    assert found.multiply_adds == cost(traced("routed")).multiply_adds
+
+
 def test_packed_weights_count_as_they_lie():
     before = cost(alternating())
     text = "insert-masks{of=weights} | choose-masks{pattern=2:4} | fold-masks | pack-nm"

@@ -1,6 +1,6 @@
 """What a step reads of a program: experts that tokens are sent to, tables by their rows, all else whole."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,9 @@ from torch import fx
 from sparsify.errors import SparsifyError
 from sparsify.ir.axes.analysis import Analysis, arguments
 from sparsify.ir.axes.axis import Axis
+from sparsify.ir.axes.mixture import sources
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.ops.cluster_of import cluster_of
 from sparsify.ir.ops.grouped import GROUPED
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables
@@ -90,28 +92,23 @@ def _users(program: Program) -> dict[str, set[fx.Node]]:
 
 
 def _choices(analysis: Analysis) -> Iterator[tuple[fx.Node, Axis]]:
-    """Every top-k with the axis that it chooses from."""
+    """Every top-k with the axis that it chooses from, or that of the clusters its numbers become."""
     for node, domains in analysis.part_domains.items():
         if node.target is aten.topk.default and domains[1] is not None:
             yield node, domains[1]
+    for node, axis in analysis.domains.items():
+        if node.target is cluster_of:
+            choice = node
+            while choice.target is not aten.topk.default:
+                choice = choice.all_input_nodes[0]
+            yield choice, axis
 
 
 def _expert_set(analysis: Analysis, axis: Axis, choice: fx.Node) -> ExpertSet:
-    routing = {str(node.target) for node in _sources(choice) if node.op == "get_attr"}
+    routing = {str(node.target) for node in sources(choice) if node.op == "get_attr"}
     tensors = (
         path
         for path, axes in analysis.tensors.items()
         if axes and axes[0].root() is axis and path not in routing
     )
     return ExpertSet(axis.size, int(arguments(choice)["k"]), tuple(tensors))
-
-
-def _sources(node: fx.Node) -> Iterable[fx.Node]:
-    """All that a node follows from."""
-    queue, seen = [node], {node}
-    while queue:
-        for source in queue.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
-    return seen
