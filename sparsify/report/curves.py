@@ -23,6 +23,7 @@ class Panel:
 PANELS = (
     Panel("loss, nats a token", ("loss", "task", "distill")),
     Panel("learning rate", ("lr",)),
+    Panel("balance of experts", ("balance",)),
     Panel("omission, shares of neurons", ("omission", "coverage", "jaccard")),
     Panel("masks, share changed", ("flips", "drift")),
     Panel("mean |W| under and beside the mask", ("masked", "kept")),

@@ -14,6 +14,7 @@ from sparsify.ir.run.segments import run_to
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.tensor_names import expert_branches, feature_of
 from sparsify.ir.views.linear import linears
+from sparsify.recipes import recipe
 from sparsify.train.balance import Balance, balance
 
 EXPERTS = "insert-experts{experts=4 top=2 rank=3 scale=0.5}"
@@ -196,6 +197,13 @@ def test_it_is_saved_exported_and_read_back(traced, text, tmp_path):
     # Read back and compared by the engine.
     paths = export(program, tmp_path / "exports", ["onnx", "onnx-decode"])
     assert set(paths) == {"onnx", "onnx-decode"}
+
+
+def test_the_recipe_leaves_experts_and_nothing_else(traced, text):
+    steps = recipe("pesc").text.replace("steps=200 batch=16", "steps=2 batch=2")
+    program = run(traced("gpt2"), steps.replace("rank=64", "rank=4"), text)
+    assert program.features == {"experts"}
+    assert len(experts_beside(program)) == 2
 
 
 def test_a_scale_may_stand_in_b(traced, text):
