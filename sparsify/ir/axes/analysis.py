@@ -69,6 +69,11 @@ class Router:
         """The numbers of the chosen, the second part of what the top-k gives."""
         return next(user for user in self.node.users if user.args[1] == 1)
 
+    @property
+    def size(self) -> int:
+        """The number of experts."""
+        return self.axis.root().size
+
 
 @dataclass
 class Analysis:
