@@ -26,7 +26,8 @@ from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Router
 from sparsify.ir.axes.mixture import expert_tensors
-from sparsify.ir.axes.separate_experts import SeparateRouter, separate_experts
+from sparsify.ir.axes.separate_experts import separate_experts
+from sparsify.ir.axes.separate_routers import SeparateRouter
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.merged_experts import merge_experts, merge_separate_experts
 from sparsify.ir.program import Program

@@ -10,7 +10,8 @@ from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis, Router
 from sparsify.ir.axes.groups import groups
 from sparsify.ir.axes.mixture import expert_tensors
-from sparsify.ir.axes.separate_experts import SeparateRouter, separate_experts
+from sparsify.ir.axes.separate_experts import separate_experts
+from sparsify.ir.axes.separate_routers import SeparateRouter
 from sparsify.ir.axes.shrink.choice import place
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program

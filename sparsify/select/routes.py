@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsify.errors import SparsifyError
 from sparsify.ir.axes.analysis import Router
-from sparsify.ir.axes.separate_experts import SeparateRouter
+from sparsify.ir.axes.separate_routers import SeparateRouter
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import route_probe
 from sparsify.ir.views.probe import Probe

@@ -14,7 +14,7 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
-from sparsify.ir.axes.separate_experts import separate_routers
+from sparsify.ir.axes.separate_routers import separate_routers
 from sparsify.ir.features.merged_experts import merged_experts
 from sparsify.ir.run.values import Values
 from sparsify.ir.storage.folder import load, save
@@ -82,17 +82,18 @@ class Block(nn.Module):
             values, numbers = scores.topk(2, -1)
             values = values.softmax(-1)
         else:
-            scores = scores.softmax(-1)
+            scores = scores.softmax(-1, dtype=torch.float64 if self.form == "flat" else None)
             values, numbers = scores.topk(2, -1)
             values = values / values.sum(-1, keepdim=True)
         if self.form == "masked":
             return scores * (scores >= values[..., -1:])
-        return torch.zeros_like(scores).scatter(-1, numbers, values)
+        return torch.zeros_like(scores).scatter(-1, numbers, values).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        shape, x = x.shape, x.reshape(-1, 16) if self.form == "flat" else x
         g, pairs = self.gates(x), list(enumerate(self.experts))
         if self.form == "flat":
-            g, x = g.reshape(-1, len(pairs)), x.reshape(-1, 16)
+            return sum(g[:, e, None] * m(x) for e, m in pairs).reshape(shape)
         if self.form == "stack":
             return torch.stack([m(x) * g[..., e].unsqueeze(-1) for e, m in pairs]).sum(0)
         if self.form == "tree":
@@ -100,6 +101,9 @@ class Block(nn.Module):
             while len(parts) > 1:
                 parts = [one + two for one, two in zip(parts[::2], parts[1::2], strict=True)]
             return parts[0]
+        if self.form == "two-sums":
+            one, two = (sum(g[..., e : e + 1] * m(x) for e, m in pairs[i::2]) for i in range(2))
+            return one + 2 * two
         if self.form == "chained":
             for e, m in pairs:
                 x = x + g[..., e : e + 1] * m(x)
@@ -175,6 +179,13 @@ def test_copies_are_merged_without_a_trace(make, form):
     tokens = before.batch * before.length
     matrices = sum(value.numel() for value in one if value.dim() == 2)
     assert after.multiply_adds == before.multiply_adds - 5 * tokens * matrices
+
+
+def test_rows_of_tokens_and_gates_of_another_type():
+    program = planted(form="flat", dtype=torch.float32)
+    (router,) = separate_routers(program)
+    assert router.mixed is not router.gates
+    assert moved(program, run(program, SHARED)) <= 1e-6
 
 
 def test_probes_see_every_token():
@@ -271,10 +282,11 @@ def tied():
         (other_ops(), f"@{ROUTER} cannot be read: linear_.* is not made as linear_.* is"),
         (tied(), "follows from another expert|is read elsewhere too"),
         (model(form="chained"), "follows from another expert"),
+        (model(form="two-sums"), "do not go into one sum"),
         (model(form="masked"), "the program has no prunable experts"),
         (model(lambda: nn.Linear(16, 16)), "no axes of neurons that can be told"),
     ],
-    ids=["shapes", "ops", "tied", "chained", "masked", "one-matrix"],
+    ids=["shapes", "ops", "tied", "chained", "two-sums", "masked", "one-matrix"],
 )
 def test_refusals(made, said):
     with pytest.raises(OptionError, match=said):

@@ -1,14 +1,11 @@
-"""Experts that are linears of their own: all are computed, and gates, mostly zero, mix them.
+"""Experts that are linears of their own, read off the products with the columns of gates.
 
-    i = topk(linear(x, R) or a softmax of it, k)            R [E, d]
-    g = scatter(zeros [..., E], -1, i, v)                   whatever v [..., k] is made of
     y = sum_e g[..., e:e+1] * expert_e(x)                   or stack(...).sum of the products
 
 An expert is what lies between the values that all experts share and its product. Experts are alike where
-the same ops lead to the products, with tensors of the same shapes. Nothing is told by a name.
+the same ops lead to the products, with tensors of the same shapes.
 """
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,34 +16,11 @@ from torch import fx
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import arguments
 from sparsify.ir.axes.mixture import sources
-from sparsify.ir.axes.rules.elementwise import overloads
-from sparsify.ir.ops.probe import probe_routes
+from sparsify.ir.axes.separate_routers import CASTS, SeparateRouter, column_number
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
-from sparsify.ir.views.linear import linear_at
 
 aten = torch.ops.aten
-_CASTS = frozenset(overloads("to.dtype _to_copy.default contiguous.default clone.default"))
-_SCORING = _CASTS | frozenset(overloads("softmax.int _softmax.default sigmoid.default"))
-_EMPTY = frozenset(overloads("zeros_like.default zeros.default new_zeros.default"))
-_COLUMN = frozenset(overloads("slice.Tensor select.int"))
-
-
-@dataclass(frozen=True)
-class SeparateRouter:
-    """A choice of the `k` best of `size` experts that are linears of their own.
-
-    `node` is the top-k, `scores` the linear map that it follows from, `weight` its matrix; `gates
-    [..., size]` is the scatter, `mixed` it or a cast of it, whose columns the experts are multiplied by.
-    """
-
-    node: fx.Node
-    scores: fx.Node
-    weight: str
-    k: int
-    size: int
-    gates: fx.Node
-    mixed: fx.Node
 
 
 @dataclass(frozen=True)
@@ -62,55 +36,9 @@ class Expert:
     paths: tuple[str, ...]
 
 
-def separate_routers(program: Program) -> list[SeparateRouter]:
-    """The routers whose gates are read column by column, in graph order."""
-    nodes = program.graph.find_nodes(op="call_function", target=aten.scatter.src)
-    return [found for node in nodes if (found := _router(program, node)) is not None]
-
-
-def _router(program: Program, gates: fx.Node) -> SeparateRouter | None:
-    empty, dim, numbers, _ = arguments(gates).values()
-    if numbers.target is probe_routes:
-        numbers = numbers.all_input_nodes[0]
-    rank = gates.meta["val"].dim()
-    if empty.target not in _EMPTY or numbers.target is not operator.getitem or numbers.args[1] != 1:
-        return None
-    choice: Any = numbers.args[0]
-    if choice.target is not aten.topk.default or dim not in (-1, rank - 1):
-        return None
-    ranked = arguments(choice)
-    scores = ranked["self"]
-    while scores.target in _SCORING:
-        scores = scores.args[0]
-    view, size, mixed = linear_at(program, scores), gates.meta["val"].shape[-1], gates
-    while len(mixed.users) == 1 and next(iter(mixed.users)).target in _CASTS:
-        (mixed,) = mixed.users
-    apart = len(mixed.users) > 1 and all(_number(mixed, user) is not None for user in mixed.users)
-    if not apart or view is None or ranked["dim"] not in (-1, rank - 1) or not ranked["largest"]:
-        return None
-    if scores.meta["val"].shape[-1] != size:
-        return None
-    return SeparateRouter(choice, scores, view.weight, int(ranked["k"]), int(size), gates, mixed)
-
-
-def _number(mixed: fx.Node, column: fx.Node) -> int | None:
-    """Which column of the gates a node takes; None where it does something else."""
-    if column.target not in _COLUMN:
-        return None
-    size, rank = int(mixed.meta["val"].shape[-1]), mixed.meta["val"].dim()
-    args: Any = arguments(column)
-    if args["dim"] not in (-1, rank - 1):
-        return None
-    if column.target is aten.select.int:
-        return int(args["index"]) % size
-    start, end = args["start"] or 0, size if args["end"] is None else min(args["end"], size)
-    start, end = (at + size if at < 0 else at for at in (start, end))
-    return int(start) if end - start == 1 and args["step"] == 1 else None
-
-
 def separate_experts(program: Program, router: SeparateRouter) -> list[Expert]:
     """The experts of a router by number; OptionError where they are not alike or not apart."""
-    columns = sorted((_number(router.mixed, user), user) for user in router.mixed.users)
+    columns = sorted((column_number(router.mixed, user), user) for user in router.mixed.users)
     if [number for number, _ in columns] != list(range(router.size)):
         raise _refused(router, "each column of the gates has to be read once")
     products = [_product(router, column) for _, column in columns]
@@ -141,7 +69,7 @@ def _product(router: SeparateRouter, column: fx.Node) -> tuple[fx.Node, fx.Node]
             ):
                 return user, others[0]
             break
-        if user.target is not aten.unsqueeze.default and user.target not in _CASTS:
+        if user.target is not aten.unsqueeze.default and user.target not in CASTS:
             break
         gate = user
     raise _refused(router, f"the column {column.name} does not end in one product with an expert")
@@ -208,6 +136,8 @@ def _said(node: fx.Node) -> tuple[Any, list[fx.Node]]:
 
 def _check_alone(program: Program, router: SeparateRouter, experts: list[Expert]) -> None:
     """Nobody else may read what belongs to an expert, and nothing may have been added to it."""
+    if not set.intersection(*(set(_sums(expert.product)) for expert in experts)):
+        raise _refused(router, "their products do not go into one sum")
     readers: dict[str, set[fx.Node]] = {}
     for node in program.graph.find_nodes(op="get_attr"):
         readers.setdefault(str(node.target), set()).update(node.users)
@@ -225,6 +155,29 @@ def _check_alone(program: Program, router: SeparateRouter, experts: list[Expert]
                 raise _refused(router, f"{node.name} is read elsewhere too")
         if expert is not experts[0] and rest_of_sum(expert.product) is None:
             raise _refused(router, f"{expert.product.name} goes into no plain sum")
+
+
+def _sums(product: fx.Node) -> Iterator[fx.Node]:
+    """The sums that hold a product once, as long as nobody reads the smaller ones."""
+    node = product
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.target is aten.add.Tensor:
+            once, summed = len(user.all_input_nodes) + _scalars(user) == 2, user
+            if not once or arguments(user)["alpha"] != 1:
+                return
+        elif node is product and rest_of_sum(product) is not None and len(user.users) == 1:
+            (summed,) = user.users  # a stack, summed up again
+        else:
+            return
+        if summed.meta["val"].shape != product.meta["val"].shape:
+            return
+        yield summed
+        node = summed
+
+
+def _scalars(node: fx.Node) -> int:
+    return sum(not isinstance(part, fx.Node) for part in node.args[:2])
 
 
 def rest_of_sum(product: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:

@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from sparsify.ir.axes.analysis import Router, arguments
 from sparsify.ir.axes.mixture import expert_tensors, sources
-from sparsify.ir.axes.separate_experts import SeparateRouter, rest_of_sum, separate_experts
+from sparsify.ir.axes.separate_experts import rest_of_sum, separate_experts
+from sparsify.ir.axes.separate_routers import SeparateRouter
 from sparsify.ir.axes.shrink.choice import Choice
 from sparsify.ir.axes.shrink.sizes import patch
 from sparsify.ir.axes.walk import analyse

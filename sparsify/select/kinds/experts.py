@@ -9,7 +9,7 @@ from torch import Tensor
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis, Router
 from sparsify.ir.axes.groups import Group, groups
-from sparsify.ir.axes.separate_experts import SeparateRouter, separate_routers
+from sparsify.ir.axes.separate_routers import SeparateRouter, separate_routers
 from sparsify.ir.axes.shrink.keep import Keep
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.expert_mask import (
@@ -111,8 +111,8 @@ def targeted_routers(program: Program, views: Sequence[Linear]) -> list[Router]:
     found = free_routers(analyse(program))
     if not found and (apart := separate_routers(program)):
         raise OptionError(
-            f"the experts of @{apart[0].weight} are linears of their own, and a mask leaves none of them out; "
-            "merge them with choose-clusters"
+            f"the experts of @{apart[0].weight} are linears of their own, and a mask leaves none of them "
+            "out; merge them with choose-clusters"
         )
     return _among(found, views)
 
