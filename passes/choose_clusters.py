@@ -68,6 +68,12 @@ class ChooseClusters(Pass):
             raise OptionError(f"sparsity={self.sparsity} must be at least 0 and below 1")
         spectral()  # which may be missing
         found = self._mixtures(program)
+        apart = [mixture.router.weight for mixture in found if mixture.apart]
+        if apart and self.gates == "sliced":
+            raise OptionError(
+                f"the experts of @{apart[0]} are linears of their own, and masks leave none of them out; "
+                "use gates=shared"
+            )
         counts_left(found, self.experts, self.sparsity, self._least(found))
 
     def check_featured(self, program: Program, featured: Mapping[str, frozenset[str]]) -> None:

@@ -25,7 +25,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, feature_size
 from sparsify.ir.views.router import numbers_of
 from sparsify.ir.views.targets import targeted
-from sparsify.select.kinds.experts import targeted_routers
+from sparsify.select.kinds.experts import mixing_routers
 from sparsify.select.routes import empty_routes
 from sparsify.select.statistics import empty_statistics
 
@@ -54,13 +54,13 @@ class InsertProbes(Pass):
             raise OptionError(f"of={','.join(self.of)} must name linears, routers, or each once")
         views = targeted(program, self.targets, self.ignore)
         if "routers" in self.of:
-            targeted_routers(program, views)
+            mixing_routers(program, views)
 
     def featured_weights(self, program: Program) -> Mapping[str, frozenset[str]]:
         """The routers that get a probe."""
         if "routers" not in self.of:
             return {}
-        found = targeted_routers(program, targeted(program, self.targets, self.ignore))
+        found = mixing_routers(program, targeted(program, self.targets, self.ignore))
         return {"probe.routers": frozenset(router.weight for router in found)}
 
     def rewrite(self, program: Program, context: Context) -> int:
@@ -85,10 +85,10 @@ class InsertProbes(Pass):
 
 
 def _watch_routers(program: Program, views: Sequence[Linear]) -> int:
-    found = targeted_routers(program, views)
+    found = mixing_routers(program, views)
     for router in found:
         device = program.tensor(router.weight).device
-        buffers = empty_routes(router.weight, router.axis.root().size)
+        buffers = empty_routes(router.weight, router.size)
         for numbers in numbers_of(router.node)[:1]:
             writer = Writer(program, after=numbers)
             reads = [writer.buffer(path, value.to(device)) for path, value in buffers.items()]

@@ -1,7 +1,7 @@
 """Mixtures, read off the axes: a router, the tensors of its experts, and the neurons inside them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,11 +10,13 @@ from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis, Router
 from sparsify.ir.axes.groups import groups
 from sparsify.ir.axes.mixture import expert_tensors
+from sparsify.ir.axes.separate_experts import separate_experts
+from sparsify.ir.axes.separate_routers import SeparateRouter
 from sparsify.ir.axes.shrink.choice import place
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
-from sparsify.select.kinds.experts import targeted_routers
+from sparsify.select.kinds.experts import mixing_routers
 
 
 @dataclass(frozen=True)
@@ -23,19 +25,24 @@ class Mixture:
 
     `tensors` holds the dimension of the experts in each of their tensors, by path; `neurons` where neurons
     stand in one expert, by path: the dimension, and the entries `[neurons, entries of each]` of it.
+    Experts that are linears of their own go by the paths of the first one, and `apart` holds the path of each
+    expert's tensor by that of the first.
     """
 
-    router: Router
+    router: Router | SeparateRouter
     tensors: dict[str, int]
     neurons: dict[str, tuple[int, Tensor]]
+    apart: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """The number of experts."""
-        return self.router.axis.root().size
+        return self.router.size
 
     def expert(self, program: Program, path: str, number: int) -> Tensor:
         """What a tensor holds of one expert: a view of it."""
+        if self.apart:
+            return program.tensor(self.apart[path][number]).detach()
         return program.tensor(path).detach().select(self.tensors[path], number)
 
     def rows(self, program: Program, number: int) -> Tensor:
@@ -59,15 +66,35 @@ class Mixture:
 def mixtures(program: Program, views: Sequence[Linear]) -> list[Mixture]:
     """The mixtures whose router is among some linears; OptionError for one that cannot be read."""
     analysis = analyse(program)
-    routers = targeted_routers(program, views)
-    for router in routers:
+    made = []
+    for router in mixing_routers(program, views):
+        if isinstance(router, SeparateRouter):
+            made.append(_separate(program, analysis, router))
+            continue
         if sum(other.axis.root() is router.axis.root() for other in analysis.routers) > 1:
             raise OptionError(f"the experts of @{router.weight} have a second router; leave them")
-    return [_mixture(analysis, router) for router in routers]
+        tensors = expert_tensors(analysis, router)
+        neurons = {}
+        for path, (dim, entries) in _neurons(analysis, router, tensors).items():
+            # The dimension in what is left once one expert is taken out.
+            neurons[path] = dim - (dim > tensors[path]), entries
+        made.append(Mixture(router, tensors, neurons))
+    return made
 
 
-def _mixture(analysis: Analysis, router: Router) -> Mixture:
-    tensors = expert_tensors(analysis, router)
+def _separate(program: Program, analysis: Analysis, router: SeparateRouter) -> Mixture:
+    experts = separate_experts(program, router)
+    first = experts[0].paths
+    # Experts are alike op by op, so that neurons of the first stand where those of the others do.
+    neurons = _neurons(analysis, router, first)
+    apart = dict(zip(first, zip(*(expert.paths for expert in experts), strict=True), strict=True))
+    return Mixture(router, dict.fromkeys(first, 0), neurons, apart)
+
+
+def _neurons(
+    analysis: Analysis, router: Router | SeparateRouter, tensors: Collection[str]
+) -> dict[str, tuple[int, Tensor]]:
+    """Where neurons stand in the tensors of experts: the dimension, and the entries of each neuron."""
     found = [
         other
         for other in groups(analysis)
@@ -89,7 +116,5 @@ def _mixture(analysis: Analysis, router: Router) -> Mixture:
     for member in inner.members:
         index = place(member.axis, inner.leaf)
         order = index.argsort(stable=True)[int((index < 0).sum()) :]
-        # The dimension in what is left once one expert is taken out.
-        dim = member.dim - (member.dim > tensors[member.path])
-        neurons[member.path] = dim, order.reshape(inner.size, -1)
-    return Mixture(router, tensors, neurons)
+        neurons[member.path] = member.dim, order.reshape(inner.size, -1)
+    return neurons

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparsify.errors import SparsifyError
 from sparsify.ir.axes.analysis import Router
+from sparsify.ir.axes.separate_routers import SeparateRouter
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import route_probe
 from sparsify.ir.views.probe import Probe
@@ -44,7 +45,7 @@ def add_routes(program: Program, probe: Probe, numbers: Tensor, scores: Tensor) 
     gram.addmm_(rows.T, rows)
 
 
-def routes_of(program: Program, router: Router) -> Routes:
+def routes_of(program: Program, router: Router | SeparateRouter) -> Routes:
     """The statistics of a router; SparsifyError where it has no probe, or one that saw nothing."""
     probe = probe_of(router.node)
     if probe is None:

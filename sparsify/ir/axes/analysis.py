@@ -64,6 +64,11 @@ class Router:
     k: int
     excuses: frozenset[str]
 
+    @property
+    def size(self) -> int:
+        """The number of experts."""
+        return self.axis.root().size
+
 
 @dataclass
 class Analysis:

@@ -1,6 +1,7 @@
 """Experts: a mask on the scores of their router."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis, Router
 from sparsify.ir.axes.groups import Group, groups
+from sparsify.ir.axes.separate_routers import SeparateRouter, separate_routers
 from sparsify.ir.axes.shrink.keep import Keep
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.expert_mask import (
@@ -23,6 +25,8 @@ from sparsify.select.kinds.cut import cut
 from sparsify.select.kinds.indices import choose_indices, keep_indices
 from sparsify.select.kinds.kind import Choice, Kind
 from sparsify.select.routes import routes_of
+
+AnyRouter = TypeVar("AnyRouter", bound=Router | SeparateRouter)
 
 
 class Experts(Kind):
@@ -105,6 +109,20 @@ def _masked(program: Program) -> dict[str, Group]:
 def targeted_routers(program: Program, views: Sequence[Linear]) -> list[Router]:
     """The routers among some linears whose experts are free; OptionError when there is none."""
     found = free_routers(analyse(program))
+    if not found and (apart := separate_routers(program)):
+        raise OptionError(
+            f"the experts of @{apart[0].weight} are linears of their own, and a mask leaves none of them "
+            "out; merge them with choose-clusters"
+        )
+    return _among(found, views)
+
+
+def mixing_routers(program: Program, views: Sequence[Linear]) -> list[Router | SeparateRouter]:
+    """As `targeted_routers`, and those whose experts are linears of their own, which cannot be pruned."""
+    return _among([*free_routers(analyse(program)), *separate_routers(program)], views)
+
+
+def _among(found: Sequence[AnyRouter], views: Sequence[Linear]) -> list[AnyRouter]:
     if not found:
         raise OptionError(
             "the program has no prunable experts; `sparsify-fx show MODEL --axes` says why"
