@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sparsify.engine.contract import Context
+from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.engine.report import Report
 from sparsify.errors import OptionError, PipelineError
@@ -171,7 +172,21 @@ def test_a_plan_of_another_hand_is_refused(bad):
         Precision.parse(bad)
 
 
-def test_the_recipe_ends_in_packed_weights_of_both_kinds(traced, text):
+def test_the_recipe_ends_in_packed_weights_of_both_kinds(traced, text, tmp_path):
     steps = recipe("sparsegpt-mixed").text.replace("samples=128", "samples=8")
     program, _ = run(traced("llama"), steps.replace("bytes=0.5", "bytes=0.6"), text)
     assert {view.layout.values for view in packed_linears(program)} == {"int4", "int8"}
+    assert set(export(program, tmp_path, ["onnx-decode"])) == {"onnx-decode"}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "insert-masks | allocate-sparsity{by=uniform} | choose-masks | fold-masks",
+        "allocate-values{bytes=1.0 samples=2}",
+    ],
+)
+def test_what_is_in_the_plan_alone_hinders_no_cache(steps, traced, text, tmp_path):
+    program, _ = run(traced("llama"), steps, text)
+    assert program.features <= {"shares", "values"}
+    assert set(export(program, tmp_path, ["onnx-decode"])) == {"onnx-decode"}

@@ -25,6 +25,7 @@ from sparsify.ir.features.block_mask import (
 from sparsify.ir.features.catalogue import carried
 from sparsify.ir.program import Program
 from sparsify.ir.run.unrounded import unrounded_outputs
+from sparsify.ir.tensor_names import value_features
 from sparsify.ir.trace.weightless import weightless
 from sparsify.ir.types import propagate
 from sparsify.pretrained.load import class_named, config_of
@@ -41,7 +42,7 @@ def decoder(program: Program) -> Program:
     Inputs and outputs: see `sparsify.ir.decode.trace`. Raises TraceError for a model without a cache or a
     program that holds what passes still have to fold, VerifyError when the two do not agree.
     """
-    left = program.features - carried()
+    left = program.features - carried() - value_features()
     if left:
         raise TraceError(
             f"the program still holds {', '.join(sorted(left))}; fold or remove it first"
