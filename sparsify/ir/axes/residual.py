@@ -7,7 +7,7 @@
 A layer is a run of blocks that begins with attention, as far as the next block that begins one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +16,10 @@ from torch import fx
 
 from sparsify.ir.axes.analysis import Analysis
 from sparsify.ir.axes.rules.elementwise import overloads
+from sparsify.ir.tensor_names import feature_of
 
 _ADD = torch.ops.aten.add.Tensor
+_SCALED = (_ADD, torch.ops.aten.mul.Tensor)
 # What may stand between a sum and the stream of the next block.
 _TAIL = frozenset(overloads("layer_norm.default rms_norm.default dropout.default to.dtype"))
 _SELECT = torch.ops.aten.where.self
@@ -30,8 +32,9 @@ class Block:
 
     `y`, computed from the stream `x`, can be replaced by `x`; with `user` it is one of several terms
     of a sum, and can be left out of that sum. `kind` is `layers` for a whole layer, `blocks` for one
-    residual sum or term. `weights` are the paths of the matrices inside, in graph order; `attends`
-    says whether attention happens inside.
+    residual sum or term. `weights` are the paths of the matrices inside, in graph order, `last` the last
+    one that is the model's own, by which a block is known before and after passes add others; `attends` says
+    whether attention happens inside.
     """
 
     kind: str
@@ -39,6 +42,7 @@ class Block:
     y: fx.Node
     user: fx.Node | None
     weights: tuple[str, ...]
+    last: str | None
     attends: bool
 
 
@@ -55,7 +59,8 @@ class Sum:
 def blocks(analysis: Analysis, kind: str) -> list[Block]:
     """The whole layers (`layers`), or the residual sums and terms (`blocks`), in graph order.
 
-    Blocks that share all of their matrices with another are one block in several places: left out.
+    Blocks that share all of their matrices with another are one block in several places: left out, as are
+    sums that passes have added (branches beside a linear).
     """
     flow = flow_of(analysis)
     found = []
@@ -72,8 +77,8 @@ def blocks(analysis: Analysis, kind: str) -> list[Block]:
                 for term in item.terms:
                     (user,) = (u for u in term.users if u.target is _ADD)
                     found.append(flow.block(kind, item.x, term, user))
-    last = [block.weights[-1] for block in found]
-    return [block for block in found if last.count(block.weights[-1]) == 1]
+    last = [block.last for block in found]
+    return [block for block in found if block.last is not None and last.count(block.last) == 1]
 
 
 def streams(analysis: Analysis) -> list[fx.Node]:
@@ -104,6 +109,11 @@ class Flow:
             self._above.append(above)
         self._products = [(c.node, c.weight) for c in analysis.contractions if c.weight is not None]
         self._sites = [site.node for site in analysis.sites]
+        known = {path for path, _ in analysis.program.tensors()}
+        self._added = {path for _, path in self._products if feature_of(path, known) is not None}
+        branches = {node for node, path in self._products if path in self._added}
+        # What a linear and the branch beside it add up to is one value, not a stream and a block.
+        self._wholes = {node for node in nodes if _adds(node) and _branch(node, branches)}
 
     def depends(self, node: fx.Node, on: fx.Node) -> bool:
         """Whether a node is computed from another, or is it."""
@@ -117,7 +127,8 @@ class Flow:
         """The block from `x` to `y`."""
         weights = dict.fromkeys(path for node, path in self._products if self.between(x, y, node))
         attends = any(self.between(x, y, node) for node in self._sites)
-        return Block(kind, x, y, user, tuple(weights), attends)
+        own = [path for path in weights if path not in self._added]
+        return Block(kind, x, y, user, tuple(weights), own[-1] if own else None, attends)
 
     def attends(self, item: Sum) -> bool:
         """Whether attention happens inside a sum."""
@@ -128,8 +139,8 @@ class Flow:
         """Every residual sum in graph order."""
         found = []
         for node in self._analysis.program.graph.nodes:
-            if _adds(node) and _absorbed(node) is None:
-                parts = list(_terms(node))
+            if _adds(node) and node not in self._wholes and _absorbed(node) is None:
+                parts = list(_terms(node, self._wholes))
                 x = self._stream(parts)
                 if x is not None:
                     found.append((x, tuple(part for part in parts if part is not x), node))
@@ -219,11 +230,19 @@ def _absorbed(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 and _adds(users[0]) else None
 
 
-def _terms(node: fx.Node) -> Iterator[fx.Node]:
+def _branch(node: fx.Node, branches: Set[fx.Node]) -> bool:
+    """Whether what a sum adds last is the product of a branch, with a bias or a scale or without."""
+    part = node.args[1]
+    while isinstance(part, fx.Node) and part not in branches and part.target in _SCALED:
+        part = part.args[0]
+    return part in branches
+
+
+def _terms(node: fx.Node, wholes: Set[fx.Node]) -> Iterator[fx.Node]:
     for part in node.args:
         assert isinstance(part, fx.Node)
-        if _adds(part) and _absorbed(part) is node:
-            yield from _terms(part)
+        if _adds(part) and part not in wholes and _absorbed(part) is node:
+            yield from _terms(part, wholes)
         else:
             yield part
 

@@ -22,6 +22,8 @@ def remove_blocks(made: Program, kind: str, gone: list[str]) -> None:
     """Take out the layers or blocks whose masks stand at these paths in the program."""
     found = {block_mask_path(block): block for block in blocks(analyse(made), kind)}
     order = list(found)
+    if lost := [path for path in gone if path not in found]:
+        raise TraceError(f"the variant with a cache has no block @{lost[0]} to take out")
     add_block_masks(made, [found[path] for path in sorted(gone, key=order.index)])
     for path in gone:
         settle_block(made, kind, path, stays=False)

@@ -50,8 +50,9 @@ def block_masks(program: Program, kind: str) -> list[BlockMask]:
 
 
 def block_mask_path(block: Block) -> str:
-    """The path of the mask of a block: after its last matrix."""
-    return group_mask(block.weights[-1], block.kind)
+    """The path of the mask of a block: after the last of its matrices that is the model's own."""
+    assert block.last is not None
+    return group_mask(block.last, block.kind)
 
 
 def add_block_masks(program: Program, found: Sequence[Block]) -> None:

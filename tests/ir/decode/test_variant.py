@@ -46,6 +46,24 @@ def stepped(program, ids, pieces):
     return torch.cat(found, 1), past
 
 
+@pytest.mark.parametrize("removed", [SHORTER, BLOCKS], ids=["layers", "blocks"])
+@pytest.mark.parametrize(
+    "added", ["insert-experts{experts=3 rank=2}", "insert-adapters{ratio=0.3}"]
+)
+def test_blocks_go_from_under_what_passes_have_added(added, removed, traced):
+    """A block is known by a matrix of the model's own: the variant is made before anything is added."""
+    program = parse(added).run(traced("llama"))
+    with torch.no_grad():
+        for path, value in program.tensors():
+            if path.endswith(("_experts_b", "_adapter_b")):
+                value.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
+    parse(removed).run(program)
+    ids = program.sample["input_ids"]
+    wanted = program.run({"input_ids": ids})[0]
+    found, _ = stepped(decoder(program), ids, (2, ids.shape[1] - 2))
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
 def test_layers_that_follow_one_another_go():
     config = LlamaConfig(
         hidden_size=32,
