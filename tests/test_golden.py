@@ -54,6 +54,9 @@ CASES = {
         "insert-quantizers{group=32 targets=down}",
         "insert-adapters{ratio=0.3 targets=down}",
     ),
+    "fold-adapters": ("mlp", "insert-adapters{ratio=0.3 targets=down}", "fold-adapters"),
+    "insert-experts": ("mlp", "", "insert-experts{experts=3 rank=2 scale=0.5}"),
+    "merge-experts": ("alike", "", "merge-experts"),
     "fold-quantizers": (
         "mlp",
         "insert-quantizers{activations=false group=32} | choose-scales",
@@ -118,9 +121,23 @@ def show(program):
     return f"{header(program)}\n{to_text(program)}{sizes}\n"
 
 
+def _alike(program):
+    """A mixture whose experts are the same two by two, as choose-clusters leaves them."""
+    with torch.no_grad():
+        for path, value in program.tensors():
+            if value.dim() == 3:
+                value[1::2] = value[::2]
+            if value.dim() == 2 and len(value) == 6:
+                program.plan["clusters"] = {path: [0, 0, 1, 1, 2, 2]}
+    program.features |= {"clusters"}
+    return program
+
+
 @pytest.fixture
 def start(traced):
     def make(name):
+        if name == "alike":
+            return _alike(traced("routed"))
         if name != "conv":
             return traced(name)
         from sparsify.ir.trace.trace import trace

@@ -223,7 +223,7 @@ def test_passes_that_do_not_fit_each_other(pipeline, sentence, traced):
             "choose-masks{score=hessian}",
             "choose-masks{score} cannot be 'hessian'; "
             "it takes magnitude|wanda|ria|dsnot|sparsegpt|alps|activation|fluctuation|taylor|first-order|"
-            "second-order|mixed|influence",
+            "second-order|mixed|influence|frequency|router",
         ),
         (
             "train{steps=1 distill=kl{temprature=2.0}}",
