@@ -104,11 +104,11 @@ Dump = Annotated[
     Path | None,
     typer.Option(help="Write the program after every pass here.", callback=writable_folder),
 ]
-# What bounds a number from above is what no machine has.
 Formats = Annotated[
     str,
     typer.Option(help="Formats separated by commas: safetensors, onnx, onnx-decode, huggingface."),
 ]
+# What bounds a number from above is what no machine has.
 Length = Annotated[
     int,
     typer.Option(help="Tokens in a sequence: the context length.", callback=between(2, LONGEST)),

@@ -60,6 +60,17 @@ def output_nodes(program: Program) -> list[fx.Node]:
     return list(outputs)
 
 
+def sources(*nodes: fx.Node) -> set[fx.Node]:
+    """Every node that some nodes follow from, themselves too."""
+    queue, seen = list(nodes), set(nodes)
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+    return seen
+
+
 def redirect(old: fx.Node, new: fx.Node, *, but: tuple[fx.Node, ...] = ()) -> None:
     """Let every user of `old` read `new` instead, except `new` itself and the nodes in `but`."""
     old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new and user not in but)

@@ -1,22 +1,10 @@
-"""The two sides of a router: what its choice follows from, and the tensors of the experts behind it."""
-
-from torch import fx
+"""Mixtures: the tensors of the experts behind a router's choice."""
 
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis, Router
 from sparsify.ir.axes.groups import groups
+from sparsify.ir.graph import sources
 from sparsify.ir.views.router import probe_of
-
-
-def sources(node: fx.Node) -> set[fx.Node]:
-    """Every node that a node follows from, itself too."""
-    queue, seen = [node], {node}
-    while queue:
-        for source in queue.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
-    return seen
 
 
 def expert_tensors(analysis: Analysis, router: Router) -> dict[str, int]:

@@ -15,8 +15,9 @@ from torch import fx
 
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import arguments
-from sparsify.ir.axes.mixture import sources
-from sparsify.ir.axes.separate_routers import CASTS, SeparateRouter, column_number
+from sparsify.ir.axes.rules.route import CASTS
+from sparsify.ir.axes.separate_routers import SeparateRouter, column_number
+from sparsify.ir.graph import sources
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
 

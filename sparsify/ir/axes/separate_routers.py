@@ -16,12 +16,12 @@ from torch import fx
 
 from sparsify.ir.axes.analysis import arguments
 from sparsify.ir.axes.rules.elementwise import overloads
+from sparsify.ir.axes.rules.route import CASTS
 from sparsify.ir.ops.probe import probe_routes
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import linear_at
 
 aten = torch.ops.aten
-CASTS = frozenset(overloads("to.dtype _to_copy.default contiguous.default clone.default"))
 _SCORING = CASTS | frozenset(overloads("softmax.int _softmax.default sigmoid.default"))
 _EMPTY = frozenset(overloads("zeros_like.default zeros.default new_zeros.default"))
 _COLUMN = frozenset(overloads("slice.Tensor select.int"))

@@ -9,8 +9,8 @@ from torch import fx
 from sparsify.errors import SparsifyError
 from sparsify.ir.axes.analysis import Analysis, arguments
 from sparsify.ir.axes.axis import Axis
-from sparsify.ir.axes.mixture import sources
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.graph import sources
 from sparsify.ir.ops.cluster_of import cluster_of
 from sparsify.ir.ops.grouped import GROUPED
 from sparsify.ir.program import Program

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir.axes.analysis import Router, arguments
-from sparsify.ir.axes.mixture import expert_tensors, sources
+from sparsify.ir.axes.mixture import expert_tensors
 from sparsify.ir.axes.separate_experts import rest_of_sum, separate_experts
 from sparsify.ir.axes.separate_routers import SeparateRouter
 from sparsify.ir.axes.shrink.choice import Choice
 from sparsify.ir.axes.shrink.sizes import patch
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.feature import Feature
-from sparsify.ir.graph import Writer, redirect, sweep
+from sparsify.ir.graph import Writer, redirect, sources, sweep
 from sparsify.ir.ops.cluster_of import cluster_of
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import expert_clusters

@@ -6,12 +6,12 @@ with f any ops on each logit alone (a scale, a soft cap, a cast), none as a rule
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from sparsify.ir.axes.rules.elementwise import overloads
+from sparsify.ir.graph import output_nodes
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import linear_at, own_bias
 
@@ -52,8 +52,7 @@ class Head:
 
 def find_head(program: Program) -> Head | None:
     """The head of a program whose only output is logits of tokens; None for any other."""
-    (output,) = program.graph.find_nodes(op="output")
-    outputs: Any = output.args[0]
+    outputs = output_nodes(program)
     if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
         return None
     node, tail = outputs[0], list[fx.Node]()

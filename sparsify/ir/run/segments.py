@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from sparsify.ir.graph import sources
+
 aten = torch.ops.aten
 # What costs most to compute again and little to keep: products with weights, and attention.
 _COSTLY = (
@@ -59,7 +61,7 @@ def segments(
     last = {n: max((place.get(u, len(nodes)) for u in n.users), default=-1) for n in nodes}
     read = last
     if wanted is not None:
-        needed = _needed(wanted)
+        needed = sources(*wanted)
         nodes = [node for node in nodes if node in needed]
         place = {node: i for i, node in enumerate(nodes)}
         read = {n: max((place[u] for u in n.users if u in place), default=-1) for n in nodes}
@@ -134,18 +136,6 @@ def _found(
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     asked: Any = output.args[0] if wanted is None else tuple(wanted)
     found: tuple[Tensor, ...] = fx.node.map_arg(asked, lambda node: _value(module, node, known))
-    return found
-
-
-def _needed(wanted: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes that others are computed from, themselves included."""
-    found: set[fx.Node] = set()
-    queue = list(wanted)
-    while queue:
-        node = queue.pop()
-        if node not in found:
-            found.add(node)
-            queue += node.all_input_nodes
     return found
 
 

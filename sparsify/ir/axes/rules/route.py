@@ -20,7 +20,7 @@ from sparsify.ir.ops.probe import probe_routes
 
 aten = torch.ops.aten
 _SOFTMAX = frozenset(overloads("softmax.int _softmax.default"))
-_CASTS = frozenset(overloads("to.dtype _to_copy.default contiguous.default clone.default"))
+CASTS = frozenset(overloads("to.dtype _to_copy.default contiguous.default clone.default"))
 # What numbers of indices stay numbers of indices through.
 KEEPING = frozenset(
     [
@@ -55,7 +55,7 @@ def _record_router(analysis: Analysis, node: fx.Node, args: dict[str, Any], axis
     """Remember a top-k over the outputs of a linear map, with the ops that -inf passes through."""
     excuses = {over(node)}
     source = args["self"]
-    while source.target in _SOFTMAX or source.target in _CASTS or source.target in _MASKING:
+    while source.target in _SOFTMAX or source.target in CASTS or source.target in _MASKING:
         if source.target in _SOFTMAX:
             excuses.add(over(source))
         source = source.args[1 if source.target in _MASKING else 0]
@@ -70,7 +70,7 @@ def _record_router(analysis: Analysis, node: fx.Node, args: dict[str, Any], axis
 
 def _only_ranked(scores: fx.Node) -> bool:
     """Whether nothing but a top-k, after softmax and the like, reads scores: -inf harms no one else."""
-    passing = _SOFTMAX | _CASTS | _MASKING
+    passing = _SOFTMAX | CASTS | _MASKING
     return all(
         user.target in (aten.topk.default, probe_routes)
         or (user.target in passing and _only_ranked(user))
