@@ -112,11 +112,16 @@ def unfused(base: Program, siblings: Sequence[Program], how: Fusion | None = Non
     ]
 
 
-def _check(base: Program, siblings: Sequence[Program], how: Fusion) -> None:
+def check_number(how: Fusion, siblings: int) -> None:
+    """There must be a sibling, and as many as are to serve a token; OptionError."""
     if not siblings:
         raise OptionError("there is no sibling to fuse; give at least one")
-    if how.top > len(siblings):
-        raise OptionError(f"top={how.top} is more than the {len(siblings)} siblings")
+    if how.top > siblings:
+        raise OptionError(f"top={how.top} is more than the {siblings} siblings")
+
+
+def _check(base: Program, siblings: Sequence[Program], how: Fusion) -> None:
+    check_number(how, len(siblings))
     _check_weights(base, "the base")
     text = to_text(base)
     for number, sibling in enumerate(siblings, 1):

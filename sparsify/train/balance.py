@@ -10,7 +10,6 @@ it E, whatever the router does. Source: Fedus et al. 2021 (Switch Transformer, 2
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -21,6 +20,8 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.experts import experts_beside
 from sparsify.ir.program import Program
 from sparsify.ir.views.router import numbers_of
+
+aten = torch.ops.aten
 
 
 class Balance:
@@ -55,9 +56,9 @@ class Balance:
 
 def _masked(router: Router) -> fx.Node:
     """The scores of a router, those of experts that a mask leaves out -inf."""
-    node: Any = router.node.args[0]
-    while node is not router.scores and node.target is not torch.ops.aten.where.ScalarOther:
-        node = node.args[0]
+    node = router.node.all_input_nodes[0]
+    while node is not router.scores and node.target is not aten.where.ScalarOther:
+        node = node.all_input_nodes[0]
     return node
 
 
