@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.errors import OptionError
-from sparsify.ir.axes.analysis import Router
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.experts import experts_beside
 from sparsify.ir.program import Program
-from sparsify.ir.views.router import numbers_of
-
-aten = torch.ops.aten
+from sparsify.ir.views.router import masked_scores, numbers_of
 
 
 class Balance:
@@ -32,7 +29,10 @@ class Balance:
 
     def __init__(self, program: Program) -> None:
         added = [(one.probabilities, one.numbers) for one in experts_beside(program)]
-        own = [(_masked(router), numbers_of(router.node)[0]) for router in analyse(program).routers]
+        own = [
+            (masked_scores(router.node, router.scores), numbers_of(router.node)[0])
+            for router in analyse(program).routers
+        ]
         if not added and not own:
             raise OptionError(
                 "balance spreads tokens over experts, and the program has no router that it can read: a "
@@ -52,14 +52,6 @@ class Balance:
             there = scores.isneginf().all(0).logical_not().sum()
             terms.append(balance(each, numbers, mask, there))
         return torch.stack(terms).mean()
-
-
-def _masked(router: Router) -> fx.Node:
-    """The scores of a router, those of experts that a mask leaves out -inf."""
-    node = router.node.all_input_nodes[0]
-    while node is not router.scores and node.target is not aten.where.ScalarOther:
-        node = node.all_input_nodes[0]
-    return node
 
 
 def balance(
