@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import passes as passes
     from sparsify.data.sequences import load_data as load_data
     from sparsify.describe.cost import Cost as Cost
     from sparsify.describe.cost import cost as cost

@@ -1,5 +1,7 @@
 """Every example runs as it is, in few steps, and says or writes what it promises."""
 
+import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -32,3 +34,20 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     assert PROMISES[name] in capsys.readouterr().out
     if "--out" in words:
         assert (tmp_path / "huggingface" / "model.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_notebook_runs_from_the_first_cell_to_the_last(capsys):
+    book = json.loads((EXAMPLES / "first_hour.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    names = {}
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"cell {number}", "exec"), names)
+    said = capsys.readouterr().out
+    assert "choose-masks{score=sparsegpt pattern=2:4}" in said
+    perplexities = re.findall(r"^(?:dense|2:4) +([0-9.]+)$", said, re.MULTILINE)
+    sizes = re.findall(r"^(?:dense|packed) +([0-9.]+) MB$", said, re.MULTILINE)
+    assert float(perplexities[0]) < float(perplexities[1]) < 5 * float(perplexities[0])
+    assert float(sizes[1]) < 0.75 * float(sizes[0])
+    assert len(re.findall(r" tokens (?:dense|packed) ", said)) == 4
+    assert not any(cell.get("outputs") for cell in book["cells"])
