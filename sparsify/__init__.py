@@ -5,7 +5,8 @@ program = sparsify.parse("insert-masks | ...").run(program, sparsify.Context(dat
 sparsify.export(program, "out/", to=["onnx"])
 """
 
-from sparsify.data.sequences import load_data as load_data
+from sparsify.data.domains import DomainData as DomainData
+from sparsify.data.load import load_data as load_data
 from sparsify.describe.cost import Cost as Cost
 from sparsify.describe.cost import cost as cost
 from sparsify.engine.contract import Context as Context

@@ -1,6 +1,7 @@
 """The command line: `sparsify-fx VERB ...`, also `python -m sparsify`."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -35,7 +36,6 @@ from sparsify.commands.options import (
     Source,
     Spread,
     Temperature,
-    Text,
     Threads,
     Tokens,
     Trust,
@@ -45,6 +45,7 @@ from sparsify.commands.options import (
     words,
     writable_folder,
 )
+from sparsify.commands.reading import Reading, reads_data
 from sparsify.commands.run import show_notes
 from sparsify.disk.files import write_json
 from sparsify.engine.export import chosen_exporters
@@ -79,17 +80,13 @@ def demo(
 
 @app.command()
 @loads_models
+@reads_data
 def run(
     model: Source,
     out: Out,
-    data: Text = None,
     recipe: Annotated[str | None, typer.Option(help="A named pipeline; see 'recipes'.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="A pipeline as text; see 'passes'.")] = None,
     to: Formats = "safetensors",
-    length: Length = 128,
-    kind: Annotated[
-        str, typer.Option(help="'text' in blocks, 'sentences' by line, or 'chat' for dialogues.")
-    ] = "text",
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: str = "float32",
@@ -98,6 +95,7 @@ def run(
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
     overwrite: Overwrite = False,
     *,
+    reading: Reading,
     loading: Loading,
 ) -> None:
     """Run a model through a recipe or a pipeline and export the result."""
@@ -105,9 +103,9 @@ def run(
         raise OptionError("give either --recipe or --pipeline")
     text = find_recipe(recipe).text if recipe else str(pipeline)
     job = run_command.Job(
-        model=model, pipeline=parse(text), out=out, data=data, length=length, kind=kind, seed=seed,
-        device=device, dtype=dtype, dump=dump, resume=resume, overwrite=overwrite, to=words(to),
-        loading=loading,
+        model=model, pipeline=parse(text), out=out, seed=seed, device=device, dtype=dtype,
+        dump=dump, resume=resume, overwrite=overwrite, to=words(to), loading=loading,
+        **asdict(reading),
     )  # fmt: skip
     _, report = run_command.run(job, console)
     console.print(report.table())
