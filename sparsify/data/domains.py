@@ -41,9 +41,9 @@ class DomainData:
     """Data of several domains, numbered one domain after the other, without what is held out of each.
 
     `weights` are the shares of the sequences drawn, by name; without them each domain has that of its
-    sequences. `holdout` is the share of each domain's sequences, its last ones, that nothing but validation
-    sees; at least one, and with 0 none. Raises DataError for weights that make no sense, domains too small,
-    and domains whose batches have other tensors.
+    number of sequences. `holdout` is the share of each domain's sequences, its last ones, that nothing but
+    validation sees; at least one, and with 0 none. Raises DataError for weights that make no sense, domains
+    too small, and domains whose batches have other tensors.
     """
 
     def __init__(
@@ -57,8 +57,11 @@ class DomainData:
             raise DataError("the data has no domain")
         if not 0 <= holdout < 1:
             raise DataError(f"a held-out share of {holdout:g} must be at least 0 and less than 1")
-        shares = _sizes(data) if weights is None else _checked(weights, list(data))
         halves = {name: _halves(name, whole, holdout) for name, whole in data.items()}
+        if weights is None:
+            shares = _sizes([len(half) for half, _ in halves.values()])
+        else:
+            shares = _checked(weights, list(data))
         self.domains = tuple(
             Domain(name, *halves[name], share) for name, share in zip(data, shares, strict=True)
         )
@@ -175,9 +178,8 @@ class Draws:
         return self.data.start(number) + permutation[within]
 
 
-def _sizes(data: Mapping[str, Data]) -> list[float]:
-    whole = sum(len(each) for each in data.values())
-    return [len(each) / whole for each in data.values()]
+def _sizes(counts: Sequence[int]) -> list[float]:
+    return [count / sum(counts) for count in counts]
 
 
 def _checked(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:

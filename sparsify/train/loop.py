@@ -204,11 +204,14 @@ class _Run:
         return figures, sum(each.numel() for each in ids if each is not None)
 
     def finish(self, step: int) -> Figures:
-        """Put the masks in; where they were kept out of the graph, the loss before and after."""
-        found = {} if self.following is None else self.following.finish()
+        """Put the masks in; where they were kept out of the graph, the loss before and after; then domains."""
+        figures = self._finish_masks(step)
+        return figures if self.following is None else {**figures, **self.following.finish()}
+
+    def _finish_masks(self, step: int) -> Figures:
         if self.masks is None:
-            return found
-        figures = {**found, **self.masks.figures()}
+            return {}
+        figures = self.masks.figures()
         if self.masks.dense_forward:
             figures["unpruned"] = self._evaluate(step)
         self.masks.finish()
