@@ -204,7 +204,7 @@ class _Run:
         return figures, sum(each.numel() for each in ids if each is not None)
 
     def finish(self, step: int) -> Figures:
-        """Put the masks in; the loss before and after where they were not in the graph; then measure domains."""
+        """Put the masks in; the loss before and after where the graph had none; measure domains."""
         figures = self._finish_masks(step)
         return figures if self.following is None else {**figures, **self.following.finish()}
 
