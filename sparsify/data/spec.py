@@ -1,7 +1,8 @@
 """How data is named in one line: a source, several sources, or domains with sources and weights."""
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,7 @@ def parse_sources(spec: str) -> list[Source]:
     A path that is there is always that path, whatever is in its name. Raises DataError when only some sources
     have names or weights, for a name that is none, and for one that stands there twice.
     """
-    parts = [spec] if _is_there(spec) or not re.search("[,=]", spec) else spec.split(",")
-    sources = [_source(part.strip()) for part in parts]
+    sources = [_source(part) for part in _parts(spec)]
     if len(sources) > 1 and not all(source.text for source in sources):
         raise DataError(f"the data '{spec}' has a comma with nothing beside it")
     named = [source for source in sources if source.domain is not None]
@@ -60,21 +60,24 @@ def check_names(names: Sequence[str]) -> None:
 
 def without_folders(spec: str) -> str:
     """A spec for people: files without their folders."""
-    if _is_there(spec) or not re.search("[,=]", spec):
-        return Path(spec).name
-    return ",".join(_bare(spec.split(",")))
+    return ",".join(_without_folder(part) for part in _parts(spec))
 
 
-def _bare(parts: Iterable[str]) -> Iterable[str]:
-    for part in parts:
-        name, equals, text = part.rpartition("=") if "=" in part else ("", "", part)
-        yield f"{name}{equals}{Path(text).name}"
+def _without_folder(part: str) -> str:
+    name, text = _named(part)
+    return Path(text).name if name is None else f"{name}={Path(text).name}"
+
+
+def _parts(spec: str) -> list[str]:
+    if _is_there(spec) or "," not in spec:
+        return [spec]
+    return [part.strip() for part in spec.split(",")]
 
 
 def _source(part: str) -> Source:
-    name, equals, text = part.partition("=")
-    if _is_there(part) or not equals:
-        return Source(part)
+    name, text = _named(part)
+    if name is None:
+        return Source(text)
     source, colon, last = text.rpartition(":")
     if _is_there(text) or not colon:
         return Source(text, name)
@@ -84,5 +87,15 @@ def _source(part: str) -> Source:
         return Source(text, name)
 
 
+def _named(part: str) -> tuple[str | None, str]:
+    """The name before a source, None where there is none, and the source with what follows."""
+    name, equals, text = part.partition("=")
+    # The name of a dataset may hold an equals sign behind these.
+    if not equals or _is_there(part) or "/" in name or ":" in name:
+        return None, part
+    return name, text
+
+
 def _is_there(text: str) -> bool:
-    return bool(text) and Path(text).expanduser().exists()
+    """Whether a path is there; a whole line of sources may be longer than any path."""
+    return bool(text) and os.path.exists(os.path.expanduser(text))

@@ -50,6 +50,8 @@ def drawn(data, indices):
         ("a.txt", [Source("a.txt")]),
         ("wikitext:wikitext-2-raw-v1:test", [Source("wikitext:wikitext-2-raw-v1:test")]),
         ("imdb:train[:10%]", [Source("imdb:train[:10%]")]),
+        ("owner/set:a=b", [Source("owner/set:a=b")]),
+        (" a.txt", [Source(" a.txt")]),
         ("a.txt,b", [Source("a.txt"), Source("b")]),
         ("web=a.txt", [Source("a.txt", "web")]),
         ("web=a.txt, code=b.txt", [Source("a.txt", "web"), Source("b.txt", "code")]),
@@ -72,8 +74,15 @@ def test_a_path_that_is_there_is_that_path(tmp_path, monkeypatch):
     assert parse_sources("a,b.txt,web=a.txt") == [Source("a"), Source("b.txt"), Source("web=a.txt")]
 
 
+def test_a_line_may_be_longer_than_any_name_of_a_file():
+    names = [f"domain{number}" for number in range(40)]
+    line = ",".join(f"{name}={name}.txt:0.025" for name in names)
+    assert parse_sources(line) == [Source(f"{name}.txt", name, 0.025) for name in names]
+
+
 def test_a_line_for_people_has_no_folders():
     assert without_folders("/x/y/a.txt") == "a.txt"
+    assert without_folders("x/a.txt,y/b.txt") == "a.txt,b.txt"
     assert without_folders("web=/x/a.txt:0.7,code=y/b.txt:0.3") == "web=a.txt:0.7,code=b.txt:0.3"
 
 
