@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from sparsify import load
 from sparsify.train import loop
@@ -57,6 +58,8 @@ def test_a_run_records_its_domains_and_their_figures(out, texts, cli):
     for row in rows:
         if "weight.web" in row:
             assert row["weight.web"] + row["weight.code"] == pytest.approx(1, abs=1e-12)
+    found = yaml.safe_load((out / "run.yaml").read_text())
+    assert (found["data"], found["holdout"]) == (texts[1], 0.1)
     assert cli("report", out)[0] == 0
     page = (out / "report.html").read_text()
     assert "held-out loss of domains, nats a token" in page
