@@ -148,3 +148,11 @@ def test_what_cannot_be_meant_is_refused(given, sentence, texts, model, cli, tmp
     code, _, error = cli(*words, "--pipeline", "train{steps=9 domains=dynamic{every=2}}", *given)
     assert (code, error) == (1, f"error: {sentence}\n")
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_domains_may_be_a_mapping_in_a_file(texts, model, cli, tmp_path):
+    folder, config = texts[0], tmp_path / "run.yaml"
+    data = f"data: {{web: '{folder}/a.txt:0.7', code: '{folder}/b.txt:0.7'}}"
+    config.write_text(f"model: {model}\npipeline: insert-probes | calibrate\n{data}\n")
+    code, _, error = cli("run", "--config", config, "--out", tmp_path / "out")
+    assert (code, error) == (1, "error: the weights of the domains sum to 1.4, and should to 1\n")
