@@ -41,21 +41,23 @@ def captured(program: Program, *, apart: bool = False) -> ExportedProgram:
 
 
 def _spell(node: fx.Node) -> None:
-    """Name an op as `torch.onnx` knows it: `a & b` by its function, casts to another type or none."""
+    """Name an op as `torch.onnx` knows it, `a & b` and casts; drop casts and shapes that change nothing."""
     if node.target is _ATEN.__and__.Tensor:
         node.target = _ATEN.bitwise_and.Tensor
-    elif node.target in _CASTS:
+    elif node.target in _CASTS | _SHAPES:
         source = node.all_input_nodes[0]
-        dtype = node.meta["val"].dtype
-        if source.meta["val"].dtype == dtype:
+        if _type(source) == _type(node):
             node.replace_all_uses_with(source)
             node.graph.erase_node(node)
-        else:
-            node.target, node.args, node.kwargs = (
-                _ATEN._to_copy.default,
-                (source,),
-                {"dtype": dtype},
-            )
+        elif node.target in _CASTS:
+            node.target, node.args = _ATEN._to_copy.default, (source,)
+            node.kwargs = {"dtype": node.meta["val"].dtype}
+
+
+def _type(node: fx.Node) -> tuple[torch.dtype, str]:
+    """Number type and shape, varying sizes as they are written: to compare them would bind them."""
+    value = node.meta["val"]
+    return value.dtype, str(tuple(value.shape))
 
 
 def _trace_once(exported: ExportedProgram) -> None:
