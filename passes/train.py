@@ -6,14 +6,17 @@ by AdamW. Masks stay as they are: a masked weight enters the program as zero and
 With `masks=every{...}` they are chosen anew as the weights move, and every weight learns: a masked
 one gets the gradient of the zero in its place (AST) or takes part until the end (CAST,
 `decay=adams`), and `decay` pulls it towards zero. With `schedule=lors{...}` heads and channels are left
-out of each step, at a rate that falls to zero (SAT). The dense twin is the program as it was before
-the first pass. Resumes at its last checkpoint, bitwise.
+out of each step, at a rate that falls to zero (SAT). Data with domains is drawn by their weights; with
+`domains=dynamic{...}` these follow how far each domain's held-out loss is above its reference (Sheared
+LLaMA's dynamic batch loading). The dense twin is the program as it was before the first pass. Resumes at
+its last checkpoint, bitwise.
 """
 
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
@@ -24,6 +27,8 @@ from sparsify.ir.views.targets import targeted
 from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import Target, check_axes
 from sparsify.tensors.pattern import Pattern
+from sparsify.train.domains import CONSTANT, Constant, Dynamic, check_domains, unmeasured
+from sparsify.train.following import note_of, progress_figures
 from sparsify.train.loop import train
 from sparsify.train.losses import check_labels
 from sparsify.train.moving_masks import Refresh
@@ -51,7 +56,8 @@ class Train(Pass):
     task loss, `distill` adds a distance to the dense twin. `balance` weighs the loss that spreads tokens over
     experts: `E sum_i f_i P_i`, the mean over all routers, with f_i the share of tokens that go to expert i
     and P_i its mean probability. `masks` says when masks are chosen anew, `decay` how masked weights are
-    pulled to zero. `save_every` steps lie between checkpoints.
+    pulled to zero. `domains` says how data with domains is drawn, and when the loss of what each holds out is
+    measured. `save_every` steps lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -73,6 +79,7 @@ class Train(Pass):
     precision: Precision = "float32"
     recompute: Recompute = "none"
     balance: float = 0.0
+    domains: Constant | Dynamic = CONSTANT
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
@@ -80,7 +87,7 @@ class Train(Pass):
         if self.masks is not None:
             needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
         wants = ["data"]
-        if self.distill is not None:
+        if self._wants_dense:
             wants.append("dense.bf16" if self.precision == "bf16" else "dense")
         if isinstance(self.schedule, Lors):
             return effect(needs=[*needs, "omission"], wants=wants)
@@ -104,12 +111,20 @@ class Train(Pass):
     def check_data(self, program: Program, data: Data) -> None:
         """A step must not go through the data over and over, and labels of tokens need logits for them."""
         sequences = self.batch * self.accumulate
-        if sequences > _EPOCHS * len(data):
-            times = f" accumulate={self.accumulate}" if self.accumulate > 1 else ""
-            raise OptionError(
-                f"batch={self.batch}{times} goes through the {len(data)} sequences of the data "
-                f"{sequences / len(data):,.0f} times a step; take a smaller batch or bring more text"
-            )
+        parts: list[tuple[str, float, int]] = [("the data", sequences, len(data))]
+        if isinstance(data, DomainData):
+            parts = [
+                (f"the domain '{domain.name}'", sequences * domain.weight, len(domain.data))
+                for domain in data.domains
+            ]
+        for what, drawn, size in parts:
+            if drawn > _EPOCHS * size:
+                times = f" accumulate={self.accumulate}" if self.accumulate > 1 else ""
+                raise OptionError(
+                    f"batch={self.batch}{times} goes through the {size} sequences of {what} "
+                    f"{drawn / size:,.0f} times a step; take a smaller batch or bring more text"
+                )
+        check_domains(self.domains, program, data, self.steps)
         if self.task:
             instead = "train a model with a head for them, or by distillation only (task=0)"
             check_labels(program, data, instead)
@@ -137,8 +152,9 @@ class Train(Pass):
         context.progress.start(self.name, self.steps)
 
         def show(figures: Figures) -> None:
-            context.progress.advance(**figures)
+            context.progress.advance(**progress_figures(figures))
 
+        unknown = unmeasured(program, context.data)
         # Whole weights that do not learn need no copy of their product with the mask.
         lean = recomputed_weights(program) if self.update == "lora" else nullcontext()
         with select_trainable(program, self.update) as trained, lean:
@@ -146,16 +162,26 @@ class Train(Pass):
                 program,
                 context.data,
                 settings,
-                dense=context.dense if self.distill is not None else None,
+                dense=context.dense if self._wants_dense else None,
                 distillation=self.distill,
                 sparse=sparse,
                 omission=self.schedule.omission if isinstance(self.schedule, Lors) else None,
+                domains=None if unknown else self.domains,
                 device=context.device,
                 scratch=context.scratch,
                 on_step=show,
             )
         context.figures.setdefault(self.name, []).extend(history)
+        if isinstance(context.data, DomainData):
+            note = f"no loss of domains is measured: {unknown}"
+            if not unknown:
+                note = note_of(self.domains, context.data.names, history)
+            context.notes.append(note)
         return len(trained)
+
+    @property
+    def _wants_dense(self) -> bool:
+        return self.distill is not None or self.domains.measures_dense
 
     def _check_sparse(self, program: Program) -> None:
         if self.masks is None:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data, order
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
 from sparsify.train.checkpoint import latest, restore, store
+from sparsify.train.domains import Constant, Dynamic
+from sparsify.train.following import Following
 from sparsify.train.forward import Teacher, Trained
 from sparsify.train.heap import give_back
 from sparsify.train.losses import Distillation
@@ -26,6 +29,7 @@ from sparsify.train.optimizer import SparseAdamW
 from sparsify.train.precision import accelerating
 from sparsify.train.schedules import factor
 from sparsify.train.settings import Figures, Settings, Sparse
+from sparsify.train.validation import Validation
 
 
 def train(
@@ -37,6 +41,7 @@ def train(
     distillation: Distillation | None = None,
     sparse: Sparse | None = None,
     omission: Callable[[float], float] | None = None,
+    domains: Constant | Dynamic | None = None,
     device: str = "cpu",
     scratch: Path | None = None,
     on_step: Callable[[Figures], None] = lambda figures: None,
@@ -46,8 +51,10 @@ def train(
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
     With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one, where masks are
     put in at the end, the loss on its batch before (`unpruned`) and after (`pruned`). `omission` gives
-    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. Raises
-    SparsifyError when the loss is no longer finite; checkpoints from before then stay.
+    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `domains` says
+    when the held-out losses of domains are measured and whether weights follow them; rows hold what
+    `Following` tells. Without it weights stay and nothing is measured. Raises SparsifyError when the loss is
+    no longer finite; checkpoints from before then stay.
     """
     with (
         torch.random.fork_rng(devices=[]),
@@ -56,7 +63,12 @@ def train(
         torch.manual_seed(settings.seed)
         twin = None if dense is None else Teacher(dense, settings.precision)
         objective = Objective(program, settings, accelerator, twin, distillation)
+        validation = None
+        if domains is not None:
+            validation = Validation(program, twin, settings, accelerator, domains.samples)
         run = _Run(program, data, settings, objective, sparse, omission, accelerator)
+        if isinstance(data, DomainData):
+            run.follow(data, domains or Constant(), validation)
         done, history = 0, list[Figures]()
         if scratch is not None and (found := latest(scratch)) is not None:
             done, history = restore(run.accelerator, found)
@@ -128,6 +140,18 @@ class _Run:
         if omission is not None:
             self.omitting = Omitting(program, seed=settings.seed)
             self.accelerator.register_for_checkpointing(self.omitting)
+        self.following: Following | None = None
+
+    def follow(
+        self, data: DomainData, how: Constant | Dynamic, validation: Validation | None
+    ) -> None:
+        """Draw the sequences of steps by the weights of their domains, which `validation` measures."""
+        losses, dense = None, None
+        if validation is not None:
+            losses = partial(validation.losses, self.model, data)
+            dense = partial(validation.dense_losses, data) if how.measures_dense else None
+        self.following = Following(data, how, self.settings.seed, losses, dense)
+        self.accelerator.register_for_checkpointing(self.following)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -180,7 +204,11 @@ class _Run:
         return figures, sum(each.numel() for each in ids if each is not None)
 
     def finish(self, step: int) -> Figures:
-        """Put the masks in; where they were kept out of the graph, the loss before and after."""
+        """Put the masks in; the loss before and after where the graph had none; measure domains."""
+        figures = self._finish_masks(step)
+        return figures if self.following is None else {**figures, **self.following.finish()}
+
+    def _finish_masks(self, step: int) -> Figures:
         if self.masks is None:
             return {}
         figures = self.masks.figures()
@@ -201,16 +229,20 @@ class _Run:
         """What is due before a step: its omission rate, new masks, and how far the run is."""
         if self.omitting is not None and self.rate is not None:
             self.omitting.begin(step, self.rate(step / self.settings.steps))
+        found = {} if self.following is None else self.following.begin(step)
         if self.masks is None or self.rules is None:
-            return {}
-        figures = self.masks.refresh() if self.masks.due(step) else {}
+            return found
+        figures = {**found, **(self.masks.refresh() if self.masks.due(step) else {})}
         self.rules.progress = step / self.settings.steps
         return {"strength": self.rules.rule.strength(self.rules.progress), **figures}
 
     def _batches(self, step: int) -> list[dict[str, Tensor]]:
         """The micro-batches of a step, this process's part of each."""
         batch, count = self.settings.batch, self.settings.accumulate
-        indices = step_indices(len(self.data), self.settings.seed, step, batch * count)
+        if self.following is not None:
+            indices = self.following.indices(step, batch * count)
+        else:
+            indices = step_indices(len(self.data), self.settings.seed, step, batch * count)
         return [self._batch(indices[i * batch : (i + 1) * batch]) for i in range(count)]
 
     def _batch(self, indices: list[int]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from sparsify.train.optimizer import SparseAdamW
 from sparsify.train.options import ArsSte
 from sparsify.train.program_model import ProgramModel
 
-WAYS = ["ddp", "ragged", "micro", "fsdp"]
+WAYS = ["ddp", "ragged", "micro", "domains", "fsdp"]
 METRICS = ["maxip", "wanda", "uniform"]
 
 
