@@ -37,7 +37,7 @@ class AdaptiveMasksCallback(TrainerCallback):
         """Choose masks where they are due."""
         step = state.global_step
         if self.masks.due(step):
-            self.rows.append({"step": step, **self.masks.refresh()})
+            self.rows.append({"step": step, **self.masks.refresh(step)})
         self.optimizer.progress = step / state.max_steps
 
     def on_train_end(
