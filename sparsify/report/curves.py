@@ -25,7 +25,9 @@ PANELS = (
     Panel("learning rate", ("lr",)),
     Panel("balance of experts", ("balance",)),
     Panel("omission, shares of neurons", ("omission", "coverage", "jaccard")),
+    Panel("masks, share of zeros, and of weights above the last threshold", ("sparsity", "above")),
     Panel("masks, share changed", ("flips", "drift")),
+    Panel("masks, number that came back", ("reactivated",)),
     Panel("mean |W| under and beside the mask", ("masked", "kept")),
     Panel("strength of the pull", ("strength",)),
 )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sparsify.data.sequences import TensorData
+from sparsify.describe.count import count
 from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
@@ -98,12 +99,14 @@ def test_a_sparsity_is_reached_within_its_scope_and_folds_to_zeros(scope, small,
         assert sum(zeros.values()) == math.floor(216 * 0.7)
         smallest = min(float(weights[p].abs()[m].min()) for p, m in kept.items())
         assert all(float(weights[p].abs()[~m].max()) <= smallest for p, m in kept.items())
+    assert count(small).zeros == sum(zeros.values())
     before, masked = small.run()[0], {path: weights[path] * mask for path, mask in kept.items()}
     save(small, tmp_path / "saved")
     assert torch.equal(load(tmp_path / "saved").run()[0], before)
     run(small, "fold-masks{of=convolutions}")
     for path, value in masked.items():
         assert torch.equal(small.tensor(path), value), path
+    assert count(small).zeros == sum(zeros.values())
     assert torch.allclose(small.run()[0], before, atol=1e-6)
 
 
