@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from sparsify.errors import DataError, OptionError
-from sparsify.ir.device import device_of
-from sparsify.measure.tasks import Suite
-from sparsify.pretrained.load import STRICT, Loading
+from sparsify.measure.suite import Suite
+from sparsify.pretrained.loading import STRICT, Loading
+from sparsify.version import installed
 
 LONGEST = 1 << 20  # tokens: what a model is traced for
 
@@ -31,7 +31,10 @@ def between(least: float, most: float) -> Callable[[typer.CallbackParam, Any], A
 
 def usable_device(name: str) -> str:
     """A device that this machine has; OptionError."""
-    device_of(name)
+    if name != "cpu":  # which is always there, and torch takes seconds to import
+        from sparsify.ir.device import device_of
+
+        device_of(name)
     return name
 
 
@@ -251,6 +254,13 @@ def _gathered(
     verb.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
     verb.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
     return verb
+
+
+def say_version(wanted: bool) -> None:
+    """Print the version and stop, when it is asked for."""
+    if wanted:
+        typer.echo(f"sparsify-fx {installed()}")
+        raise typer.Exit
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.program import Program
 from sparsify.ir.trace.trace import trace
 from sparsify.measure.machine import machine
-from sparsify.pretrained.load import STRICT, Loading, load_model
+from sparsify.pretrained.load import load_model
+from sparsify.pretrained.loading import STRICT, Loading
 from sparsify.signals import stop_of
 
 RUN = "run.json"

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import (
     Annotated,
     Any,
@@ -55,10 +55,10 @@ class Options:
         items = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for key in call.options:
             if key not in items:
-                raise OptionError(f"'{cls.name}' has no option '{key}'{nearest(key, items)}")
+                raise unknown_option(cls.name, key, items)
         missing = [name for name in required(cls) if name not in call.options]
         if missing:
-            raise OptionError(f"'{cls.name}' needs the option '{missing[0]}'")
+            raise missing_option(cls.name, missing[0])
         values = {
             key: _convert(f"{cls.name}{{{key}}}", raw, hints[key])
             for key, raw in call.options.items()
@@ -66,6 +66,16 @@ class Options:
         made = cls(**values)
         refuse_unbounded(made)
         return made
+
+
+def unknown_option(name: str, key: str, known: Iterable[str]) -> OptionError:
+    """The error for an option that a pass has not, with the nearest one."""
+    return OptionError(f"'{name}' has no option '{key}'{nearest(key, known)}")
+
+
+def missing_option(name: str, key: str) -> OptionError:
+    """The error for an option that has no default and was not given."""
+    return OptionError(f"'{name}' needs the option '{key}'")
 
 
 def refuse_unbounded(options: Options) -> None:

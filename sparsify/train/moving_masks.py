@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
-from sparsify.tensors.allocation import cubic
+from sparsify.tensors.ladder import cubic
 from sparsify.tensors.pattern import Pattern
 from sparsify.train.movable import Movable, MovingWeights, Score
 
