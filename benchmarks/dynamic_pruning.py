@@ -110,23 +110,24 @@ def main() -> None:
     wanted = [("dense", 0.0)] + [(m, s) for s in options.sparsity for m in METHODS]
     for method, sparsity in wanted:
         for seed in range(options.seeds):
-            label = f"{method} at {sparsity:.0%}, seed {seed}"
+            label = name_of(options, method, sparsity, seed)
             if not rows.get(label):
                 found = result(task, method, sparsity, seed, options.steps)
-                rows.put(label, method=method, sparsity=sparsity, seed=seed, **found)
+                rows.put(label, **found)
                 print(label, rows.get(label), flush=True)
-    show(rows, wanted, task.unit)
+    show(rows, wanted, task.unit, options)
 
 
-def show(rows: Rows, wanted: list[tuple[str, float]], unit: str) -> None:
+def show(
+    rows: Rows, wanted: list[tuple[str, float]], unit: str, options: argparse.Namespace
+) -> None:
     table = Table(box=SIMPLE_HEAD)
     columns = ("", "zeros", f"{unit} (lowest-highest)", "of the dense weights", "came back", "s")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for method, sparsity in wanted:
-        found = [
-            r for r in rows.rows.values() if (r["method"], r["sparsity"]) == (method, sparsity)
-        ]
+        labels = [name_of(options, method, sparsity, seed) for seed in range(options.seeds)]
+        found = [rows.get(label) for label in labels]
         masked, dense = (
             spread([row[key] for row in found if key in row], unit)
             for key in ("quality", "dense weights")
@@ -136,6 +137,10 @@ def show(rows: Rows, wanted: list[tuple[str, float]], unit: str) -> None:
         table.add_row(method, zeros, masked, dense, *(f"{mean:.0f}" for mean in means))
     Console(width=120).print(table)
     Console().print(machine_line(machine()))
+
+
+def name_of(options: argparse.Namespace, method: str, sparsity: float, seed: int) -> str:
+    return f"{options.model}, {options.steps} steps, {method} at {sparsity:.0%}, seed {seed}"
 
 
 def spread(values: list[float], unit: str) -> str:

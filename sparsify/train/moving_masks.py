@@ -21,7 +21,8 @@ class Refresh:
 
     Without a pattern a fraction `sparsity` goes, rising to it by the cubic rule until step `end` if it is
     `cubic`; after `end` (None: never) masks stay. Without `feedback` what is masked does not learn and never
-    comes back. `find` says which masks of a program move; None for those of its linears.
+    comes back. `find` says which masks of a program move; None for those of its linears. Raises OptionError
+    for a rise without an end.
     """
 
     steps: int
@@ -32,6 +33,10 @@ class Refresh:
     end: int | None = None
     feedback: bool = True
     find: Callable[[Program], Movable] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cubic and (self.end is None or self.end < 1):
+            raise OptionError("a cubic rise of the sparsity needs the step of its end, at least 1")
 
     def movable(self, program: Program) -> Movable:
         """The masks that move."""
