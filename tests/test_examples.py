@@ -17,7 +17,7 @@ PROMISES = {
     "prune_digits.py": "onnx: ",
 }
 # Others take two.
-STEPS = {"omission_with_trainer.py": "5", "prune_digits.py": "60"}
+STEPS = {"omission_with_trainer.py": ["5"], "prune_digits.py": ["100", "--sparsity", "0.6"]}
 
 
 def test_no_example_is_forgotten():
@@ -28,7 +28,7 @@ def test_no_example_is_forgotten():
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", PROMISES)
 def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
-    words = ["--steps", STEPS.get(name, "2")]
+    words = ["--steps", *STEPS.get(name, ["2"])]
     if name != "own_training_loop.py":
         words += ["--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [name, *words])
@@ -37,7 +37,7 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     assert PROMISES[name] in printed
     if name == "prune_digits.py":
         dense, pruned, onnx = (float(x) for x in re.findall(r": ([0-9.]+)%", printed))
-        assert dense > 90
-        assert 50 < pruned == onnx  # of ten digits, in 60 steps, with a tenth of the weights
+        assert dense > 85
+        assert 60 < pruned == onnx  # of ten digits, in a quarter of the steps
     elif "--out" in words:
         assert (tmp_path / "huggingface" / "model.safetensors").is_file()
