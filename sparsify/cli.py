@@ -3,6 +3,7 @@
 What a verb needs is imported when it runs: help and wrong usage answer without torch.
 """
 
+import json as json_text
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -11,11 +12,13 @@ import typer
 from rich.console import Console
 
 from sparsify.commands.catalogue import check_words, show_passes, show_recipes
+from sparsify.commands.config import typed_alone
 from sparsify.commands.export import export_model, kernels
 from sparsify.commands.fuse import fuse_models
 from sparsify.commands.options import (
     Against,
     Batch,
+    Config,
     Device,
     Dump,
     Formats,
@@ -81,8 +84,10 @@ def demo(
 @app.command()
 @loads_models
 def run(
+    context: typer.Context,
     model: Source,
     out: Out,
+    config: Config = None,
     data: Text = None,
     recipe: Annotated[str | None, typer.Option(help="A named pipeline; see 'recipes'.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="A pipeline as text; see 'passes'.")] = None,
@@ -94,6 +99,7 @@ def run(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: str = "float32",
+    threads: Threads = 0,
     dump: Dump = None,
     json: Json = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
@@ -102,6 +108,7 @@ def run(
     loading: Loading,
 ) -> None:
     """Run a model through a recipe or a pipeline and export the result."""
+    recipe, pipeline = typed_alone(context, recipe=recipe, pipeline=pipeline)
     if (recipe is None) == (pipeline is None):
         raise OptionError("give either --recipe or --pipeline")
     text = find_recipe(recipe).text if recipe else str(pipeline)
@@ -112,8 +119,8 @@ def run(
 
     job = run_command.Job(
         model=model, pipeline=parse(text), out=out, data=data, length=length, kind=kind, seed=seed,
-        device=device, dtype=dtype, dump=dump, resume=resume, overwrite=overwrite, to=words(to),
-        loading=loading,
+        device=device, dtype=dtype, threads=threads, dump=dump, resume=resume, overwrite=overwrite,
+        to=words(to), loading=loading,
     )  # fmt: skip
     _, report = run_command.run(job, console)
     console.print(report.table())
@@ -156,6 +163,14 @@ def stream(
         stream_command.show_plan(job, source, console)
     else:
         stream_command.stream(job, source, console, resume=resume)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a file for 'run --config', for editors."""
+    from sparsify.commands.schema import schema_of
+
+    print(json_text.dumps(schema_of(run), indent=1, ensure_ascii=False))
 
 
 @app.command()

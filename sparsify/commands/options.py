@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sparsify.commands.config import from_file
 from sparsify.errors import DataError, OptionError
 from sparsify.measure.suite import Suite
 from sparsify.pretrained.loading import STRICT, Loading
@@ -94,6 +95,14 @@ Text = Annotated[
     str | None,
     typer.Option(help="A text, jsonl or parquet file, a folder, or name[:config][:split]."),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="A YAML file of these options; the command line goes over it. Runs write one: run.yaml.",
+        callback=from_file,
+        is_eager=True,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option(help="Replace what stands in --out.")]
 # A file or folder that a verb writes.
 Json = Annotated[
@@ -132,7 +141,7 @@ Temperature = Annotated[
     float, typer.Option(help="0: always the likeliest token.", callback=between(0, 1000))
 ]
 Threads = Annotated[
-    int, typer.Option(help="Threads of ONNX Runtime; 0 for all.", callback=between(0, 1024))
+    int, typer.Option(help="Threads to compute with; 0 for all.", callback=between(0, 1024))
 ]
 Rounds = Annotated[
     int,

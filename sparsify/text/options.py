@@ -114,7 +114,7 @@ def describe_type(kind: Any) -> str:
     if kind is type(None):
         return "none"
     if origin in (Literal, Annotated):
-        return "|".join(str(a) for a in _words(kind))
+        return "|".join(str(a) for a in words_of(kind))
     if origin in (Union, types.UnionType):
         return "|".join(describe_type(a) for a in args)
     if origin is tuple:
@@ -124,7 +124,7 @@ def describe_type(kind: Any) -> str:
     return {str: "word"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _words(kind: Any) -> tuple[Any, ...]:
+def words_of(kind: Any) -> tuple[Any, ...]:
     """The words that an option of a closed set takes."""
     args = get_args(kind)
     if get_origin(kind) is not Annotated:
@@ -146,7 +146,7 @@ def one_option(kind: type[Options]) -> Iterator[tuple[str, Any]]:
         several = get_origin(hints[item.name]) is tuple
         inner = get_args(hints[item.name])[0] if several else hints[item.name]
         if get_origin(inner) in (Literal, Annotated):
-            yield from ((item.name, (word,) if several else word) for word in _words(inner))
+            yield from ((item.name, (word,) if several else word) for word in words_of(inner))
 
 
 def required(kind: type[Options]) -> list[str]:
@@ -195,7 +195,7 @@ def _scalar(word: str, kind: Any) -> tuple[bool, Any]:
     if kind is bool:
         return word in ("true", "false"), word == "true"
     if get_origin(kind) in (Literal, Annotated):
-        return word in _words(kind), word
+        return word in words_of(kind), word
     if kind in (int, float):
         try:
             return True, kind(word)
