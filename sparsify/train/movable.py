@@ -1,6 +1,6 @@
 """What may move: masks whose entries are ranked by the weights as they are while these are trained."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -23,8 +23,8 @@ Score = Callable[[Linear, Tensor], Tensor]
 class Movable(Protocol):
     """Masks of a program, and how their entries are ranked.
 
-    `masks` maps what is masked to the path of its mask; all that is said of an entry has its mask's shape.
-    With `one_threshold` the entries that stay are those of the largest scores of all.
+    `masks` maps what is masked to the path of its mask; what is said of entries has the shape of their mask,
+    and is made one mask at a time. With `one_threshold` the entries that stay have the largest scores of all.
     """
 
     @property
@@ -35,14 +35,17 @@ class Movable(Protocol):
     def one_threshold(self) -> bool:
         """Whether all entries are ranked together."""
 
-    def sizes(self) -> dict[str, Tensor]:
+    def size(self, path: str) -> Tensor:
         """|W| of each entry, of a group the sum over its weights."""
 
-    def scores(self) -> dict[str, Tensor]:
+    def score(self, path: str) -> Tensor:
         """The score of each entry, larger for what is to stay."""
 
-    def keep(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-        """Keep-masks by scores, to a sparsity where no pattern says how much stays."""
+    def share(self, masks: Mapping[str, Tensor]) -> float:
+        """What masks leave out, as a fraction of all that a sparsity is a fraction of."""
+
+    def keep(self, score: Callable[[str], Tensor], sparsity: float) -> Iterable[tuple[str, Tensor]]:
+        """Each keep-mask by a score, to a sparsity where no pattern says how much stays."""
 
     def straight(self) -> AbstractContextManager[None]:
         """The graph with gradients that reach all weights, inside the block."""
@@ -56,9 +59,9 @@ class MovingWeights:
         program: Program,
         kinds: Sequence[str] = ("weights",),
         pattern: Pattern | None = None,
-        score: Score | None = None,
+        by: Score | None = None,
     ) -> None:
-        self.program, self.pattern, self.score = program, pattern, score
+        self.program, self.pattern, self.by = program, pattern, by
         found = masked_linears(program) if "weights" in kinds else []
         found += masked_convolutions(program) if "convolutions" in kinds else []
         self.views = {view.weight: view for view in found}
@@ -73,30 +76,32 @@ class MovingWeights:
         """Whether there is no pattern."""
         return self.pattern is None
 
-    def sizes(self) -> dict[str, Tensor]:
+    def size(self, path: str) -> Tensor:
         """|W|."""
-        return {path: whole(self.program.tensor(path)).detach().abs() for path in self.views}
+        return whole(self.program.tensor(path)).detach().abs()
 
-    def scores(self) -> dict[str, Tensor]:
+    def score(self, path: str) -> Tensor:
         """|W + c B A|, or what the score gives for it."""
-        return {path: self._score(view) for path, view in self.views.items()}
+        view = self.views[path]
+        weight = whole(branched_weight(self.program, view))
+        if self.by is None:
+            return magnitude(weight)
+        return out_in(view, self.by(view, out_in(view, weight)))
 
-    def keep(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    def share(self, masks: Mapping[str, Tensor]) -> float:
+        """The fraction of zeros."""
+        size = sum(mask.numel() for mask in masks.values())
+        return 1 - sum(int(mask.sum()) for mask in masks.values()) / size
+
+    def keep(self, score: Callable[[str], Tensor], sparsity: float) -> Iterable[tuple[str, Tensor]]:
         """N of every M, else exactly `floor(n * sparsity)` zeros of n entries in all."""
         if self.pattern is None:
-            kept = keep_across(list(scores.values()), sparsity)
-            return dict(zip(scores, kept, strict=True))
-        return {
-            path: out_in(self.views[path], keep_nm(out_in(self.views[path], value), self.pattern))
-            for path, value in scores.items()
-        }
+            kept = keep_across([score(path) for path in self.views], sparsity)
+            yield from zip(self.views, kept, strict=True)
+        else:
+            for path, view in self.views.items():
+                yield path, out_in(view, keep_nm(out_in(view, score(path)), self.pattern))
 
     def straight(self) -> AbstractContextManager[None]:
         """The masked weight's gradient is that of the weight."""
         return straight_masks(self.program, list(self.views.values()))
-
-    def _score(self, view: Linear) -> Tensor:
-        weight = whole(branched_weight(self.program, view))
-        if self.score is None:
-            return magnitude(weight)
-        return out_in(view, self.score(view, out_in(view, weight)))

@@ -65,7 +65,7 @@ class AdaptiveMasks:
         self.what = refresh.movable(program)
         stored = {path: program.tensor(mask) for path, mask in self.what.masks.items()}
         self.masks = {p: m.clone() if dense_forward else m for p, m in stored.items()}
-        self.start = self._zeros() / self._size()
+        self.start = self.what.share(self.masks)
         if not refresh.feedback and refresh.pattern is None and self.start > refresh.sparsity:
             raise OptionError(
                 f"masks leave out {self.start:.4f} already, and with feedback=false nothing comes back to "
@@ -73,10 +73,9 @@ class AdaptiveMasks:
             )
         if dense_forward:
             self._fill()
-        scores = self.what.scores()
-        if self.start == 0:
-            self._choose(scores, 0)
-        self._edge = self._smallest_kept(scores)
+        if all(bool(mask.all()) for mask in self.masks.values()):
+            self._choose(0)
+        self._edge = self._smallest_kept()
         self._initial, self._before = self._copies(), self._copies()
 
     def of_parameters(self) -> Mapping[Tensor, Tensor]:
@@ -95,28 +94,31 @@ class AdaptiveMasks:
         entries, masked or not, above the threshold of the last choice.
         """
         self._before = self._copies()
-        scores, above = self.what.scores(), dict[str, float]()
+        above: dict[str, float] = {}
         if self.what.one_threshold:
-            over = sum(int((score > self._edge.to(score)).sum()) for score in scores.values())
+            scores = map(self.what.score, self.masks)
+            over = sum(int((score > self._edge.to(score)).sum()) for score in scores)
             above = {"above": over / self._size()}
         if self.how.end is None or step <= self.how.end:
-            self._choose(scores, step)
-            self._edge = self._smallest_kept(scores)
+            self._choose(step)
+            self._edge = self._smallest_kept()
         return {**self.figures(), **above}
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
         """Shares of what changed, counts of what came back, and mean sizes, of the masks as they are.
 
-        `sparsity`: share of entries masked; `flips`: of entries changed since the last refresh; `drift`:
-        since the first masks; `reactivated`: number of entries kept now that were masked before the last
-        refresh; `revived`: that the first masks had dropped; `masked`, `kept`: mean |W| on either side.
+        `sparsity`: share of what is masked, of groups by their parameters; `flips`: of entries changed since
+        the last refresh; `drift`: since the first masks; `reactivated`: number of entries kept now that were
+        masked before the last refresh; `revived`: that the first masks had dropped; `masked`, `kept`: mean
+        |W| on either side.
         """
-        size, zeros = self._size(), self._zeros()
+        size = self._size()
+        zeros = size - sum(int(mask.sum()) for mask in self.masks.values())
         flips = drift = reactivated = revived = 0
         total = held = 0.0
-        for path, absolute in self.what.sizes().items():
-            mask = self.masks[path]
+        for path, mask in self.masks.items():
+            absolute = self.what.size(path)
             initial, before = (_unpacked(b[path], mask) for b in (self._initial, self._before))
             flips += int((mask != before).sum())
             drift += int((mask != initial).sum())
@@ -125,7 +127,7 @@ class AdaptiveMasks:
             total += float(absolute.sum())
             held += float((absolute * mask.to(absolute.device)).sum())
         return {
-            "sparsity": zeros / size,
+            "sparsity": self.what.share(self.masks),
             "flips": flips / size,
             "drift": drift / size,
             "reactivated": reactivated,
@@ -171,19 +173,30 @@ class AdaptiveMasks:
         self._edge = state["threshold"]["smallest"]
 
     @torch.no_grad()
-    def _choose(self, scores: Mapping[str, Tensor], step: int) -> None:
-        if not self.how.feedback:
-            below = min(0.0, *(float(score.min()) for score in scores.values())) - 1
-            scores = {p: s.where(self.masks[p].to(s.device), below) for p, s in scores.items()}
-        kept = self.what.keep(scores, self.how.fraction(step, self.start))
-        for path, mask in self.masks.items():
-            mask.copy_(kept[path])
+    def _choose(self, step: int) -> None:
+        score = self.what.score if self.how.feedback else self._score_of_the_living()
+        for path, kept in self.what.keep(score, self.how.fraction(step, self.start)):
+            self.masks[path].copy_(kept)
 
-    def _smallest_kept(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """The smallest score of an entry that stays, `[]`."""
-        kept = [score[self.masks[path].to(score.device)] for path, score in scores.items()]
-        smallest = [float(values.min()) for values in kept if values.numel()]
-        return torch.tensor(min(smallest, default=0.0), dtype=torch.float64)
+    def _score_of_the_living(self) -> Callable[[str], Tensor]:
+        """The score, that of masked entries below all others."""
+        below = min(0.0, *(float(self.what.score(path).min()) for path in self.masks)) - 1
+
+        def score(path: str) -> Tensor:
+            found = self.what.score(path)
+            return found.where(self.masks[path].to(found.device), below)
+
+        return score
+
+    @torch.no_grad()
+    def _smallest_kept(self) -> Tensor:
+        """Where there is one threshold, the smallest score of an entry that stays, `[]`."""
+        smallest = [0.0]
+        if self.what.one_threshold:
+            scores = ((self.what.score(path), mask) for path, mask in self.masks.items())
+            kept = (score[mask.to(score.device)] for score, mask in scores)
+            smallest = [float(values.min()) for values in kept if values.numel()] or smallest
+        return torch.tensor(min(smallest), dtype=torch.float64)
 
     def _fill(self) -> None:
         for path in self.what.masks.values():
@@ -191,9 +204,6 @@ class AdaptiveMasks:
 
     def _size(self) -> int:
         return sum(mask.numel() for mask in self.masks.values())
-
-    def _zeros(self) -> int:
-        return self._size() - sum(int(mask.sum()) for mask in self.masks.values())
 
     def _copies(self) -> dict[str, Tensor]:
         return {path: _packed(mask) for path, mask in self.masks.items()}
