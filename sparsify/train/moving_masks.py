@@ -42,7 +42,7 @@ class Refresh:
         """The masks that move."""
         if self.find is not None:
             return self.find(program)
-        return MovingWeights(program, pattern=self.pattern, score=self.score)
+        return MovingWeights(program, pattern=self.pattern, by=self.score)
 
     def fraction(self, step: int, start: float) -> float:
         """The sparsity chosen at a step, of masks that left out a fraction `start` at first."""
