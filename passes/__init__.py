@@ -40,9 +40,9 @@ from passes.remove_probes import RemoveProbes as RemoveProbes
 from passes.remove_quantizers import RemoveQuantizers as RemoveQuantizers
 from passes.train import Train as Train
 from sparsify.select.target_shape import Shape as Shape
+from sparsify.train.every import Every as Every
 from sparsify.train.options import AdamS as AdamS
 from sparsify.train.options import ArsSte as ArsSte
-from sparsify.train.options import Every as Every
 from sparsify.train.options import Kl as Kl
 from sparsify.train.options import Lors as Lors
 from sparsify.train.options import Squared as Squared

@@ -1,6 +1,7 @@
 """insert-masks: boolean keep-masks, all true at first.
 
     weights:          linear(x, W)  ->  linear(x, W * mask)              mask like W
+    convolutions:     conv(x, W)    ->  conv(x, W * mask)                mask like W
     channels, heads:  linear(x, W)  ->  linear(x * expand(mask), W)      mask [channels] or [query heads]
     experts:          scores        ->  where(mask, scores, -inf)        mask [experts]
     hidden:           linear(x, W)  ->  linear(x * mask, W)              mask [hidden]

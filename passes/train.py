@@ -2,9 +2,9 @@
 
     minimise  task * task_loss(outputs, labels) + weight * distance(outputs, dense outputs)
 
-by AdamW. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
+by AdamW or SGD. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
 With `masks=every{...}` they are chosen anew as the weights move, and every weight learns: a masked
-one gets the gradient of the zero in its place (AST) or takes part until the end (CAST,
+one gets the gradient of the zero in its place (DPF, AST) or takes part until the end (CAST,
 `decay=adams`), and `decay` pulls it towards zero. With `schedule=lors{...}` heads and channels are left
 out of each step, at a rate that falls to zero (SAT). Data with domains is drawn by their weights; with
 `domains=dynamic{...}` these follow how far each domain's held-out loss is above its reference (Sheared
@@ -12,8 +12,10 @@ LLaMA's dynamic batch loading). The dense twin is the program as it was before t
 its last checkpoint, bitwise.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 from sparsify.data.domains import DomainData
@@ -23,18 +25,21 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.run.recomputed_weights import recomputed_weights
+from sparsify.ir.views.convolution import convolutions
 from sparsify.ir.views.targets import targeted
+from sparsify.select.moving_groups import MovingGroups
 from sparsify.select.statistics import by_wanda
 from sparsify.select.weights import Target, check_axes
-from sparsify.tensors.pattern import Pattern
 from sparsify.train.domains import CONSTANT, Constant, Dynamic, check_domains, unmeasured
+from sparsify.train.every import Every
 from sparsify.train.following import note_of, progress_figures
 from sparsify.train.loop import train
 from sparsify.train.losses import check_labels
+from sparsify.train.movable import Movable, MovingWeights
 from sparsify.train.moving_masks import Refresh
-from sparsify.train.options import AdamS, ArsSte, Every, Kl, Lors, Pull, Squared, SrSte
+from sparsify.train.options import AdamS, ArsSte, Kl, Lors, Squared, SrSte
 from sparsify.train.schedules import Shape, factor
-from sparsify.train.settings import Figures, Precision, Recompute, Settings, Sparse
+from sparsify.train.settings import Figures, Optimizer, Precision, Recompute, Settings, Sparse
 from sparsify.train.trainable import select_trainable
 
 _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a thousand times
@@ -56,8 +61,9 @@ class Train(Pass):
     task loss, `distill` adds a distance to the dense twin. `balance` weighs the loss that spreads tokens over
     experts: `E sum_i f_i P_i`, the mean over all routers, with f_i the share of tokens that go to expert i
     and P_i its mean probability. `masks` says when masks are chosen anew, `decay` how masked weights are
-    pulled to zero. `domains` says how data with domains is drawn, and when the loss of what each holds out is
-    measured. `save_every` steps lie between checkpoints.
+    pulled to zero, which is a part of AdamW's step. `optimizer=sgd` has a `momentum`, and its weight decay is
+    a part of the gradient. `domains` says how data with domains is drawn, and when the loss of what each
+    holds out is measured. `save_every` steps lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -80,24 +86,32 @@ class Train(Pass):
     recompute: Recompute = "none"
     balance: float = 0.0
     domains: Constant | Dynamic = CONSTANT
+    optimizer: Optimizer = "adamw"
+    momentum: float = 0.9
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
         needs: list[str] = [self.update] if self.update in ("lora", "adapters", "experts") else []
+        bars: list[str] = []
         if self.masks is not None:
-            needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
+            needs += [f"mask.{kind}" for kind in self.masks.of]
+            needs += ["stats"] if self.masks.score == "wanda" else []
+            # What else reads a masked input, or rounds it, would see the mask lifted.
+            bars = ["adapters", "experts", "slorb", "quantizers"] if self.masks.groups else []
         wants = ["data"]
         if self._wants_dense:
             wants.append("dense.bf16" if self.precision == "bf16" else "dense")
         if isinstance(self.schedule, Lors):
-            return effect(needs=[*needs, "omission"], wants=wants)
+            return effect(needs=[*needs, "omission"], wants=wants, bars=bars)
         # Without a schedule that says how much, a program that can omit would quietly train dense.
-        return effect(needs=needs, wants=wants, bars=["omission"])
+        return effect(needs=needs, wants=wants, bars=[*bars, "omission"])
 
     def check(self, program: Program) -> None:
         """Sizes must be positive and there must be a loss."""
         if min(self.steps, self.batch, self.save_every, self.accumulate) < 1 or self.lr <= 0:
             raise OptionError("steps, batch, accumulate, save_every and lr must be positive")
+        if not 0 <= self.momentum < 1:
+            raise OptionError(f"momentum={self.momentum} is not in [0, 1)")
         if not 0 <= self.warmup <= 1:
             raise OptionError(f"warmup={self.warmup} is a fraction of the steps, from 0 to 1")
         if self.task == 0 and self.distill is None:
@@ -148,6 +162,8 @@ class Train(Pass):
             precision=self.precision,
             recompute=self.recompute,
             balance=self.balance,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
         )
         context.progress.start(self.name, self.steps)
 
@@ -194,24 +210,37 @@ class Train(Pass):
             raise OptionError(
                 f"masks=every moves whole weights: it needs update=all, not {self.update}"
             )
-        if self.masks.steps < 1:
-            raise OptionError(f"masks=every{{steps={self.masks.steps}}} must be at least 1")
-        masked = masked_linears(program)
-        check_axes(program, masked, Target.of(None, self.masks.pattern))
+        self.masks.check(self.steps)
+        check_axes(program, masked_linears(program), Target(pattern=self.masks.nm))
         if self.decay is not None:
-            self.decay.check()
+            self._check_decay(self.decay, self.masks)
         if isinstance(self.decay, AdamS):
-            self._check_reach(program, self.decay)
+            self._check_reach(program, self.decay, self.masks.of)
 
-    def _check_reach(self, program: Program, rule: AdamS) -> None:
+    def _check_decay(self, rule: SrSte | ArsSte | AdamS, masks: Every) -> None:
+        rule.check()
+        if self.optimizer != "adamw":
+            raise OptionError(
+                f"decay={rule.name} is a part of AdamW's step; leave optimizer=sgd or decay out"
+            )
+        if masks.groups or not masks.feedback:
+            which = f"of={','.join(masks.of)}" if masks.groups else "feedback=false"
+            raise OptionError(
+                f"decay={rule.name} pulls on single weights that learn; leave {which} out"
+            )
+
+    def _check_reach(self, program: Program, rule: AdamS, kinds: Sequence[str]) -> None:
         """Masked weights must be able to come down to zero in the steps there are."""
         rates = (
             self.lr * factor(self._shape(), t, self.steps, self.warmup) for t in range(self.steps)
         )
         reach = sum(rate * t / self.steps for t, rate in enumerate(rates))
-        views = masked_linears(program)
-        # Before the masks are there: those that they go to as a rule.
-        masked = [program.tensor(v.weight) for v in views or targeted(program, ("*",), ())]
+        # Before the masks are there: the weights that they go to as a rule.
+        views = masked_linears(program) or targeted(program, ("*",), ())
+        views = (views if "weights" in kinds else []) + (
+            convolutions(program) if "convolutions" in kinds else []
+        )
+        masked = [program.tensor(view.weight) for view in views]
         size = sum(weight.numel() for weight in masked)
         mean = sum(float(weight.detach().abs().sum()) for weight in masked) / max(1, size)
         if reach < rule.reach * mean:
@@ -228,7 +257,21 @@ class Train(Pass):
     def _sparse(self, program: Program) -> Sparse | None:
         if self.masks is None:
             return None
-        rule = self.decay if self.decay is not None else Pull()
-        score = by_wanda(program) if self.masks.score == "wanda" else None
-        refresh = Refresh(self.masks.steps, Pattern.parse(self.masks.pattern), score)
-        return Sparse(refresh, rule, dense_forward=isinstance(rule, AdamS))
+        every = self.masks
+        refresh = Refresh(
+            every.steps,
+            every.nm,
+            sparsity=every.sparsity or 0.0,
+            cubic=every.schedule == "cubic",
+            end=every.end(self.steps),
+            feedback=every.feedback,
+            find=partial(_movable, every),
+        )
+        return Sparse(refresh, self.decay, dense_forward=isinstance(self.decay, AdamS))
+
+
+def _movable(every: Every, program: Program) -> Movable:
+    if every.groups:
+        return MovingGroups(program, every.of)
+    score = by_wanda(program) if every.score == "wanda" else None
+    return MovingWeights(program, every.of, every.nm, score)

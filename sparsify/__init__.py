@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import passes as passes
     from sparsify.data.domains import DomainData as DomainData
     from sparsify.data.load import load_data as load_data
-    from sparsify.data.sequences import load_data as load_data
     from sparsify.describe.cost import Cost as Cost
     from sparsify.describe.cost import cost as cost
     from sparsify.engine.contract import Context as Context

@@ -15,7 +15,10 @@ PROMISES = {
     "finetune_with_trainer.py": "huggingface: ",
     "omission_with_trainer.py": "left out, coverage",
     "own_training_loop.py": "zeros among the weights",
+    "prune_digits.py": "onnx: ",
 }
+# Others take two.
+STEPS = {"omission_with_trainer.py": ["5"], "prune_digits.py": ["100", "--sparsity", "0.6"]}
 
 
 def test_no_example_is_forgotten():
@@ -26,13 +29,18 @@ def test_no_example_is_forgotten():
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", PROMISES)
 def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
-    words = ["--steps", "5" if name == "omission_with_trainer.py" else "2"]
+    words = ["--steps", *STEPS.get(name, ["2"])]
     if name != "own_training_loop.py":
         words += ["--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [name, *words])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    assert PROMISES[name] in capsys.readouterr().out
-    if "--out" in words:
+    printed = capsys.readouterr().out
+    assert PROMISES[name] in printed
+    if name == "prune_digits.py":
+        dense, pruned, onnx = (float(x) for x in re.findall(r": ([0-9.]+)%", printed))
+        assert dense > 85
+        assert 60 < pruned == onnx  # of ten digits, in a quarter of the steps
+    elif "--out" in words:
         assert (tmp_path / "huggingface" / "model.safetensors").is_file()
 
 

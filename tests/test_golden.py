@@ -21,6 +21,12 @@ CASES = {
     "remove-probes": ("mlp", "insert-probes", "remove-probes"),
     "insert-masks": ("mlp", "", "insert-masks"),
     "insert-masks-groups": ("block", "", "insert-masks{of=channels,heads}"),
+    "insert-masks-convolutions": ("window", "", "insert-masks{of=convolutions}"),
+    "fold-masks-convolutions": (
+        "window",
+        "insert-masks{of=convolutions} | choose-masks{of=convolutions sparsity=0.5}",
+        "fold-masks{of=convolutions}",
+    ),
     "fold-masks": ("mlp", "insert-masks | choose-masks{pattern=2:4}", "fold-masks"),
     "insert-lora": ("mlp", "insert-masks", "insert-lora{rank=2}"),
     "insert-lora-transposed": ("conv", "", "insert-lora{rank=2} | insert-masks"),
@@ -138,9 +144,16 @@ def start(traced):
     def make(name):
         if name == "alike":
             return _alike(traced("routed"))
-        if name != "conv":
+        if name not in ("conv", "window"):
             return traced(name)
         from sparsify.ir.trace.trace import trace
+
+        if name == "window":
+            window = torch.nn.Sequential(torch.nn.Conv1d(4, 6, 3, groups=2), torch.nn.Tanh())
+            with torch.no_grad():
+                for value in window.parameters():
+                    value.copy_(torch.linspace(-1, 1, value.numel()).view_as(value))
+            return trace(window, {"input": torch.ones(2, 4, 5)}, {"input": {0: "batch"}})
 
         class Conv(torch.nn.Module):
             def __init__(self):

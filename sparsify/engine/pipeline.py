@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+# Registers the features by which `verify` knows what a program holds.
+import sparsify.ir.features.catalogue  # noqa: F401
 from sparsify.describe.count import count_parameters, count_zeros
 from sparsify.disk.locks import locked
 from sparsify.engine.contract import Context, Pass

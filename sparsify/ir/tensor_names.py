@@ -44,6 +44,11 @@ def weight_mask(path: str) -> str:
     return f"{path}_mask"
 
 
+def convolution_mask(path: str) -> str:
+    """The path of the boolean mask of a convolution's weight, shaped like the weight."""
+    return f"{path}_convolution_mask"
+
+
 def group_mask(path: str, kind: str) -> str:
     """The path of a boolean mask `[size]`; `kind` is `channels`, `heads`, `layers` and so on."""
     return f"{path}_{kind}_mask"

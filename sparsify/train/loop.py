@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import Parameter
 
 from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data, order
@@ -25,7 +26,7 @@ from sparsify.train.losses import Distillation
 from sparsify.train.moving_masks import AdaptiveMasks
 from sparsify.train.objective import Objective
 from sparsify.train.omitting import Omitting
-from sparsify.train.optimizer import SparseAdamW
+from sparsify.train.optimizer import Rule, SparseAdamW
 from sparsify.train.precision import accelerating
 from sparsify.train.schedules import factor
 from sparsify.train.settings import Figures, Settings, Sparse
@@ -49,8 +50,8 @@ def train(
     """Optimise the parameters that require gradients, in place; returns one row of figures a step.
 
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
-    With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one, where masks are
-    put in at the end, the loss on its batch before (`unpruned`) and after (`pruned`). `omission` gives
+    With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one the loss on its batch
+    of the dense weights (`unpruned`) and of the masked ones (`pruned`). `omission` gives
     the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `domains` says
     when the held-out losses of domains are measured and whether weights follow them; rows hold what
     `Following` tells. Without it weights stay and nothing is measured. Raises SparsifyError when the loss is
@@ -97,6 +98,17 @@ def step_indices(size: int, seed: int, step: int, batch: int) -> list[int]:
     return indices
 
 
+def _optimizer(
+    trained: list[Parameter], settings: Settings, rule: Rule | None
+) -> torch.optim.Optimizer:
+    """The optimiser of a run; betas of AdamW are those of language models."""
+    how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(trained, momentum=settings.momentum, **how)
+    how["betas"] = (0.9, 0.95)
+    return torch.optim.AdamW(trained, **how) if rule is None else SparseAdamW(trained, rule, **how)
+
+
 class _Run:
     """Model, optimiser and losses of one training run."""
 
@@ -120,9 +132,8 @@ class _Run:
             raise SparsifyError(
                 "no parameter is to be trained; choose update=all or insert a branch"
             )
-        how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.9, 0.95)}
-        self.rules = None if sparse is None else SparseAdamW(trained, sparse.rule, **how)
-        optimizer = self.rules or torch.optim.AdamW(trained, **how)
+        optimizer = _optimizer(trained, settings, None if sparse is None else sparse.rule)
+        self.rules = optimizer if isinstance(optimizer, SparseAdamW) else None
         model = Trained(program, settings.recompute)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Asked of the optimiser: sharding puts other tensors in place of the parameters.
@@ -131,10 +142,11 @@ class _Run:
         self.model.train()
         # After the program has moved to its device, where its masks are.
         self.masks: AdaptiveMasks | None = None
-        if sparse is not None and self.rules is not None:
+        if sparse is not None:
             self.masks = AdaptiveMasks(program, sparse.refresh, dense_forward=sparse.dense_forward)
-            self.rules.masks = self.masks.of_parameters()
             self.accelerator.register_for_checkpointing(self.masks)
+            if self.rules is not None:
+                self.rules.masks = self.masks.of_parameters()
         self.rate = omission
         self.omitting: Omitting | None = None
         if omission is not None:
@@ -204,20 +216,18 @@ class _Run:
         return figures, sum(each.numel() for each in ids if each is not None)
 
     def finish(self, step: int) -> Figures:
-        """Put the masks in; the loss before and after where the graph had none; measure domains."""
+        """Put the masks in and measure domains."""
         figures = self._finish_masks(step)
         return figures if self.following is None else {**figures, **self.following.finish()}
 
     def _finish_masks(self, step: int) -> Figures:
+        """Put the masks in; the loss of the dense weights, and of the masked ones, which is the model's."""
         if self.masks is None:
             return {}
-        figures = self.masks.figures()
-        if self.masks.dense_forward:
-            figures["unpruned"] = self._evaluate(step)
+        with self.masks.lifted():
+            unpruned = self._evaluate(step)
         self.masks.finish()
-        if self.masks.dense_forward:
-            figures["pruned"] = self._evaluate(step)
-        return figures
+        return {**self.masks.figures(), "unpruned": unpruned, "pruned": self._evaluate(step)}
 
     @torch.no_grad()
     def _evaluate(self, step: int) -> float:
@@ -230,9 +240,11 @@ class _Run:
         if self.omitting is not None and self.rate is not None:
             self.omitting.begin(step, self.rate(step / self.settings.steps))
         found = {} if self.following is None else self.following.begin(step)
-        if self.masks is None or self.rules is None:
+        if self.masks is None:
             return found
-        figures = {**found, **(self.masks.refresh() if self.masks.due(step) else {})}
+        figures = {**found, **(self.masks.refresh(step) if self.masks.due(step) else {})}
+        if self.rules is None:
+            return figures
         self.rules.progress = step / self.settings.steps
         return {"strength": self.rules.rule.strength(self.rules.progress), **figures}
 

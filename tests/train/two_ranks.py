@@ -92,7 +92,7 @@ def sharded():
     with masks.training():
         for step in range(STEPS):
             if masks.due(step):
-                figures = masks.refresh()
+                figures = masks.refresh(step)
                 assert figures["drift"] > 0
             optimizer.progress = step / STEPS
             rows = range(4 * step, 4 * step + 4)

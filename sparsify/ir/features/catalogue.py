@@ -6,6 +6,7 @@ from sparsify.ir.features import (
     adapters,
     bias,
     block_mask,
+    convolution_mask,
     expert_mask,
     experts,
     group_mask,
@@ -25,6 +26,7 @@ from sparsify.ir.features.feature import Feature
 # What is carried over into a decode variant is carried in this order: branches before packing.
 ALL: tuple[Feature, ...] = (
     *weight_mask.FEATURES,
+    *convolution_mask.FEATURES,
     *group_mask.FEATURES,
     *block_mask.FEATURES,
     *expert_mask.FEATURES,

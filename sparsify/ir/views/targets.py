@@ -9,6 +9,7 @@ from sparsify.errors import OptionError, nearest
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of, suffixes
 from sparsify.ir.views.composition import is_composing
+from sparsify.ir.views.convolution import convolutions
 from sparsify.ir.views.globs import matches, meant
 from sparsify.ir.views.linear import Linear, consumers, linear_at, linears, products
 
@@ -46,12 +47,7 @@ def targeted(
     no linear at all, with the nearest path, or none but a head, with its name.
     """
     every = products(program) if experts else linears(program)
-    for glob in (*targets, *ignore):
-        if not any(matches(view.weight, glob) for view in every):
-            paths = {view.weight for view in every}
-            if not glob.endswith(".weight"):
-                paths = {path.removesuffix(".weight") for path in paths}
-            raise OptionError(f"the target '{glob}' matches no linear{nearest(glob, paths)}")
+    _refuse_unmatched(every, (*targets, *ignore), "linear")
     known = {path for path, _ in program.tensors()}
     added = {view.weight for view in every if feature_of(view.weight, known) is not None}
     heads = {view.weight for view in every if view.weight not in added and is_head(program, view)}
@@ -63,6 +59,36 @@ def targeted(
         for view in every
         if view.weight in chosen and not any(matches(view.weight, g) for g in ignore)
     ]
+
+
+def targeted_convolutions(
+    program: Program, targets: Sequence[str], ignore: Sequence[str]
+) -> list[Linear]:
+    """The convolutions whose weight path matches `targets` and not `ignore`.
+
+    Raises OptionError when there is none, or a glob matches none, with the nearest path.
+    """
+    every = convolutions(program)
+    if not every:
+        raise OptionError(
+            "the program has no convolution with a weight of its own; leave of=convolutions out"
+        )
+    _refuse_unmatched(every, (*targets, *ignore), "convolution")
+    return [
+        view
+        for view in every
+        if any(matches(view.weight, glob) for glob in targets)
+        and not any(matches(view.weight, glob) for glob in ignore)
+    ]
+
+
+def _refuse_unmatched(every: Sequence[Linear], globs: Sequence[str], what: str) -> None:
+    for glob in globs:
+        if not any(matches(view.weight, glob) for view in every):
+            paths = {view.weight for view in every}
+            if not glob.endswith(".weight"):
+                paths = {path.removesuffix(".weight") for path in paths}
+            raise OptionError(f"the target '{glob}' matches no {what}{nearest(glob, paths)}")
 
 
 def refuse_shared(

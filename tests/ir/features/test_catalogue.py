@@ -15,6 +15,7 @@ from tests.ir.axes.families import traced as family
 
 ADDED = {
     "mask.weights": "insert-masks",
+    "mask.convolutions": "insert-masks{of=convolutions}",
     "mask.channels": "insert-masks{of=channels}",
     "mask.heads": "insert-masks{of=heads}",
     "mask.layers": "insert-masks{of=layers}",
@@ -35,6 +36,7 @@ ADDED = {
 }
 TAKEN_OUT = {
     "mask.weights": ["fold-masks"],
+    "mask.convolutions": ["fold-masks{of=convolutions}"],
     "mask.channels": ["prune-channels"],
     "mask.heads": ["prune-heads"],
     "mask.experts": ["prune-experts"],
@@ -53,12 +55,14 @@ TAKEN_OUT = {
     "merged-experts": [],
     "packed": [],
 }
+# Features of other models than decoders.
+ELSEWHERE = {"mask.experts": "mixtral", "merged-experts": "mixtral", "mask.convolutions": "vit"}
 BY_NAME = {feature.name: feature for feature in ALL}
 
 
 @pytest.mark.parametrize("name", ADDED)
 def test_what_a_pass_adds_is_found_and_dropped(name, traced, tokens):
-    program = family("mixtral") if name in ("mask.experts", "merged-experts") else traced("llama")
+    program = family(ELSEWHERE[name]) if name in ELSEWHERE else traced("llama")
     context = Context(data=tokens)
     *before, last = ADDED[name].split(" | ")
     for text in before:
