@@ -8,6 +8,7 @@ from passes.choose_adapters import ChooseAdapters
 from passes.choose_bias import ChooseBias
 from passes.choose_clusters import ChooseClusters
 from passes.choose_masks import ChooseMasks
+from passes.choose_neighbours import ChooseNeighbours
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
 from passes.fold_adapters import FoldAdapters
@@ -21,6 +22,7 @@ from passes.insert_bias import InsertBias
 from passes.insert_experts import InsertExperts
 from passes.insert_lora import InsertLora
 from passes.insert_masks import InsertMasks
+from passes.insert_neighbours import InsertNeighbours
 from passes.insert_omission import InsertOmission
 from passes.insert_probes import InsertProbes
 from passes.insert_quantizers import InsertQuantizers
@@ -76,6 +78,8 @@ ALL = (
     MergeExperts,
     PruneLayers,
     PruneHidden,
+    InsertNeighbours,
+    ChooseNeighbours,
     RemoveQuantizers,
     FoldQuantizers,
     PackNm,

@@ -198,11 +198,7 @@ RECIPES = (
         "thirds of the loss from the dense model, branches merged",
         _losa(0.7),
     ),
-    Recipe(
-        "losa-n8",
-        "as losa, with N of each 8 kept, N by layer, a quarter in all",
-        _losa(0.75, " m=8"),
-    ),
+    Recipe("losa-n8", "as losa, N of each 8, N by layer, a quarter in all", _losa(0.75, " m=8")),
     Recipe(
         "pesc",
         "small experts behind every feed-forward block, learnt from dialogues (--kind chat) with low-rank "
@@ -259,16 +255,19 @@ RECIPES = (
     Recipe("alps", "2:4 at once by operator splitting (ALPS)", _one_shot("alps", "{gram=true}")),
     Recipe(
         "uncurl",
-        "half of the experts of a mixture, by clusters of what its routers say on text of the task, each "
-        "aligned and merged by use; routers as they were (UNCURL)",
+        "half of the experts of a mixture, by clusters of what routers say, aligned and merged (UNCURL)",
         f"{_ROUTED} | choose-clusters{{sparsity=0.5}} | remove-probes | merge-experts",
     ),
     Recipe(
         "uncurl-sliced",
-        "as uncurl, routers losing the rows of merged experts: another function, in a shape that configs "
-        "can say",
+        "as uncurl, routers losing the rows of merged experts: another function, that configs can say",
         f"insert-masks{{of=experts}} | {_ROUTED} | choose-clusters{{sparsity=0.5 gates=sliced}} | "
         "remove-probes | prune-experts",
+    ),
+    Recipe(
+        "neighbours",
+        "a store of what followed in the data, asked behind the head",
+        "insert-neighbours | choose-neighbours",
     ),
     Recipe(
         "encoder",

@@ -61,6 +61,10 @@ SETTINGS = {
     "insert-omission": ("", "insert-omission{multiple=4}"),
     "remove-omission": ("insert-omission{multiple=4}", "remove-omission"),
     "train": ("insert-lora{rank=2}", "train{steps=2 batch=2 update=lora TRAIN}"),
+    "insert-neighbours": ("", "insert-neighbours{size=16 k=4}"),
+    "choose-neighbours": (
+        "insert-neighbours{size=16 k=4 values=dense}", "choose-neighbours{by=dense temperature=0.1}",
+    ),
     "insert-experts": ("insert-lora{rank=2}", "insert-experts{experts=3 rank=2}"),
     "fold-adapters": (
         "insert-probes | calibrate{samples=6} | insert-masks | choose-masks{pattern=2:4} | "

@@ -81,6 +81,14 @@ def expert_branches(path: str) -> tuple[str, str, str, str, str, str]:
     return one, two, three, four, five, six
 
 
+def neighbours(path: str) -> tuple[str, str, str, str]:
+    """The paths of the store behind the head of a weight: keys, values, share and temperature."""
+    keys, values, share, temperature = (
+        f"{path}_neighbour_{word}" for word in ("keys", "values", "share", "temperature")
+    )
+    return keys, values, share, temperature
+
+
 def added_bias(path: str) -> str:
     """The path of a bias `[out]` behind the linear that owns a weight."""
     return f"{path}_added_bias"

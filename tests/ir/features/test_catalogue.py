@@ -26,6 +26,7 @@ ADDED = {
     "adapters": "insert-adapters{ratio=0.5}",
     "slorb": "insert-masks | insert-slorb{k=4}",
     "experts": "insert-experts{experts=3 rank=2}",
+    "neighbours": "insert-neighbours{size=16 k=4}",
     "probe": "insert-probes",
     "quantizers": "insert-quantizers{values=int8}",
     "omission": "insert-omission",
@@ -50,6 +51,7 @@ TAKEN_OUT = {
     "adapters": ["fold-adapters"],
     "experts": [],
     "slorb": [],
+    "neighbours": [],
     "merged-experts": [],
     "packed": [],
 }
@@ -91,7 +93,7 @@ def test_the_pass_that_takes_it_out(name):
 
 
 def test_what_a_decode_variant_takes_over():
-    assert carried() == {"merged-experts", "adapters", "experts", "slorb", "packed"}
+    assert carried() == {"merged-experts", "adapters", "experts", "slorb", "neighbours", "packed"}
 
 
 def test_names_are_unique():
