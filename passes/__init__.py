@@ -9,12 +9,14 @@ from passes.choose_bias import ChooseBias
 from passes.choose_clusters import ChooseClusters
 from passes.choose_masks import ChooseMasks
 from passes.choose_neighbours import ChooseNeighbours
+from passes.choose_prompt import ChoosePrompt
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
 from passes.fold_adapters import FoldAdapters
 from passes.fold_bias import FoldBias
 from passes.fold_lora import FoldLora
 from passes.fold_masks import FoldMasks
+from passes.fold_prompt import FoldPrompt
 from passes.fold_quantizers import FoldQuantizers
 from passes.fold_scales import FoldScales
 from passes.insert_adapters import InsertAdapters
@@ -25,6 +27,7 @@ from passes.insert_masks import InsertMasks
 from passes.insert_neighbours import InsertNeighbours
 from passes.insert_omission import InsertOmission
 from passes.insert_probes import InsertProbes
+from passes.insert_prompt import InsertPrompt
 from passes.insert_quantizers import InsertQuantizers
 from passes.insert_scales import InsertScales
 from passes.insert_slorb import InsertSlorb
@@ -65,7 +68,10 @@ ALL = (
     InsertQuantizers,
     ChooseScales,
     InsertOmission,
+    InsertPrompt,
+    ChoosePrompt,
     Train,
+    FoldPrompt,
     RemoveOmission,
     FoldLora,
     FoldAdapters,

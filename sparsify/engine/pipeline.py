@@ -73,7 +73,8 @@ class Pipeline:
         features = program.features
         featured: dict[str, frozenset[str]] = {}
         if context.data is not None and any("data" in p.effect().wants for p in self.passes):
-            check_data(context.data, admission_of_program(program))
+            before = sum(item.tokens_before() for item in self.passes)
+            check_data(context.data, admission_of_program(program).behind(before))
         for number, item in enumerate(self.passes, 1):
             where = f"pass {number} of {len(self.passes)}, '{item}',"
             effect = item.effect()
