@@ -17,6 +17,7 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError
 from sparsify.ir.features.prompt import prompts
 from sparsify.ir.program import Program
+from sparsify.ir.views.embedding import table_at
 from sparsify.select.prompts import drawn_rows, loss_of
 from sparsify.train.losses import check_labels
 
@@ -33,7 +34,8 @@ class ChoosePrompt(Pass):
 
     def effect(self) -> Effect:
         """Needs the prompt, and data where there is a choice; says that it is on."""
-        return effect(needs=["prompt"], sets=["prompted"], wants=["data"] if self.tries > 1 else [])
+        wants = ["data"] if self.tries > 1 else []
+        return effect(needs=["prompt"], sets=["prompted"], wants=wants, bars=["packed"])
 
     def check(self, program: Program) -> None:
         """Positive numbers."""
@@ -54,11 +56,10 @@ class ChoosePrompt(Pass):
             return 1
         assert context.data is not None
         indices, draw = sample(context.data, self.samples, context.seed), context.generator()
-        tried = [rows.clone()]
-        tried += [
-            drawn_rows(program, found.table, len(rows), "words", draw)
-            for _ in range(self.tries - 1)
-        ]
+        tried, table = [rows.clone()], table_at(found.embedded)
+        assert table is not None
+        for _ in range(self.tries - 1):
+            tried.append(drawn_rows(program, table, len(rows), "words", draw))
         losses = []
         context.progress.start(self.name, self.tries)
         for one in tried:

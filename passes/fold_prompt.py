@@ -28,7 +28,7 @@ class FoldPrompt(Pass):
     moves: ClassVar[Moves] = ROUNDING
 
     def effect(self) -> Effect:
-        """Needs the prompt, switched on; keys and values are kept as they are, so all that moves comes first."""
+        """Needs the prompt, switched on; heads that go go first."""
         return effect(
             needs=["prompt", "prompted"],
             drops=["prompt", "prompted"],
@@ -40,8 +40,8 @@ class FoldPrompt(Pass):
         """Fold it; returns the number of attentions."""
         if not masks_bar_future(program):
             raise OptionError(
-                "an attention lets the prompt see what follows it, so that its keys are others for every "
-                "sequence; leave the prompt unfolded"
+                "not every attention has a mask that bars what follows, so that the keys of the prompt may "
+                "be others for each sequence; leave it unfolded"
             )
         (found,) = prompts(program)
         return fold_prompt(program, found)

@@ -47,11 +47,11 @@ class Train(Pass):
 
     `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases),
     `adapters` (the branches beside linears only), `experts` (those beside linears, their routers, and
-    branches) or `prompt` (the rows of a soft prompt only). `schedule` is that of the learning rate, or `lors`: that of omission too. `task` weighs the
-    task loss, `distill` adds a distance to the dense twin. `balance` weighs the loss that spreads tokens over
-    experts: `E sum_i f_i P_i`, the mean over all routers, with f_i the share of tokens that go to expert i
-    and P_i its mean probability. `masks` says when masks are chosen anew, `decay` how masked weights are
-    pulled to zero. `save_every` steps lie between checkpoints.
+    branches) or `prompt` (the rows of a soft prompt). `schedule` is that of the learning rate, or `lors`:
+    that of omission too. `task` weighs the task loss, `distill` adds a distance to the dense twin. `balance`
+    weighs the loss that spreads tokens over experts: `E sum_i f_i P_i`, the mean over all routers, with f_i
+    the share of tokens that go to expert i and P_i its mean probability. `masks` says when masks are chosen
+    anew, `decay` how masked weights are pulled to zero. `save_every` steps lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"

@@ -113,7 +113,7 @@ class Labels:
 
     def __init__(self, program: Program) -> None:
         self._task, shape = TaskLoss(program), program.run()[0].shape
-        self.of_tokens, self._dims = len(shape) == 3, len(shape)
+        self.of_tokens, self._dims, self._classes = len(shape) == 3, len(shape), shape[-1]
 
     def __call__(self, part: dict[str, Tensor]) -> Tensor:
         """`[batch, length]` for logits of tokens, `[batch]` for those of sequences; DataError for none."""
@@ -121,6 +121,10 @@ class Labels:
         if labels is None or labels.is_floating_point() or labels.dim() != self._dims - 1:
             raise DataError(
                 "the data has no class for each of the program's logits; bring labels, or take by=dense"
+            )
+        if int(labels.max()) >= self._classes:
+            raise DataError(
+                f"the data has the label {int(labels.max())}, the program logits for {self._classes} classes"
             )
         return labels
 

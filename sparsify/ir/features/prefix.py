@@ -15,7 +15,16 @@ from torch import Tensor, fx
 
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.features.feature import Feature
-from sparsify.ir.features.prompt import IDS, MASK, POSITIONS, Prompt, drop_prompt, is_on, prompts, settle_switch
+from sparsify.ir.features.prompt import (
+    IDS,
+    MASK,
+    POSITIONS,
+    Prompt,
+    drop_prompt,
+    is_on,
+    prompts,
+    settle_switch,
+)
 from sparsify.ir.features.shorten import ATTENTION, END, Shortening, following
 from sparsify.ir.graph import Writer, output_nodes, redirect, sources, sweep
 from sparsify.ir.lower.attention import unrepeated
@@ -67,6 +76,7 @@ def fold_prompt(program: Program, found: Prompt) -> int:
     No attention may let the prompt see what follows. Raises OptionError for one that is written out.
     """
     places, count = _attentions(program), len(program.tensor(found.rows))
+    paths = _paths(program, places)
     kept = _computed(program, found, places)
     ids = program.graph.find_nodes(op="placeholder", target=IDS)[0]
     writer = Writer(program, after=found.longer[IDS])
@@ -75,17 +85,15 @@ def fold_prompt(program: Program, found: Prompt) -> int:
     batch = writer.call(aten.sym_size.int, ids, 0)
     nodes = following(found.joined)
     short = Shortening(program, whole, part, count)
-    short.measure_apart([found.table.node, *nodes])
+    short.measure_apart([found.embedded, *nodes])
     short.shorten(nodes, _between(places))
-    for place, pair in zip(places, kept, strict=True):
-        for node, path, value in zip(
-            (place.key, place.value), _paths(program, place), pair, strict=True
-        ):
-            after = Writer(program, after=node)
-            wide = after.call(aten.expand.default, after.buffer(path, value), [batch, -1, -1, -1])
-            joined = after.call(aten.cat.default, [wide, node], 2)
-            redirect(node, joined, but=(joined,))
-    operand, _, *rest = found.table.node.args
+    sides = [node for place in places for node in (place.key, place.value)]
+    for node, path, value in zip(sides, paths, kept, strict=True):
+        after = Writer(program, after=node)
+        wide = after.call(aten.expand.default, after.buffer(path, value), [batch, -1, -1, -1])
+        joined = after.call(aten.cat.default, [wide, node], 2)
+        redirect(node, joined, but=(joined,))
+    operand, _, *rest = found.embedded.args
     own = Writer(program, before=found.joined).call(aten.embedding.default, operand, ids, *rest)
     redirect(found.joined, own)
     for cut in dict.fromkeys(found.cuts):
@@ -111,8 +119,8 @@ def carry_prompt(made: Program, program: Program) -> None:
 
 def carry_prefixes(made: Program, program: Program) -> None:
     """Begin the caches of a decode variant with the prefixes of a program."""
-    pairs = [(program.tensor(item.key), program.tensor(item.value)) for item in prefixes(program)]
-    _before_caches(made, pairs)
+    paths = [path for item in prefixes(program) for path in (item.key, item.value)]
+    _before_caches(made, [program.tensor(path) for path in paths])
 
 
 def _attentions(program: Program) -> list[_Attention]:
@@ -132,10 +140,13 @@ def _between(places: Sequence[_Attention]) -> set[fx.Node]:
     return inside
 
 
-def _paths(program: Program, place: _Attention) -> tuple[str, str]:
-    """Paths after those of the weights that make keys and values."""
-    key, value = (_maker(program, node) for node in (place.key, place.value))
-    return paths_of(key)[0], paths_of(value)[1]
+def _paths(program: Program, places: Sequence[_Attention]) -> list[str]:
+    """For keys and values of each attention a path after that of the weight that makes them."""
+    makers = [_maker(program, node) for place in places for node in (place.key, place.value)]
+    paths = [paths_of(maker)[i % 2] for i, maker in enumerate(makers)]
+    if len(set(paths)) < len(paths):
+        raise OptionError("attentions share the weights of their keys; leave the prompt unfolded")
+    return paths
 
 
 def _maker(program: Program, node: fx.Node) -> str:
@@ -152,10 +163,8 @@ def _maker(program: Program, node: fx.Node) -> str:
     raise OptionError(f"no linear makes the keys at {node.name}, so that they cannot be kept")
 
 
-def _computed(
-    program: Program, found: Prompt, places: Sequence[_Attention]
-) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values `[1, heads, p, size]` of the places of the prompt, by the program itself."""
+def _computed(program: Program, found: Prompt, places: Sequence[_Attention]) -> list[Tensor]:
+    """Keys and values `[1, heads, p, size]` of the places of the prompt, in turns, by the program itself."""
     copy = program.shared()
     twins = dict(zip(program.graph.nodes, copy.graph.nodes, strict=True))
     wanted = [twins[node] for place in places for node in (place.key, place.value)]
@@ -164,21 +173,20 @@ def _computed(
     module = fx.GraphModule(copy.module, copy.graph)
     count = len(program.tensor(found.rows))
     with torch.no_grad(), evaluating(module):
-        values = [each[:1, :, :count].clone() for each in module(**program.sample)]
-    return list(zip(values[::2], values[1::2], strict=True))
+        return [each[:1, :, :count].clone() for each in module(**program.sample)]
 
 
-def _before_caches(made: Program, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _before_caches(made: Program, kept: Sequence[Tensor]) -> None:
+    """Put keys and values, in turns, before the caches of each layer."""
     inputs = {str(node.target): node for node in made.graph.find_nodes(op="placeholder")}
     pasts = [node for name, node in inputs.items() if made.dynamic[name].get(2) == "past"]
-    if len(pasts) != 2 * len(pairs):
+    if len(pasts) != len(kept):
         raise SparsifyError("the variant with a cache has other attentions than the program")
-    count = pairs[0][0].shape[2]
-    writer = Writer(made, after=list(inputs.values())[-1])
+    count, writer = kept[0].shape[2], Writer(made, after=list(inputs.values())[-1])
     batch = writer.call(aten.sym_size.int, inputs[IDS], 0)
-    for i, (node, value) in enumerate(zip(pasts, [v for pair in pairs for v in pair], strict=True)):
-        kept = writer.buffer(f"kept_{i // 2}{paths_of('')[i % 2]}", value)
-        wide = writer.call(aten.expand.default, kept, [batch, -1, -1, -1])
+    for i, (node, value) in enumerate(zip(pasts, kept, strict=True)):
+        stored = writer.buffer(f"layer_{i // 2}{paths_of('')[i % 2]}", value)
+        wide = writer.call(aten.expand.default, stored, [batch, -1, -1, -1])
         _lengthen(writer, node, [wide, node], 2)
     ones = writer.call(aten.new_ones.default, inputs[MASK], [batch, count])
     _lengthen(writer, inputs[MASK], [ones, inputs[MASK]], 1)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, reason_of
 from sparsify.ir.features.shorten import END
 from sparsify.ir.features.tail import before_tail
 from sparsify.ir.graph import Writer, output_nodes, redirect, sweep
@@ -25,7 +25,7 @@ from sparsify.ir.lower.match import RESHAPES
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import prompt as paths_of
 from sparsify.ir.types import propagate
-from sparsify.ir.views.embedding import Table, table_at, tables
+from sparsify.ir.views.embedding import Table, tables
 from sparsify.ir.views.linear import linear_at
 
 aten = torch.ops.aten
@@ -36,11 +36,11 @@ IDS, POSITIONS, SEGMENTS, MASK = "input_ids", "position_ids", "token_type_ids", 
 class Prompt:
     """A prompt in a program: nodes of its rows before those of the tokens, and paths of P and the switch.
 
-    `table` gives the rows of the longer ids, `joined` what goes on from there; `longer` are the inputs with
+    `embedded` are the rows of the longer ids, `joined` what goes on from there; `longer` are the inputs with
     p more places by name, `cuts` the nodes that drop the outputs of these places.
     """
 
-    table: Table
+    embedded: fx.Node
     joined: fx.Node
     rows: str
     switch: str
@@ -54,7 +54,7 @@ def table_of(program: Program) -> Table:
     found = [table for table in tables(program) if _is_ids(table.ids)]
     if refusal or len(found) != 1:
         raise OptionError(
-            f"a prompt cannot be put before the sequences: {refusal or 'no one table makes rows of their ids'}"
+            f"a prompt cannot stand before sequences: {refusal or 'no one table makes rows of their ids'}"
         )
     return found[0]
 
@@ -81,7 +81,7 @@ def _refusal(program: Program) -> str:
     for name, node in zip(program.source.outputs, output_nodes(program), strict=True):
         where = [dim for dim, own in enumerate(node.meta["val"].shape) if own == size]
         if where != [1]:
-            return f"the output '{name}' has not one row a token, so that the prompt could not be left out of it"
+            return f"the output '{name}' has not one row a token, the prompt's to be left out"
     return ""
 
 
@@ -109,7 +109,13 @@ def add_prompt(program: Program, rows: Tensor) -> Prompt:
             aten.slice.Tensor, place.node, 1, count, END
         )
         place.reader.replace_input_with(place.node, cut)
-    propagate(program)
+    try:
+        propagate(program)
+    except Exception as error:
+        raise OptionError(
+            f"a prompt cannot stand before sequences: sizes in the graph do not follow the inputs: "
+            f"{reason_of(error)[:200]}"
+        ) from error
     (found,) = prompts(program)
     return found
 
@@ -155,22 +161,19 @@ def _ends(program: Program) -> list[_End]:
 
 def prompts(program: Program) -> list[Prompt]:
     """The prompt of a program, if it has one."""
-    (ending, _) = paths_of("")
-    found = []
+    ending, found = paths_of("")[0], []
     for read in program.graph.find_nodes(op="get_attr"):
-        path = str(read.target)
-        if path.endswith(ending) and path == paths_of(path.removesuffix(ending))[0]:
-            found += [_read(program, read, path.removesuffix(ending))]
+        weight = str(read.target).removesuffix(ending)
+        if weight != read.target and program.has(paths_of(weight)[1]):
+            found.append(_read(program, read, weight))
     return found
 
 
 def _read(program: Program, read: fx.Node, weight: str) -> Prompt:
     (wide,) = read.users
     (joined,) = wide.users
-    (_, own), _ = joined.args
-    assert isinstance(own, fx.Node)
-    table, count = table_at(own.all_input_nodes[0]), own.args[2]
-    assert table is not None
+    own = joined.all_input_nodes[1]
+    embedded, count = own.all_input_nodes[0], own.args[2]
     longer = {}
     for node in program.graph.find_nodes(op="placeholder"):
         for user in node.users:
@@ -178,7 +181,7 @@ def _read(program: Program, read: fx.Node, weight: str) -> Prompt:
             if moved.target is aten.cat.default and _size(moved.all_input_nodes[0]) == count:
                 longer[str(node.target)] = moved
     cuts = tuple(end.node for end in _ends(program) if end.node.args[1:] == (1, count, END))
-    return Prompt(table, joined, *paths_of(weight), longer, cuts)
+    return Prompt(embedded, joined, *paths_of(weight), longer, cuts)
 
 
 def _size(node: fx.Node) -> Any:
@@ -190,7 +193,7 @@ def drop_prompt(program: Program, found: Prompt) -> None:
     inputs = {str(node.target): node for node in program.graph.find_nodes(op="placeholder")}
     for name, longer in found.longer.items():
         redirect(longer, inputs[name])
-    redirect(found.joined, found.table.node)
+    redirect(found.joined, found.embedded)
     for cut in dict.fromkeys(found.cuts):
         redirect(cut, cut.all_input_nodes[0])
     sweep(program)
