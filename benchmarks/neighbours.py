@@ -77,6 +77,7 @@ def main() -> None:
     learn = f"train{{steps={options.steps} batch=8 lr=0.003 warmup=0.1 task=0.5 distill=kl}}"
     context = Context(data=first, dense=larger, seed=options.seed)
     student = parse(learn).run(small(tokenizer, options.seed), context)
+    print(f"the small one has learnt for {options.steps} steps", flush=True)
     store = f"insert-neighbours{{size={options.size} k={options.k}}} | choose-neighbours"
     ways: dict[str, tuple[str, Data]] = {
         "next tokens of the text": (store, first),
@@ -87,6 +88,7 @@ def main() -> None:
     for name, (text, data) in ways.items():
         where = Context(data=data, dense=larger, seed=options.seed)
         programs[name] = parse(text).run(student.clone(), where)
+        print(f"{name}: filled", flush=True)
     programs["the same, shuffled"] = shuffled(programs[name].clone(), options.seed)
     rows = {name: figures(program, last, options) for name, program in programs.items()}
     times(programs, rows, options)

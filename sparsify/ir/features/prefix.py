@@ -126,9 +126,16 @@ def carry_prefixes(made: Program, program: Program) -> None:
 def _attentions(program: Program) -> list[_Attention]:
     found = []
     for node in program.graph.find_nodes(op="call_function", target=ATTENTION):
-        key, value = (unrepeated(each) or each for each in node.all_input_nodes[1:3])
-        found.append(_Attention(node, key, value))
+        found.append(_Attention(node, *(unrepeated(each) or each for each in _operands(node))))
     return found
+
+
+def _operands(attention: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The keys and values as they enter an attention."""
+    key, value = attention.args[1:3]
+    assert isinstance(key, fx.Node)
+    assert isinstance(value, fx.Node)
+    return key, value
 
 
 def _between(places: Sequence[_Attention]) -> set[fx.Node]:
@@ -136,7 +143,7 @@ def _between(places: Sequence[_Attention]) -> set[fx.Node]:
     inside = set[fx.Node]()
     for place in places:
         for start in (place.key, place.value):
-            inside |= (set(following(start)) & sources(*place.node.all_input_nodes[1:3])) - {start}
+            inside |= (set(following(start)) & sources(*_operands(place.node))) - {start}
     return inside
 
 
