@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, reason_of
 from sparsify.ir.facts.causal import masks_bar_future
 from sparsify.ir.features.prefix import fold_prompt
 from sparsify.ir.features.prompt import prompts
@@ -44,4 +44,13 @@ class FoldPrompt(Pass):
                 "be others for each sequence; leave it unfolded"
             )
         (found,) = prompts(program)
-        return fold_prompt(program, found)
+        count = fold_prompt(program, found)
+        program.module.recompile()
+        try:
+            program.run()
+        except Exception as error:
+            raise OptionError(
+                f"the program does not run without the places of the prompt ({reason_of(error)[:200]}); "
+                "leave it unfolded"
+            ) from error
+        return count

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sparsify.errors import OptionError
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.program import Program
 
@@ -68,7 +69,7 @@ class Shortening:
     def _behind(self, node: fx.Node, dims: tuple[int, ...]) -> fx.Node:
         """A value without the places of the prompt in those dimensions that have them."""
         if (node, dims) not in self._slices:
-            made = node
+            made = self._counted(node)
             for dim in dims:
                 if self._is_whole(node.meta["val"].shape[dim]):
                     made = Writer(self.program, after=made).call(
@@ -76,6 +77,25 @@ class Shortening:
                     )
             self._slices[node, dims] = made
         return self._slices[node, dims]
+
+    def _counted(self, node: fx.Node) -> fx.Node:
+        """What numbers all tokens of a batch, say, from sizes alone, worked out from the part."""
+        if not self._varies(node):
+            return node
+        if node.op != "call_function" or not callable(node.target):
+            raise OptionError(f"{node.name} has another length than the tokens")
+        args = fx.node.map_arg(node.args, self._argument)
+        return Writer(self.program, after=node).call(node.target, *args, **node.kwargs)
+
+    def _argument(self, node: fx.Node) -> fx.Node:
+        is_size = isinstance(node.meta["val"], torch.SymInt)
+        return self._size(node) if is_size else self._counted(node)
+
+    def _varies(self, node: fx.Node) -> bool:
+        """Whether a size of a value is worked out from the length, and is not the whole of it."""
+        (length,) = self.part.meta["val"].node.expr.free_symbols
+        sizes = [size for size in node.meta["val"].shape if isinstance(size, torch.SymInt)]
+        return any(length in s.node.expr.free_symbols and not self._is_whole(s) for s in sizes)
 
     def _size(self, node: fx.Node) -> fx.Node:
         """A size that was worked out from the whole length, worked out from the part."""
