@@ -156,8 +156,9 @@ def show(rows: dict[str, Any]) -> None:
         size = row["bytes"] / 1e6 if "bytes" in row else None
         numbers += [(size, ".1f"), (row.get("ms, 1"), ".2f"), (row.get(f"ms, {LENGTH}"), ".2f")]
         table.add_row(name, *("" if v is None else format(v, form) for v, form in numbers))
-    Console().print(table)
-    Console().print(machine_line(machine()))
+    console = Console(width=120)
+    console.print(table)
+    console.print(machine_line(machine()))
 
 
 def arguments() -> argparse.Namespace:

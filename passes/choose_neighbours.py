@@ -83,7 +83,7 @@ class ChooseNeighbours(Pass):
             others = reader.read(data, held, _HELD, self.batch, logits=True)
             if not len(others):
                 raise DataError("no row is left to choose on; give share and temperature")
-            best = choose(program, found, store, others, share, temperature)
+            best = choose(found, store, others, share, temperature)
             share, temperature = best.share, best.temperature
             context.notes.append(
                 f"{best.alone:.3f} nats on {len(others)} rows alone, {best.with_store:.3f} with the store"

@@ -130,7 +130,6 @@ class Labels:
 
 
 def choose(
-    program: Program,
     found: Neighbours,
     store: Rows,
     held: Rows,
