@@ -59,7 +59,7 @@ def test_the_hand_example_as_a_program(form):
     assert p.tolist() == pytest.approx([0.45599, 0.54401], abs=5e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma", "bert", "block"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "block"])
 def test_an_empty_share_is_the_model_bit_for_bit(family, traced, text, tokens):
     """R2, also once the store is full: c = 0 is a switch."""
     program = traced(family)
