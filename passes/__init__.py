@@ -8,12 +8,15 @@ from passes.choose_adapters import ChooseAdapters as ChooseAdapters
 from passes.choose_bias import ChooseBias as ChooseBias
 from passes.choose_clusters import ChooseClusters as ChooseClusters
 from passes.choose_masks import ChooseMasks as ChooseMasks
+from passes.choose_neighbours import ChooseNeighbours as ChooseNeighbours
+from passes.choose_prompt import ChoosePrompt as ChoosePrompt
 from passes.choose_scales import ChooseScales as ChooseScales
 from passes.choose_slorb import ChooseSlorb as ChooseSlorb
 from passes.fold_adapters import FoldAdapters as FoldAdapters
 from passes.fold_bias import FoldBias as FoldBias
 from passes.fold_lora import FoldLora as FoldLora
 from passes.fold_masks import FoldMasks as FoldMasks
+from passes.fold_prompt import FoldPrompt as FoldPrompt
 from passes.fold_quantizers import FoldQuantizers as FoldQuantizers
 from passes.fold_scales import FoldScales as FoldScales
 from passes.insert_adapters import InsertAdapters as InsertAdapters
@@ -21,8 +24,10 @@ from passes.insert_bias import InsertBias as InsertBias
 from passes.insert_experts import InsertExperts as InsertExperts
 from passes.insert_lora import InsertLora as InsertLora
 from passes.insert_masks import InsertMasks as InsertMasks
+from passes.insert_neighbours import InsertNeighbours as InsertNeighbours
 from passes.insert_omission import InsertOmission as InsertOmission
 from passes.insert_probes import InsertProbes as InsertProbes
+from passes.insert_prompt import InsertPrompt as InsertPrompt
 from passes.insert_quantizers import InsertQuantizers as InsertQuantizers
 from passes.insert_scales import InsertScales as InsertScales
 from passes.insert_slorb import InsertSlorb as InsertSlorb
@@ -71,7 +76,10 @@ ALL = (
     InsertQuantizers,
     ChooseScales,
     InsertOmission,
+    InsertPrompt,
+    ChoosePrompt,
     Train,
+    FoldPrompt,
     RemoveOmission,
     FoldLora,
     FoldAdapters,
@@ -84,6 +92,8 @@ ALL = (
     MergeExperts,
     PruneLayers,
     PruneHidden,
+    InsertNeighbours,
+    ChooseNeighbours,
     RemoveQuantizers,
     FoldQuantizers,
     PackNm,

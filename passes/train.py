@@ -56,14 +56,14 @@ class Train(Pass):
     and attention too and computes again what is cheap.
 
     `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases),
-    `adapters` (the branches beside linears only) or `experts` (those beside linears, their routers, and
-    branches). `schedule` is that of the learning rate, or `lors`: that of omission too. `task` weighs the
-    task loss, `distill` adds a distance to the dense twin. `balance` weighs the loss that spreads tokens over
-    experts: `E sum_i f_i P_i`, the mean over all routers, with f_i the share of tokens that go to expert i
-    and P_i its mean probability. `masks` says when masks are chosen anew, `decay` how masked weights are
-    pulled to zero, which is a part of AdamW's step. `optimizer=sgd` has a `momentum`, and its weight decay is
-    a part of the gradient. `domains` says how data with domains is drawn, and when the loss of what each
-    holds out is measured. `save_every` steps lie between checkpoints.
+    `adapters` (the branches beside linears only), `experts` (those beside linears, their routers, and
+    branches) or `prompt` (the rows of a soft prompt). `schedule` is that of the learning rate, or `lors`:
+    that of omission too. `task` weighs the task loss, `distill` adds a distance to the dense twin. `balance`
+    weighs the loss that spreads tokens over experts: `E sum_i f_i P_i`, the mean over all routers, with f_i
+    the share of tokens that go to expert i and P_i its mean probability. `masks` says when masks are chosen
+    anew, `decay` how masked weights are pulled to zero, which is a part of AdamW's step. `optimizer=sgd` has a
+    `momentum`, and its weight decay is a part of the gradient. `domains` says how data with domains is
+    drawn, and when the loss of what each holds out is measured. `save_every` steps lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -71,7 +71,7 @@ class Train(Pass):
     steps: int
     batch: int = 8
     lr: float = 1e-3
-    update: Literal["all", "lora", "norms", "adapters", "experts"] = "all"
+    update: Literal["all", "lora", "norms", "adapters", "experts", "prompt"] = "all"
     schedule: Shape | Lors = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -91,7 +91,9 @@ class Train(Pass):
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
-        needs: list[str] = [self.update] if self.update in ("lora", "adapters", "experts") else []
+        # A prompt that is off would learn nothing.
+        needed = {"prompt": ["prompt", "prompted"], "all": [], "norms": []}
+        needs: list[str] = [*needed.get(self.update, [self.update])]
         bars: list[str] = []
         if self.masks is not None:
             needs += [f"mask.{kind}" for kind in self.masks.of]

@@ -61,6 +61,9 @@ CASES = {
         "insert-adapters{ratio=0.3 targets=down}",
     ),
     "fold-adapters": ("mlp", "insert-adapters{ratio=0.3 targets=down}", "fold-adapters"),
+    "insert-neighbours": ("mlp", "", "insert-neighbours{size=6 k=2}"),
+    "insert-prompt": ("routed", "", "insert-prompt{tokens=3}"),
+    "fold-prompt": ("routed", "insert-prompt{tokens=3} | choose-prompt", "fold-prompt"),
     "insert-experts": ("mlp", "", "insert-experts{experts=3 rank=2 scale=0.5}"),
     "merge-experts": ("alike", "", "merge-experts"),
     "fold-quantizers": (

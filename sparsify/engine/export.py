@@ -120,6 +120,8 @@ def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:
         advice = f"add {' | '.join(passes)} to the pipeline, or " if passes else ""
         if "merged-experts" in unfit:
             advice = "give choose-clusters gates=sliced and put prune-experts in place of merge-experts, or "
+        if "prompt" in unfit:  # which no other form of it would change
+            advice = "leave insert-prompt out of the pipeline, or "
         if PACKED in unfit:
             advice = "leave pack-nm out of the pipeline, or "
         raise ExportError(

@@ -86,6 +86,24 @@ def expert_branches(path: str) -> tuple[str, str, str, str, str, str]:
     return one, two, three, four, five, six
 
 
+def neighbours(path: str) -> tuple[str, str, str, str]:
+    """The paths of the store behind the head of a weight: keys, values, share and temperature."""
+    keys, values, share, temperature = (
+        f"{path}_neighbour_{word}" for word in ("keys", "values", "share", "temperature")
+    )
+    return keys, values, share, temperature
+
+
+def prompt(path: str) -> tuple[str, str]:
+    """The paths of the prompt `[p, width]` before the rows of a table, and of its switch `[]`."""
+    return f"{path}_prompt", f"{path}_prompt_on"
+
+
+def prefix(path: str) -> tuple[str, str]:
+    """The paths of keys and values `[1, heads, p, size]` before those that a weight makes."""
+    return f"{path}_prefix_key", f"{path}_prefix_value"
+
+
 def added_bias(path: str) -> str:
     """The path of a bias `[out]` behind the linear that owns a weight."""
     return f"{path}_added_bias"

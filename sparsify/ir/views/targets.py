@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from sparsify.errors import OptionError, nearest
+from sparsify.ir.ops.neighbours import mix_neighbours
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of, suffixes
 from sparsify.ir.views.composition import is_composing
@@ -126,9 +127,14 @@ def _readers(program: Program, path: str) -> list[fx.Node]:
 
 
 def is_head(program: Program, view: Linear) -> bool:
-    """Whether a linear produces the program's output or shares its weight with another kind of op."""
+    """Whether a linear produces the program's output or shares its weight with another kind of op.
+
+    A store that is mixed into the output is passed over.
+    """
     (output,) = program.graph.find_nodes(op="output")
-    if view.node in output.all_input_nodes:
+    outputs = output.all_input_nodes
+    outputs += [node.all_input_nodes[0] for node in outputs if node.target is mix_neighbours]
+    if view.node in outputs:
         return True
     return any(
         linear_at(program, user) is None and user.target is aten.embedding.default

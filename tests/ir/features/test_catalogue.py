@@ -27,6 +27,9 @@ ADDED = {
     "adapters": "insert-adapters{ratio=0.5}",
     "slorb": "insert-masks | insert-slorb{k=4}",
     "experts": "insert-experts{experts=3 rank=2}",
+    "neighbours": "insert-neighbours{size=16 k=4}",
+    "prompt": "insert-prompt{tokens=3}",
+    "prefix": "insert-prompt{tokens=3} | choose-prompt | fold-prompt",
     "probe": "insert-probes",
     "quantizers": "insert-quantizers{values=int8}",
     "omission": "insert-omission",
@@ -52,6 +55,9 @@ TAKEN_OUT = {
     "adapters": ["fold-adapters"],
     "experts": [],
     "slorb": [],
+    "neighbours": [],
+    "prompt": ["fold-prompt"],
+    "prefix": [],
     "merged-experts": [],
     "packed": [],
 }
@@ -86,6 +92,7 @@ def test_every_feature_of_the_graph_is_tried_here():
         "shares",
         "values",
         "clusters",
+        "prompted",
     }
 
 
@@ -95,7 +102,16 @@ def test_the_pass_that_takes_it_out(name):
 
 
 def test_what_a_decode_variant_takes_over():
-    assert carried() == {"merged-experts", "adapters", "experts", "slorb", "packed"}
+    assert carried() == {
+        "merged-experts",
+        "adapters",
+        "experts",
+        "slorb",
+        "neighbours",
+        "prompt",
+        "prefix",
+        "packed",
+    }
 
 
 def test_names_are_unique():
