@@ -10,6 +10,7 @@ from passes.choose_clusters import ChooseClusters
 from passes.choose_masks import ChooseMasks
 from passes.choose_scales import ChooseScales
 from passes.choose_slorb import ChooseSlorb
+from passes.choose_tensors import ChooseTensors
 from passes.fold_adapters import FoldAdapters
 from passes.fold_bias import FoldBias
 from passes.fold_lora import FoldLora
@@ -38,6 +39,7 @@ from passes.prune_layers import PruneLayers
 from passes.remove_omission import RemoveOmission
 from passes.remove_probes import RemoveProbes
 from passes.remove_quantizers import RemoveQuantizers
+from passes.split_linears import SplitLinears
 from passes.train import Train
 
 ALL = (
@@ -51,6 +53,7 @@ ALL = (
     InsertBias,
     ChooseBias,
     RemoveProbes,
+    ChooseTensors,
     InsertLora,
     AllocateRanks,
     InsertSlorb,
@@ -76,6 +79,7 @@ ALL = (
     MergeExperts,
     PruneLayers,
     PruneHidden,
+    SplitLinears,
     RemoveQuantizers,
     FoldQuantizers,
     PackNm,

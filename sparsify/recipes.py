@@ -92,10 +92,9 @@ RECIPES = (
     Recipe(
         "structured",
         "half of the heads and channels removed, recovered by low-rank branches, physically smaller",
-        "insert-masks{of=heads,channels} | choose-masks{of=heads score=taylor sparsity=0.5} | "
-        "choose-masks{of=channels score=taylor sparsity=0.5 multiple=8} | prune-heads | "
-        "prune-channels | insert-lora{rank=32 alpha=32.0} | "
-        "train{steps=150 batch=8 lr=0.006 update=lora task=0.0 distill=kl} | fold-lora",
+        f"{_GROUPS} | choose-masks{{of=heads score=taylor sparsity=0.5}} | "
+        "choose-masks{of=channels score=taylor sparsity=0.5 multiple=8} | "
+        f"{_SMALLER} | {_HEALED}",
     ),
     Recipe(
         "semi-structured",
@@ -170,8 +169,7 @@ RECIPES = (
         "wanda-sp",
         "a quarter of the heads and channels of every layer by size times input norm, no retraining",
         f"insert-probes | calibrate | {_GROUPS} | "
-        "choose-masks{of=heads,channels score=wanda sparsity=0.25} | remove-probes | "
-        f"{_SMALLER}",
+        f"choose-masks{{of=heads,channels score=wanda sparsity=0.25}} | remove-probes | {_SMALLER}",
     ),
     Recipe(
         "llm-pruner",
@@ -271,12 +269,17 @@ RECIPES = (
         "remove-probes | prune-experts",
     ),
     Recipe(
+        "trawl",
+        "up and down of one layer as what they share at a low rank, the layer and the rank searched on half of "
+        "the data, reported on the other; the same size, less noise where there is some (TRAWL)",
+        "choose-tensors{rank=16,32,64,128 search=loss}",
+    ),
+    Recipe(
         "encoder",
         "an encoder with half of its heads and channels, distilled from the dense one on plain sentences",
         "insert-probes | calibrate | insert-masks{of=heads,channels} | "
         "choose-masks{of=heads score=wanda sparsity=0.5} | "
-        "choose-masks{of=channels score=wanda sparsity=0.5 multiple=8} | remove-probes | "
-        "prune-heads | prune-channels | "
+        f"choose-masks{{of=channels score=wanda sparsity=0.5 multiple=8}} | remove-probes | {_SMALLER} | "
         "train{steps=200 batch=16 lr=0.0003 task=0.0 distill=squared}",
     ),
 )

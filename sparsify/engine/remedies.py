@@ -14,6 +14,7 @@ _PREFERRED = {"quantizers": "pack-nm"}
 _OWN = {
     "quantizers": "give values=rounded, as insert-quantizers has them",
     "merged-experts": "experts are merged once: choose fewer clusters the first time",
+    "factors": "put it before split-linears",
     "quantized": "the rounding was switched on by choose-scales, and outputs would move without it",
 }
 

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+from torch import fx
+
 from sparsify.ir.axes.groups import Group, groups
+from sparsify.ir.axes.roles import LINEAR
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.graph import sources
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
 from sparsify.ir.views.linear import Linear, linears
@@ -11,10 +15,36 @@ from sparsify.ir.views.linear import Linear, linears
 
 @dataclass(frozen=True)
 class FeedForward:
-    """A block: `first` makes channels of what enters it (others may, too), `last` its output of them."""
+    """A block: `makers` make channels of what enters it, `last` its output of them."""
 
-    first: Linear
+    makers: tuple[Linear, ...]
     last: Linear
+
+    @property
+    def first(self) -> Linear:
+        """The first of those that make channels."""
+        return self.makers[0]
+
+    @property
+    def up(self) -> Linear:
+        """What makes the channels that a gate multiplies, where there is one; else the first.
+
+        Of several makers it is the one from which `last` is reached without an activation.
+        """
+        nodes = {view.node: view for view in self.makers}
+        straight, through = set[fx.Node](), set[fx.Node]()
+        queue, seen = [self.last.x], {self.last.x}
+        while queue:
+            node = queue.pop()
+            if node in nodes:
+                straight.add(node)
+            elif node.target in LINEAR:
+                queue += [source for source in node.all_input_nodes if source not in seen]
+                seen.update(node.all_input_nodes)
+            else:
+                through |= sources(node)
+        plain = [view for node, view in nodes.items() if node in straight - through]
+        return plain[0] if plain else self.first
 
 
 def feed_forwards(program: Program) -> list[FeedForward]:
@@ -41,4 +71,4 @@ def _block(group: Group, views: dict[str, list[Linear]]) -> FeedForward | None:
     first = [view for path, found in views.items() if path in makers for view in found]
     if len(last) != 1 or len({view.x for view in first}) != 1:
         return None
-    return FeedForward(first[0], last[0])
+    return FeedForward(tuple(first), last[0])
