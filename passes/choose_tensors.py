@@ -39,8 +39,8 @@ class ChooseTensors(Pass):
     `scope` puts the stacks of `segment` layers that follow each other into one, or those of all. `layers`
     are counted from 0 among the layers that have such a stack, below 0 from the end. With `search` each layer
     is tried alone at each `rank`, by the loss (or the share of labels missed) on `samples` sequences of the
-    first half of the data; the best stays if it beats the model as it is, and is reported, with the median over
-    layers, on as many of the second half.
+    first half of the data; the best stays if it beats the model as it is. It is reported, with the median
+    over layers, on as many of the second half.
     """
 
     name: ClassVar[str] = "choose-tensors"
@@ -63,7 +63,7 @@ class ChooseTensors(Pass):
         return effect(wants=["data"] if self.search else [], bars=barred)
 
     def check(self, program: Program) -> None:
-        """There must be stacks of one shape each, which have the ranks, and one rank where nothing chooses."""
+        """There must be stacks of one shape each that have the ranks, and one rank where nothing chooses."""
         if not self.rank or (len(self.rank) > 1 and self.search is None):
             raise OptionError(
                 f"rank={','.join(map(str, self.rank))} must be one number, unless search=loss is to choose"
@@ -116,9 +116,7 @@ class ChooseTensors(Pass):
     def _fit(self, program: Program, context: Context, stack: Stack, rank: int) -> Fit:
         return fit(stack.tensor(program), rank, self.form, context.seed)
 
-    def _searched(
-        self, program: Program, context: Context, found: Sequence[Stack], by: By
-    ) -> int:
+    def _searched(self, program: Program, context: Context, found: Sequence[Stack], by: By) -> int:
         assert context.data is not None
         halves, loss = split(context.data, 0.5), TaskLoss(program)
         chooses, holds = (

@@ -29,8 +29,7 @@ _PACKED_INT4 = (
     f"{_PRUNED} | insert-quantizers{{values=int4 group=64}} | choose-scales{{by=mse}} | "
     f"{_RECOVERED} | pack-nm{{values=int4}}"
 )
-_GROUPS = "insert-masks{of=heads,channels}"
-_SMALLER = "prune-heads | prune-channels"
+_GROUPS, _SMALLER = "insert-masks{of=heads,channels}", "prune-heads | prune-channels"
 _HEALED = (
     "insert-lora{rank=32 alpha=32.0} | "
     "train{steps=150 batch=8 lr=0.006 update=lora task=0.0 distill=kl} | fold-lora"
@@ -41,7 +40,6 @@ _ADAPTED = (
     f"train{{steps=400 batch=16 lr=0.0003 warmup=0.1 {_DISTILLED} "
     "masks=every decay=ars-ste{peak=0.0003}} | fold-masks"
 )
-
 _OBSERVED = "insert-probes | calibrate{samples=128}"
 _ROUTED = "insert-probes{of=routers} | calibrate{samples=128}"
 
@@ -270,8 +268,7 @@ RECIPES = (
     ),
     Recipe(
         "trawl",
-        "up and down of one layer as what they share at a low rank, the layer and the rank searched on half of "
-        "the data, reported on the other; the same size, less noise where there is some (TRAWL)",
+        "up and down of one layer at a low rank: which, half of the data says, and the other half its worth",
         "choose-tensors{rank=16,32,64,128 search=loss}",
     ),
     Recipe(

@@ -35,7 +35,7 @@ def chains(program: Program, views: Sequence[Linear], *, shared: bool) -> dict[s
 def _pays(weight: Tensor, rank: int, core: int = 0) -> bool:
     """Whether factors take fewer multiply-adds than the weight, `core` those between them."""
     outputs, inputs = weight.shape
-    return 0 < rank and rank * (outputs + inputs) + core < outputs * inputs
+    return rank > 0 and rank * (outputs + inputs) + core < outputs * inputs
 
 
 def _alike(weights: Mapping[str, Tensor], paths: Sequence[str]) -> list[list[str]]:
@@ -51,17 +51,16 @@ def _together(
 ) -> dict[str, Chain]:
     """The chains of weights that share rows and columns at the rank of the largest; empty if they do not."""
     matrices, rank = [weights[path] for path in paths], max(ranks[path] for path in paths)
-    dtype = matrices[0].dtype
-    joint = [matrix_rank(torch.cat(matrices, dim), dtype) for dim in (0, 1)]
+    joint = [matrix_rank(torch.cat(matrices, dim), matrices[0].dtype) for dim in (0, 1)]
     if max(joint) > rank or not _pays(matrices[0], rank, rank * rank):
         return {}
     left, right = shared_spaces(matrices, rank)
     first, _, last = factors(paths[0])
     return {
         path: {
-            first: right.T.to(dtype).contiguous(),
-            factors(path)[1]: (left.T @ matrix.double() @ right).to(dtype),
-            last: left.to(dtype).contiguous(),
+            first: _stored(right.T, matrix),
+            factors(path)[1]: _stored(left.T @ matrix.double() @ right, matrix),
+            last: _stored(left, matrix),
         }
         for path, matrix in zip(paths, matrices, strict=True)
     }
@@ -70,4 +69,9 @@ def _together(
 def _apart(path: str, weight: Tensor, rank: int) -> Chain:
     a, b = best_rank(weight.double(), rank)
     first, _, last = factors(path)
-    return {first: a.to(weight.dtype), last: b.to(weight.dtype)}
+    return {first: _stored(a, weight), last: _stored(b, weight)}
+
+
+def _stored(factor: Tensor, weight: Tensor) -> Tensor:
+    """A factor in the type of a weight, its rows one after the other as on disk."""
+    return factor.to(weight.dtype).contiguous()

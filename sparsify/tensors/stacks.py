@@ -49,9 +49,9 @@ def fit(stack: Tensor, rank: int, form: Form = "tucker", seed: int = 0) -> Fit:
 
     Tucker is higher-order orthogonal iteration over the two modes of the matrices, from singular vectors; n
     stays. CP is fitted inside the subspaces that Tucker finds: by eigenvectors where n is 2 and they are
-    real, and by alternating least squares from singular vectors and from five draws; the best whose components
-    are bounded counts. The best CP of a rank need not exist: components then grow and cancel, and a ridge
-    keeps them bounded.
+    real, and by alternating least squares from singular vectors and from five draws; the best one counts whose
+    components are bounded. The best CP of a rank need not exist: components then grow and cancel, and a
+    ridge keeps them bounded.
 
     Args:
         stack: T [n, a, b].
@@ -130,9 +130,9 @@ def _cp(core: Array, rank: int, seed: int) -> tuple[Array, float]:
     if best is not None:
         return best[1] * size, 0.0
     for ridge in _RIDGES:
-        parts = _least_squares(unit, rank, seed, 0, ridge)
-        if parts is not None and _largest(parts) <= _LARGEST:
-            return _multiplied(parts) * size, ridge
+        held = _least_squares(unit, rank, seed, 0, ridge)
+        if held is not None and _largest(held) <= _LARGEST:
+            return _multiplied(held) * size, ridge
     raise SparsifyError(f"no bounded CP of rank {rank} was found; use form=tucker")
 
 

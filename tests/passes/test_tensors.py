@@ -1,4 +1,4 @@
-"""choose-tensors: what it touches, what it leaves alone, and what a search may say (TRAWL, checks T2, T5-T8)."""
+"""choose-tensors: what it touches, what it leaves alone, and what a search may say (TRAWL, T2, T5-T8)."""
 
 import statistics
 
@@ -146,7 +146,10 @@ def test_the_layout_of_storage_does_not_matter(form):
 def test_the_whole_rank_changes_nothing(traced):
     program = traced("llama")
     before, outputs = weights(program), program.run()[0]
-    run(program, "choose-tensors{rank=96} | choose-tensors{stack=one rank=64 targets=*q_proj,*o_proj}")
+    run(
+        program,
+        "choose-tensors{rank=96} | choose-tensors{stack=one rank=64 targets=*q_proj,*o_proj}",
+    )
     for path, value in weights(program).items():
         torch.testing.assert_close(value, before[path], rtol=0, atol=1e-6)
     assert largest_difference([outputs], [program.run()[0]]) <= 1e-5
@@ -350,7 +353,9 @@ def test_a_search_by_errors_is_the_same_twice(taught):
         run(taught[0].clone(), SEARCH % "errors", context=context)
         rows.append(context.figures["choose-tensors"])
     assert rows[0] == rows[1]
-    assert all(row["score"] * 128 * 11 == pytest.approx(round(row["score"] * 128 * 11)) for row in rows[0])
+    assert all(
+        row["score"] * 128 * 11 == pytest.approx(round(row["score"] * 128 * 11)) for row in rows[0]
+    )
 
 
 def test_the_recipe_searches(traced, text):

@@ -13,9 +13,7 @@ RANKS = (1, 2, 4, 6, 8, 12, 24, 48)
 
 
 def normal(seed, *shape):
-    return torch.randn(
-        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def low(count, rank=6, orthonormal=False):
@@ -124,7 +122,9 @@ def test_what_is_refused(monkeypatch):
     with pytest.raises(OptionError) as caught:
         fit(torch.ones(2, 4, 5), 6)
     assert str(caught.value) == "rank=6 is not from 1 to 5, the most that matrices [4, 5] can share"
-    with pytest.raises(SparsifyError, match="the stack to approximate has 1 of 8 values that are NaN"):
+    with pytest.raises(
+        SparsifyError, match="the stack to approximate has 1 of 8 values that are NaN"
+    ):
         fit(torch.tensor([1.0, 2, 3, 4, 5, 6, 7, torch.nan]).reshape(2, 2, 2), 1)
     monkeypatch.setitem(sys.modules, "tensorly.decomposition", None)
     with pytest.raises(SparsifyError) as caught:

@@ -1,4 +1,4 @@
-"""Attention's own linears, read off the axes: those that make queries, keys and values, and what reads heads."""
+"""Attention's linears, read off the axes: those that make queries, keys and values, and what reads heads."""
 
 from collections.abc import Callable, Iterable
 
@@ -53,7 +53,7 @@ def _nearest(
     start: fx.Node, onward: Callable[[fx.Node], Iterable[fx.Node]], stops: set[fx.Node]
 ) -> set[fx.Node]:
     """The first of some nodes on every way from a node."""
-    queue, seen, found = [start], {start}, set()
+    queue, seen, found = [start], {start}, set[fx.Node]()
     while queue:
         for node in onward(queue.pop()):
             if node not in seen:

@@ -1,4 +1,4 @@
-"""Weights stored as factors: `linear(x, W, b)  ->  linear(linear(x, A), B, b)`, or with a core between them."""
+"""Weights stored as factors: `linear(x, W, b)  ->  linear(linear(x, A), B, b)`, or with a core between."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
