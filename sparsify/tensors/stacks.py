@@ -49,9 +49,9 @@ def fit(stack: Tensor, rank: int, form: Form = "tucker", seed: int = 0) -> Fit:
 
     Tucker is higher-order orthogonal iteration over the two modes of the matrices, from singular vectors; n
     stays. CP is fitted inside the subspaces that Tucker finds: by eigenvectors where n is 2 and they are
-    real, and by alternating least squares from singular vectors and from five draws; the best one counts whose
-    components are bounded. The best CP of a rank need not exist: components then grow and cancel, and a
-    ridge keeps them bounded.
+    real, and by alternating least squares from singular vectors and from five draws; the best one counts
+    whose components are bounded. The best CP of a rank need not exist: components then grow and cancel, and
+    a ridge keeps them bounded.
 
     Args:
         stack: T [n, a, b].
