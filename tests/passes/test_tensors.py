@@ -18,7 +18,7 @@ from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.linear import linears, out_in
 from sparsify.ir.views.targets import targeted
-from sparsify.recipes import recipe
+from sparsify.recipes.catalogue import recipe
 from sparsify.select.stacks import joined, stacks
 from sparsify.tensors.lowrank import best_rank, matrix_rank
 from sparsify.tensors.precision import largest_difference
