@@ -37,8 +37,9 @@ class InsertMasks(Pass):
     ignore: tuple[str, ...] = ()
 
     def effect(self) -> Effect:
-        """Adds one feature for each kind."""
-        return effect(adds=[KINDS[name].feature for name in self.of], bars=["omission"])
+        """Adds one feature for each kind; what is removed goes before weights are split into factors."""
+        barred = ["omission", *(["factors"] if self.of != ("weights",) else [])]
+        return effect(adds=[KINDS[name].feature for name in self.of], bars=barred)
 
     def check(self, program: Program) -> None:
         """Globs must match, something must be prunable, and linears alone may read a masked weight."""

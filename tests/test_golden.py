@@ -72,6 +72,13 @@ CASES = {
         "fold-quantizers",
     ),
     "remove-quantizers": ("mlp", "insert-quantizers", "remove-quantizers"),
+    "split-linears": ("mlp", "choose-tensors{rank=2}", "split-linears"),
+    "split-linears-shared": (
+        "block",
+        "choose-tensors{stack=attention rank=2 ignore=out}",
+        "split-linears",
+    ),
+    "split-linears-transposed": ("conv", "choose-tensors{stack=one rank=2}", "split-linears"),
     "pack-nm": ("mlp", "insert-masks | choose-masks{pattern=2:4} | fold-masks", "pack-nm"),
     "pack-nm-int8-transposed": (
         "conv",

@@ -42,7 +42,8 @@ from sparsify.signals import stop_of
 
 RUN = "run.json"
 # Beside the formats: what a run writes, and what was measured on its result.
-_WRITTEN = ("report.json", RUN, FILE, "train.json", "eval.json", "bench.json", "report.html")
+_FIGURES = ("train.json", "choose-tensors.json")
+_WRITTEN = ("report.json", RUN, FILE, *_FIGURES, "eval.json", "bench.json", "report.html")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -139,22 +138,14 @@ def _in_blocks(program: Program, view: BlockWeight) -> Weight:
 
 
 def _gone(program: Program, weights: Sequence[Weight]) -> list[Weight]:
-    """Matrices of removed layers: what has gone and is called as one that is left in another layer."""
-    kinds = {kind(weight.path): weight for weight in weights}
+    """Matrices of removed layers, called as one that is left in another layer, and those that were split."""
+    words = {kind(path): "factors" for path in program.plan.get("factors", {})}
+    words |= {kind(weight.path): weight.values for weight in weights}
     left = {weight.path for weight in weights}
     return [
-        replace(
-            kinds[kind(path)],
-            path=path,
-            shape=(),
-            was=tuple(shape),
-            zeros=0,
-            pattern="",
-            packed=False,
-            bytes=0,
-        )
+        Weight(path, (), tuple(shape), 0, "", packed=False, values=words[kind(path)], bytes=0)
         for path, shape in program.source.shapes.items()
-        if path not in left and kind(path) in kinds
+        if path not in left and kind(path) in words
     ]
 
 

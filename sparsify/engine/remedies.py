@@ -16,6 +16,7 @@ _OWN = {
     "merged-experts": "experts are merged once: choose fewer clusters the first time",
     "neighbours": "a store is made of the states as they will be: put insert-neighbours behind",
     "prefix": "the program has a prompt already, folded into keys and values",
+    "factors": "put it before split-linears",
     "quantized": "the rounding was switched on by choose-scales, and outputs would move without it",
 }
 

@@ -22,8 +22,9 @@ class Plan(TypedDict, total=False):
     `blocks` the paths of the masks of what went, one list a pass, `shares` the sparsity or N:M of a weight
     by its path, `values` what it is to be rounded to, as in int4:32, `experts` how those beside a weight
     are computed by its path, `packed` how a weight was packed by its path, `clusters` the numbers of the
-    clusters of experts by the path of their router, `reordered` how often entries of weights were put in
-    another order.
+    clusters of experts by the path of their router, `stacks` the paths of weights that were approximated
+    together, one list a stack, `factors` the paths of what a weight was split into by its path, `reordered`
+    how often entries of weights were put in another order.
     """
 
     axes: list[dict[str, Any]]
@@ -34,6 +35,8 @@ class Plan(TypedDict, total=False):
     experts: dict[str, dict[str, Any]]
     packed: dict[str, dict[str, Any]]
     clusters: dict[str, list[int]]
+    stacks: list[list[str]]
+    factors: dict[str, list[str]]
     reordered: int
 
 

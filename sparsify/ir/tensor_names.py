@@ -8,6 +8,8 @@ from sparsify.errors import SparsifyError
 PACKED = "packed"
 _PACKED = "_packed"
 _BLOCKS = ("_blocks", "_block_scales")
+# Feature of a program with weights stored as factors: like packed ones they stand for a weight that is gone.
+FACTORS = "factors"
 # Suffix to a weight's path -> the feature whose presence it proves; filled by `ir.features.catalogue`.
 _SUFFIXES: dict[str, str] = {}
 _OF_VALUES: set[str] = set()
@@ -31,7 +33,7 @@ def suffixes() -> tuple[str, ...]:
 
 def graph_features() -> frozenset[str]:
     """Features that the graph shows."""
-    return frozenset({*_SUFFIXES.values(), PACKED})
+    return frozenset({*_SUFFIXES.values(), PACKED, FACTORS})
 
 
 def value_features() -> frozenset[str]:
@@ -137,6 +139,15 @@ def switch_of(path: str) -> str:
 def omission(path: str) -> str:
     """The path of the numbers `[size]` of all neurons of a site, by the first weight that makes them."""
     return f"{path}_omission"
+
+
+def factors(path: str) -> tuple[str, str, str]:
+    """The paths of what a weight was split into, the first read first.
+
+    `[rank, in]`, `[rank, rank]` where the others are shared by several weights, `[out, rank]`.
+    """
+    first, core, last = (f"{path}_factor_{word}" for word in ("in", "core", "out"))
+    return first, core, last
 
 
 def packed(path: str) -> str:

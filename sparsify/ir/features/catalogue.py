@@ -9,6 +9,7 @@ from sparsify.ir.features import (
     convolution_mask,
     expert_mask,
     experts,
+    factors,
     group_mask,
     lora,
     merged_experts,
@@ -25,7 +26,7 @@ from sparsify.ir.features import (
 )
 from sparsify.ir.features.feature import Feature
 
-# What is carried over into a decode variant is carried in this order: branches before packing.
+# What is carried over into a decode variant is carried in this order: factors and branches before packing.
 ALL: tuple[Feature, ...] = (
     *weight_mask.FEATURES,
     *convolution_mask.FEATURES,
@@ -34,6 +35,7 @@ ALL: tuple[Feature, ...] = (
     *expert_mask.FEATURES,
     *merged_experts.FEATURES,
     *width_mask.FEATURES,
+    *factors.FEATURES,
     *lora.FEATURES,
     *row_scales.FEATURES,
     *bias.FEATURES,

@@ -21,6 +21,7 @@ ADDED = {
     "mask.layers": "insert-masks{of=layers}",
     "mask.blocks": "insert-masks{of=blocks}",
     "mask.hidden": "insert-masks{of=hidden}",
+    "factors": "choose-tensors{rank=2} | split-linears",
     "lora": "insert-lora{rank=2}",
     "row-scales": "insert-scales",
     "bias": "insert-masks{of=channels} | insert-bias{of=channels}",
@@ -46,6 +47,7 @@ TAKEN_OUT = {
     "mask.layers": ["prune-layers"],
     "mask.blocks": ["prune-layers{of=blocks}"],
     "mask.hidden": ["prune-hidden"],
+    "factors": [],
     "lora": ["fold-lora"],
     "row-scales": ["fold-scales"],
     "bias": ["fold-bias"],
@@ -104,6 +106,7 @@ def test_the_pass_that_takes_it_out(name):
 def test_what_a_decode_variant_takes_over():
     assert carried() == {
         "merged-experts",
+        "factors",
         "adapters",
         "experts",
         "slorb",
