@@ -1,6 +1,5 @@
 """The passes, one a file, and the parts of their options; `ALL` is the catalogue in the order of use."""
 
-<<<<<<< HEAD
 from passes.allocate_ranks import AllocateRanks as AllocateRanks
 from passes.allocate_sparsity import AllocateSparsity as AllocateSparsity
 from passes.allocate_values import AllocateValues as AllocateValues
@@ -13,6 +12,7 @@ from passes.choose_neighbours import ChooseNeighbours as ChooseNeighbours
 from passes.choose_prompt import ChoosePrompt as ChoosePrompt
 from passes.choose_scales import ChooseScales as ChooseScales
 from passes.choose_slorb import ChooseSlorb as ChooseSlorb
+from passes.choose_tensors import ChooseTensors as ChooseTensors
 from passes.fold_adapters import FoldAdapters as FoldAdapters
 from passes.fold_bias import FoldBias as FoldBias
 from passes.fold_lora import FoldLora as FoldLora
@@ -44,6 +44,7 @@ from passes.prune_layers import PruneLayers as PruneLayers
 from passes.remove_omission import RemoveOmission as RemoveOmission
 from passes.remove_probes import RemoveProbes as RemoveProbes
 from passes.remove_quantizers import RemoveQuantizers as RemoveQuantizers
+from passes.split_linears import SplitLinears as SplitLinears
 from passes.train import Train as Train
 from sparsify.select.target_shape import Shape as Shape
 from sparsify.train.every import Every as Every
@@ -53,49 +54,6 @@ from sparsify.train.options import Kl as Kl
 from sparsify.train.options import Lors as Lors
 from sparsify.train.options import Squared as Squared
 from sparsify.train.options import SrSte as SrSte
-=======
-from passes.allocate_ranks import AllocateRanks
-from passes.allocate_sparsity import AllocateSparsity
-from passes.allocate_values import AllocateValues
-from passes.calibrate import Calibrate
-from passes.choose_adapters import ChooseAdapters
-from passes.choose_bias import ChooseBias
-from passes.choose_clusters import ChooseClusters
-from passes.choose_masks import ChooseMasks
-from passes.choose_scales import ChooseScales
-from passes.choose_slorb import ChooseSlorb
-from passes.choose_tensors import ChooseTensors
-from passes.fold_adapters import FoldAdapters
-from passes.fold_bias import FoldBias
-from passes.fold_lora import FoldLora
-from passes.fold_masks import FoldMasks
-from passes.fold_quantizers import FoldQuantizers
-from passes.fold_scales import FoldScales
-from passes.insert_adapters import InsertAdapters
-from passes.insert_bias import InsertBias
-from passes.insert_experts import InsertExperts
-from passes.insert_lora import InsertLora
-from passes.insert_masks import InsertMasks
-from passes.insert_omission import InsertOmission
-from passes.insert_probes import InsertProbes
-from passes.insert_quantizers import InsertQuantizers
-from passes.insert_scales import InsertScales
-from passes.insert_slorb import InsertSlorb
-from passes.merge_experts import MergeExperts
-from passes.pack_dense import PackDense
-from passes.pack_nm import PackNm
-from passes.permute_channels import PermuteChannels
-from passes.prune_channels import PruneChannels
-from passes.prune_experts import PruneExperts
-from passes.prune_heads import PruneHeads
-from passes.prune_hidden import PruneHidden
-from passes.prune_layers import PruneLayers
-from passes.remove_omission import RemoveOmission
-from passes.remove_probes import RemoveProbes
-from passes.remove_quantizers import RemoveQuantizers
-from passes.split_linears import SplitLinears
-from passes.train import Train
->>>>>>> af56925b87bb47df0554cac7fbcf3ee9d7251c26
 
 ALL = (
     InsertProbes,
@@ -137,12 +95,9 @@ ALL = (
     MergeExperts,
     PruneLayers,
     PruneHidden,
-<<<<<<< HEAD
     InsertNeighbours,
     ChooseNeighbours,
-=======
     SplitLinears,
->>>>>>> af56925b87bb47df0554cac7fbcf3ee9d7251c26
     RemoveQuantizers,
     FoldQuantizers,
     PackNm,

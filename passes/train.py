@@ -61,8 +61,8 @@ class Train(Pass):
     that of omission too. `task` weighs the task loss, `distill` adds a distance to the dense twin. `balance`
     weighs the loss that spreads tokens over experts: `E sum_i f_i P_i`, the mean over all routers, with f_i
     the share of tokens that go to expert i and P_i its mean probability. `masks` says when masks are chosen
-    anew, `decay` how masked weights are pulled to zero, which is a part of AdamW's step. `optimizer=sgd` has a
-    `momentum`, and its weight decay is a part of the gradient. `domains` says how data with domains is
+    anew, `decay` how masked weights are pulled to zero, which is a part of AdamW's step. `optimizer=sgd` has
+    a `momentum`, and its weight decay is a part of the gradient. `domains` says how data with domains is
     drawn, and when the loss of what each holds out is measured. `save_every` steps lie between checkpoints.
     """
 
