@@ -5,12 +5,18 @@
 by AdamW. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
 With `masks=every{...}` they are chosen anew as the weights move, and every weight learns: a masked
 one gets the gradient of the zero in its place (AST) or takes part until the end (CAST,
-`decay=adams`), and `decay` pulls it towards zero. With `schedule=lors{...}` heads and channels are left
+`decay=adams`), and `decay` pulls it towards zero. With `masks=learned{...}` those of layers, heads, channels and
+the residual width are drawn from log-alphas that learn with the weights,
+
+    + sum over kinds of mean over rows of  lambda (e - t) + phi (e - t)^2
+
+in the loss, e the expected sparsity, t the target's, lambda and phi the multipliers that rise where e is not t;
+in the end the target's number stays in each row, soft values go into weights (Sheared LLaMA). With `schedule=lors{...}` heads and channels are left
 out of each step, at a rate that falls to zero (SAT). The dense twin is the program as it was before
 the first pass. Resumes at its last checkpoint, bitwise.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,9 +27,14 @@ from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.run.recomputed_weights import recomputed_weights
 from sparsify.ir.views.targets import targeted
+from sparsify.select.groups import Amount, heads_left
+from sparsify.select.kinds.catalogue import KINDS
+from sparsify.select.learned import Learning, check_sizes, learning
 from sparsify.select.statistics import by_wanda
+from sparsify.select.target_shape import Heads, Learned
 from sparsify.select.weights import Target, check_axes
 from sparsify.tensors.pattern import Pattern
+from sparsify.train.learned_masks import LearnedMasks
 from sparsify.train.loop import train
 from sparsify.train.losses import check_labels
 from sparsify.train.moving_masks import Refresh
@@ -32,6 +43,21 @@ from sparsify.train.schedules import Shape, factor
 from sparsify.train.settings import Figures, Precision, Recompute, Settings, Sparse
 from sparsify.train.trainable import select_trainable
 
+# What masks cannot be learnt under: soft values would not reach all that stands beside a weight.
+_NOT_LEARNT_UNDER = [
+    "mask.weights",
+    "mask.blocks",
+    "mask.experts",
+    "lora",
+    "slorb",
+    "adapters",
+    "experts",
+    "row-scales",
+    "bias",
+    "probe",
+    "quantizers",
+    "packed",
+]
 _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a thousand times
 
 
@@ -51,7 +77,8 @@ class Train(Pass):
     task loss, `distill` adds a distance to the dense twin. `balance` weighs the loss that spreads tokens over
     experts: `E sum_i f_i P_i`, the mean over all routers, with f_i the share of tokens that go to expert i
     and P_i its mean probability. `masks` says when masks are chosen anew, `decay` how masked weights are
-    pulled to zero. `save_every` steps lie between checkpoints.
+    pulled to zero. A learning rate that falls, falls to the fraction `floor` of `lr`. `save_every` steps lie
+    between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -66,18 +93,19 @@ class Train(Pass):
     clip: float = 1.0
     task: float = 1.0
     distill: Kl | Squared | None = None
-    masks: Every | None = None
+    masks: Every | Learned | None = None
     decay: SrSte | ArsSte | AdamS | None = None
     save_every: int = 100
     accumulate: int = 1
     precision: Precision = "float32"
     recompute: Recompute = "none"
     balance: float = 0.0
+    floor: float = 0.0
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
         needs: list[str] = [self.update] if self.update in ("lora", "adapters", "experts") else []
-        if self.masks is not None:
+        if isinstance(self.masks, Every):
             needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
         wants = ["data"]
         if self.distill is not None:
@@ -85,14 +113,20 @@ class Train(Pass):
         if isinstance(self.schedule, Lors):
             return effect(needs=[*needs, "omission"], wants=wants)
         # Without a schedule that says how much, a program that can omit would quietly train dense.
-        return effect(needs=needs, wants=wants, bars=["omission"])
+        bars = ["omission"]
+        if isinstance(self.masks, Learned):
+            needs += [KINDS[kind].feature for kind in self.masks.sizes()]
+            bars += _NOT_LEARNT_UNDER
+        return effect(needs=needs, wants=wants, bars=bars)
 
     def check(self, program: Program) -> None:
         """Sizes must be positive and there must be a loss."""
         if min(self.steps, self.batch, self.save_every, self.accumulate) < 1 or self.lr <= 0:
             raise OptionError("steps, batch, accumulate, save_every and lr must be positive")
-        if not 0 <= self.warmup <= 1:
-            raise OptionError(f"warmup={self.warmup} is a fraction of the steps, from 0 to 1")
+        for name, part in (("warmup", self.warmup), ("floor", self.floor)):
+            if not 0 <= part <= 1:
+                of = "the steps" if name == "warmup" else "lr"
+                raise OptionError(f"{name}={part} is a fraction of {of}, from 0 to 1")
         if self.task == 0 and self.distill is None:
             raise OptionError("task=0 without distill leaves no loss")
         if isinstance(self.distill, Kl) and self.distill.temperature <= 0:
@@ -100,6 +134,16 @@ class Train(Pass):
         if isinstance(self.schedule, Lors):
             self.schedule.check()
         self._check_sparse(program)
+        if isinstance(self.masks, Learned):
+            self._check_learned(program, self.masks)
+
+    def heads_left(self, program: Program) -> Heads | None:
+        """Those of the target shape, where masks are learnt."""
+        sizes = self.masks.sizes() if isinstance(self.masks, Learned) else {}
+        if "heads" not in sizes:
+            return None
+        left = heads_left(program, Amount(sizes=sizes))
+        return None if left is None else Heads(*left)
 
     def check_data(self, program: Program, data: Data) -> None:
         """A step must not go through the data over and over, and labels of tokens need logits for them."""
@@ -133,6 +177,7 @@ class Train(Pass):
             precision=self.precision,
             recompute=self.recompute,
             balance=self.balance,
+            floor=self.floor,
         )
         context.progress.start(self.name, self.steps)
 
@@ -141,7 +186,11 @@ class Train(Pass):
 
         # Whole weights that do not learn need no copy of their product with the mask.
         lean = recomputed_weights(program) if self.update == "lora" else nullcontext()
-        with select_trainable(program, self.update) as trained, lean:
+        with (
+            select_trainable(program, self.update) as trained,
+            lean,
+            self._learning(program, context) as learned,
+        ):
             history = train(
                 program,
                 context.data,
@@ -150,6 +199,7 @@ class Train(Pass):
                 distillation=self.distill,
                 sparse=sparse,
                 omission=self.schedule.omission if isinstance(self.schedule, Lors) else None,
+                learned=learned,
                 device=context.device,
                 scratch=context.scratch,
                 on_step=show,
@@ -158,7 +208,7 @@ class Train(Pass):
         return len(trained)
 
     def _check_sparse(self, program: Program) -> None:
-        if self.masks is None:
+        if not isinstance(self.masks, Every):
             if self.decay is not None:
                 raise OptionError(
                     "decay pulls on weights whose masks move; add masks=every{steps=10}"
@@ -176,6 +226,23 @@ class Train(Pass):
             self.decay.check()
         if isinstance(self.decay, AdamS):
             self._check_reach(program, self.decay)
+
+    def _check_learned(self, program: Program, masks: Learned) -> None:
+        if self.update != "all" or isinstance(self.schedule, Lors):
+            raise OptionError(
+                "masks=learned moves whole weights, none of them left out: it needs update=all, and no "
+                "schedule=lors"
+            )
+        masks.check()
+        check_sizes(program, masks.sizes())
+
+    def _learning(
+        self, program: Program, context: Context
+    ) -> AbstractContextManager[LearnedMasks | None]:
+        if not isinstance(self.masks, Learned):
+            return nullcontext()
+        how = Learning(self.masks.sizes(), self.masks.lr, self.masks.ramp, context.seed)
+        return learning(program, how, context.notes)
 
     def _check_reach(self, program: Program, rule: AdamS) -> None:
         """Masked weights must be able to come down to zero in the steps there are."""
@@ -200,7 +267,7 @@ class Train(Pass):
         return self.schedule.shape if isinstance(self.schedule, Lors) else self.schedule
 
     def _sparse(self, program: Program) -> Sparse | None:
-        if self.masks is None:
+        if not isinstance(self.masks, Every):
             return None
         rule = self.decay if self.decay is not None else Pull()
         score = by_wanda(program) if self.masks.score == "wanda" else None

@@ -1,20 +1,27 @@
 """Recipes: named pipelines, as text and nothing else."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from sparsify.errors import PipelineError, nearest
 from sparsify.plugins import RECIPES as OFFERED
 from sparsify.plugins import plugins
 from sparsify.tensors.allocation import cubic
+from sparsify.text.syntax import Call, parse_calls
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A pipeline with a name and one sentence on what comes out."""
+    """A pipeline with a name and one sentence on what comes out.
+
+    `options` have to be given with the name, `sheared{layers=4 ...}`; in the text they stand in capitals.
+    """
 
     name: str
     about: str
     text: str
+    options: tuple[str, ...] = ()
 
 
 _PRUNED = (
@@ -211,6 +218,17 @@ RECIPES = (
         "train{steps=200 batch=16 lr=0.0002 schedule=constant warmup=0.03 update=experts balance=0.01} | "
         "fold-lora",
     ),
+    Recipe(
+        "sheared",
+        "fewer layers, heads, channels and features, as many as its options say: masks learnt with the weights "
+        "to that shape, all of it cut out, and training going on (Sheared LLaMA)",
+        "insert-masks{of=layers,heads,channels,hidden} | "
+        "train{steps=400 batch=16 lr=0.0005 warmup=0.1 floor=0.1 masks=learned{layers=LAYERS heads=HEADS "
+        "channels=CHANNELS hidden=HIDDEN}} | "
+        "prune-heads | prune-channels | prune-layers | prune-hidden | "
+        "train{steps=400 batch=16 lr=0.001 floor=0.1}",
+        ("layers", "heads", "channels", "hidden"),
+    ),
     Recipe("wanda", "2:4 at once by Wanda's score, weights as they were", _one_shot("wanda")),
     Recipe(
         "ria",
@@ -292,9 +310,40 @@ def recipes() -> tuple[Recipe, ...]:
     return every
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of a name; PipelineError gives the nearest one."""
+def template(name: str) -> Recipe:
+    """The recipe of a name, its options in capitals; PipelineError gives the nearest one."""
     known = {item.name: item for item in recipes()}
     if name not in known:
         raise PipelineError(f"no recipe is called '{name}'{nearest(name, known)}")
     return known[name]
+
+
+def recipe(text: str) -> Recipe:
+    """The recipe that a name, or a name with options as in `sheared{layers=4 ...}`, stands for.
+
+    Raises PipelineError for a name or an option that is not there, and for an option that is missing.
+    """
+    name, braced, _ = text.partition("{")
+    found = template(name)
+    call, *others = parse_calls(text) if braced else [Call(name)]
+    if others:
+        raise PipelineError(f"'{text}' is more than one recipe; give its text as a pipeline")
+    return replace(found, text=_filled(found, call.options), options=())
+
+
+def _filled(item: Recipe, given: Mapping[str, tuple[Call, ...]]) -> str:
+    for key in given:
+        if key not in item.options:
+            raise PipelineError(
+                f"recipe '{item.name}' has no option '{key}'{nearest(key, item.options)}"
+            )
+    filled = item.text
+    for key in item.options:
+        if key not in given:
+            wanted = " ".join(f"{option}=..." for option in item.options)
+            raise PipelineError(
+                f"recipe '{item.name}' needs '{key}'; write {item.name}{{{wanted}}}"
+            )
+        value = ",".join(call.name for call in given[key])
+        filled = re.sub(rf"\b{key.upper()}\b", value, filled)
+    return filled

@@ -18,7 +18,7 @@ from sparsify.ir.axes.summary import AxisRow, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.text import header, to_text
 from sparsify.pretrained.load import STRICT, Loading
-from sparsify.recipes import recipe, recipes
+from sparsify.recipes import recipe, recipes, template
 from sparsify.text.options import describe_type
 
 
@@ -119,7 +119,7 @@ def summary(kind: type) -> str:
 def show_recipes(name: str | None, console: Console) -> None:
     """List the recipes, or print the text of one."""
     if name is not None:
-        console.out(recipe(name).text)
+        console.out((recipe if "{" in name else template)(name).text)
         return
     table = Table("recipe", "what comes out", "pipeline")
     for item in recipes():

@@ -18,6 +18,7 @@ from sparsify.ir.program import Program
 from sparsify.train.checkpoint import latest, restore, store
 from sparsify.train.forward import Teacher, Trained
 from sparsify.train.heap import give_back
+from sparsify.train.learned_masks import LearnedMasks
 from sparsify.train.losses import Distillation
 from sparsify.train.moving_masks import AdaptiveMasks
 from sparsify.train.objective import Objective
@@ -37,6 +38,7 @@ def train(
     distillation: Distillation | None = None,
     sparse: Sparse | None = None,
     omission: Callable[[float], float] | None = None,
+    learned: LearnedMasks | None = None,
     device: str = "cpu",
     scratch: Path | None = None,
     on_step: Callable[[Figures], None] = lambda figures: None,
@@ -46,8 +48,9 @@ def train(
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
     With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one, where masks are
     put in at the end, the loss on its batch before (`unpruned`) and after (`pruned`). `omission` gives
-    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. Raises
-    SparsifyError when the loss is no longer finite; checkpoints from before then stay.
+    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `learned` are masks
+    that learn with the parameters; rows hold what `LearnedMasks.figures` tells. Raises SparsifyError when the
+    loss is no longer finite; checkpoints from before then stay.
     """
     with (
         torch.random.fork_rng(devices=[]),
@@ -56,7 +59,7 @@ def train(
         torch.manual_seed(settings.seed)
         twin = None if dense is None else Teacher(dense, settings.precision)
         objective = Objective(program, settings, accelerator, twin, distillation)
-        run = _Run(program, data, settings, objective, sparse, omission, accelerator)
+        run = _Run(program, data, settings, objective, sparse, omission, learned, accelerator)
         done, history = 0, list[Figures]()
         if scratch is not None and (found := latest(scratch)) is not None:
             done, history = restore(run.accelerator, found)
@@ -96,10 +99,11 @@ class _Run:
         objective: Objective,
         sparse: Sparse | None,
         omission: Callable[[float], float] | None,
+        learned: LearnedMasks | None,
         accelerator: Accelerator,
     ) -> None:
         self.program, self.data, self.settings = program, data, settings
-        self.objective, self.accelerator = objective, accelerator
+        self.objective, self.accelerator, self.learned = objective, accelerator, learned
         # By name: a program loaded from disk may hold its parameters in another order, and the
         # optimiser's state is kept by number.
         named = sorted(program.module.named_parameters(), key=lambda item: item[0])
@@ -110,12 +114,13 @@ class _Run:
             )
         how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.9, 0.95)}
         self.rules = None if sparse is None else SparseAdamW(trained, sparse.rule, **how)
-        optimizer = self.rules or torch.optim.AdamW(trained, **how)
+        optimizer = self.rules or torch.optim.AdamW([{"params": trained}, *self._others()], **how)
         model = Trained(program, settings.recompute)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Asked of the optimiser: sharding puts other tensors in place of the parameters.
         groups = self.optimizer.param_groups
         self.trained = [parameter for group in groups for parameter in group["params"]]
+        self.peaks = [group["lr"] for group in groups]
         self.model.train()
         # After the program has moved to its device, where its masks are.
         self.masks: AdaptiveMasks | None = None
@@ -142,9 +147,9 @@ class _Run:
         """One optimiser step; the figures to show."""
         started = time.perf_counter()
         settings = self.settings
-        lr = settings.lr * factor(settings.shape, step, settings.steps, settings.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        part = factor(settings.shape, step, settings.steps, settings.warmup, settings.floor)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * part
         moved = self._before(step)
         figures, tokens = self._gradients(step)
         if settings.clip:
@@ -156,7 +161,8 @@ class _Run:
         if self.omitting is not None:
             moved = {**moved, **self.omitting.figures()}
         seconds = time.perf_counter() - started
-        return {"step": step + 1, "lr": lr, **figures, **moved, "tokens_per_s": tokens / seconds}
+        done = {"step": step + 1, "lr": settings.lr * part}
+        return {**done, **figures, **moved, "tokens_per_s": tokens / seconds}
 
     def _gradients(self, step: int) -> tuple[Figures, int]:
         """Put the gradients of a step into the parameters; its losses, and its number of tokens."""
@@ -164,6 +170,8 @@ class _Run:
         figures: Figures = {}
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
+            if self.learned is not None:
+                self.learned.place()
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, found = self.objective(self.model, part)
                 if not math.isfinite(found["loss"]):
@@ -176,6 +184,8 @@ class _Run:
             if self.settings.recompute != "none":
                 give_back()
             figures = {key: figures.get(key, 0.0) + value for key, value in found.items()}
+        if self.learned is not None:
+            self.accelerator.backward(self.learned.penalty())
         ids = (part.batch.get("input_ids") for part in parts)
         return figures, sum(each.numel() for each in ids if each is not None)
 
@@ -201,11 +211,24 @@ class _Run:
         """What is due before a step: its omission rate, new masks, and how far the run is."""
         if self.omitting is not None and self.rate is not None:
             self.omitting.begin(step, self.rate(step / self.settings.steps))
+        if self.learned is not None:
+            self.learned.begin(step, step / self.settings.steps)
+            return self.learned.figures()
         if self.masks is None or self.rules is None:
             return {}
         figures = self.masks.refresh() if self.masks.due(step) else {}
         self.rules.progress = step / self.settings.steps
         return {"strength": self.rules.rule.strength(self.rules.progress), **figures}
+
+    def _others(self) -> list[dict[str, Any]]:
+        """What learns beside parameters, with learning rates of its own."""
+        if self.learned is None:
+            return []
+        if self.accelerator.num_processes > 1:
+            raise SparsifyError("masks are learnt in one process; start a single one")
+        self.learned.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(self.learned)
+        return self.learned.groups()
 
     def _batches(self, step: int) -> list[dict[str, Tensor]]:
         """The micro-batches of a step, this process's part of each."""

@@ -21,7 +21,7 @@ class Settings:
     steps between checkpoints. In `precision` bf16 products are taken in bfloat16 of float32 weights.
     `recompute` says what the backward pass computes again in place of keeping it: nothing, whole layers, or
     (`selective`) all of them but products and attention. `balance` weighs the loss that spreads tokens over
-    experts.
+    experts, `floor` is the fraction of `lr` that a falling rate falls to.
     """
 
     steps: int
@@ -38,6 +38,7 @@ class Settings:
     precision: Precision = "float32"
     recompute: Recompute = "none"
     balance: float = 0.0
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
