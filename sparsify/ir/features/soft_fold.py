@@ -22,7 +22,7 @@ from sparsify.ir.features.group_mask import group_masks
 from sparsify.ir.features.width_mask import width_masks
 from sparsify.ir.ops.masked_norms import masked_layer_norm, masked_rms_norm
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, consumers, own_bias, product_at
+from sparsify.ir.views.linear import Linear, consumers, feature_size, own_bias, product_at
 
 aten = torch.ops.aten
 _NORMS = (
@@ -44,11 +44,23 @@ _THROUGH = (
     aten.contiguous.default,
     aten.clone.default,
     aten.to.dtype,
+    aten.type_as.default,
     aten.dropout.default,
     aten.sum.dim_IntList,
     aten.index.Tensor,
     aten.index_select.default,
     aten.slice.Tensor,
+)
+# Those of them that leave the last dimension alone, where its size stays.
+_KEEPING = (
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.to.dtype,
+    aten.type_as.default,
+    aten.dropout.default,
 )
 
 
@@ -120,6 +132,10 @@ def _columns(program: Program, views: Iterable[Linear]) -> frozenset[Taker] | No
 
 def _gain(program: Program, x: fx.Node) -> frozenset[Taker] | None:
     """The gain, and the bias, of the norm whose value is `x [..., hidden]`."""
+    while x.target in _KEEPING and feature_size(x) == feature_size(source := x.all_input_nodes[0]):
+        if len(source.users) > 1:
+            return None
+        x = source
     if x.target in _NORMS:
         return _all(_vector(program, part, 0) for part in _learned(x))
     if x.target is aten.mul.Tensor:
