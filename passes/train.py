@@ -5,15 +5,15 @@
 by AdamW. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
 With `masks=every{...}` they are chosen anew as the weights move, and every weight learns: a masked
 one gets the gradient of the zero in its place (AST) or takes part until the end (CAST,
-`decay=adams`), and `decay` pulls it towards zero. With `masks=learned{...}` those of layers, heads, channels and
-the residual width are drawn from log-alphas that learn with the weights,
+`decay=adams`), and `decay` pulls it towards zero. With `masks=learned{...}` those of layers, heads, channels
+and the residual width are drawn from log-alphas that learn with the weights, to a target shape
 
-    + sum over kinds of mean over rows of  lambda (e - t) + phi (e - t)^2
+    minimise  loss + sum over kinds of mean over rows of  lambda (e - t) + phi (e - t)^2
 
-in the loss, e the expected sparsity, t the target's, lambda and phi the multipliers that rise where e is not t;
-in the end the target's number stays in each row, soft values go into weights (Sheared LLaMA). With `schedule=lors{...}` heads and channels are left
-out of each step, at a rate that falls to zero (SAT). The dense twin is the program as it was before
-the first pass. Resumes at its last checkpoint, bitwise.
+where e is the expected sparsity of a row, t its target, and lambda and phi rise as long as e is not t; in the
+end exactly as many stay, and weights take soft values in (Sheared LLaMA). With `schedule=lors{...}` heads
+and channels are left out of each step, at a rate that falls to zero (SAT). The dense twin is the program as
+it was before the first pass. Resumes at its last checkpoint, bitwise.
 """
 
 from contextlib import AbstractContextManager, nullcontext

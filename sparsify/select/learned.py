@@ -1,4 +1,4 @@
-"""Masks of a program that are learnt to a target shape (Sheared LLaMA): their units, and what becomes of them."""
+"""Masks that are learnt to a target shape (Sheared LLaMA): their units in a program, and what comes of them."""
 
 import contextlib
 import math
@@ -124,9 +124,7 @@ def _spread(found: Mapping[str, list[Units]], values: Rows) -> dict[str, dict[st
 
 
 @torch.no_grad()
-def settle(
-    program: Program, values: Mapping[str, Mapping[str, Tensor]], notes: list[str]
-) -> None:
+def settle(program: Program, values: Mapping[str, Mapping[str, Tensor]], notes: list[str]) -> None:
     """Keep what is above zero in boolean masks, and multiply weights by the values that stay.
 
     `values` are those of every mask, by kind and path.
@@ -138,7 +136,9 @@ def settle(
             into = takers(program, kind, path)
             if into is None:
                 if bool(kept.any()):
-                    notes.append(f"@{path} was rounded to 0 and 1: no weight can take its values in")
+                    notes.append(
+                        f"@{path} was rounded to 0 and 1: no weight can take its values in"
+                    )
                 continue
             for taker in into:
                 taker.scale(program, torch.where(kept, value, 1.0))

@@ -48,9 +48,9 @@ def train(
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
     With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one, where masks are
     put in at the end, the loss on its batch before (`unpruned`) and after (`pruned`). `omission` gives
-    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `learned` are masks
-    that learn with the parameters; rows hold what `LearnedMasks.figures` tells. Raises SparsifyError when the
-    loss is no longer finite; checkpoints from before then stay.
+    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `learned` are
+    masks that learn too; rows hold what `LearnedMasks.figures` tells. Raises SparsifyError when the loss is
+    no longer finite; checkpoints from before then stay.
     """
     with (
         torch.random.fork_rng(devices=[]),

@@ -8,9 +8,7 @@ Shape = Literal["constant", "linear", "cosine", "stable"]
 FALL = 0.2
 
 
-def factor(
-    shape: Shape, step: int, steps: int, warmup: float, floor: float = 0.0
-) -> float:
+def factor(shape: Shape, step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
     """The learning rate at step `0 <= step < steps` relative to its peak.
 
     Rises linearly over the first `warmup * steps` steps, then stays (`constant`), falls linearly to 0

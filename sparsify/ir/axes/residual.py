@@ -82,7 +82,7 @@ def blocks(analysis: Analysis, kind: str) -> list[Block]:
 
 
 def terms_of(analysis: Analysis, block: Block) -> list[tuple[fx.Node, fx.Node]]:
-    """The terms that residual sums inside a layer or block add to the stream, each with the op that adds it."""
+    """The terms that residual sums inside a block add to the stream, each with the op that adds it."""
     flow = flow_of(analysis)
     inside = [item for item in flow.sums if flow.between(block.x, block.y, item.root)]
     terms = [term for item in inside for term in item.terms]

@@ -37,7 +37,7 @@ class Choice:
 class Units:
     """What is ranked together: `size` units, each `width` entries of a mask (the query heads of a KV group).
 
-    `index` says of each entry of a mask which unit it belongs to, by the path of the mask; empty where no mask
+    `index` says of each entry of a mask which unit it belongs to, by the path of the mask; empty where none
     stands. `key` is a tensor that the units live in, to tell people.
     """
 
@@ -107,7 +107,7 @@ class Kind(ABC):
         return 0
 
     def units(self, program: Program) -> list[Units]:
-        """The units of every axis, or of all layers at once, for masks that are learnt; OptionError for none."""
+        """The units of every axis, or of all layers at once; OptionError for a kind that is not learnt."""
         raise OptionError(f"masks of {self.name} are not learnt; choose-masks chooses them")
 
     def fold(self, program: Program) -> int:
