@@ -220,8 +220,8 @@ RECIPES = (
     ),
     Recipe(
         "sheared",
-        "the layers, heads, channels and width that its options say: masks learnt with the weights, what they "
-        "leave out removed, and training going on (Sheared LLaMA)",
+        "the layers, heads, channels and width that its options say: masks learnt with the weights, what "
+        "they leave out removed, and training going on (Sheared LLaMA)",
         "insert-masks{of=layers,heads,channels,hidden} | "
         "train{steps=400 batch=16 lr=0.0005 warmup=0.1 floor=0.1 masks=learned{layers=LAYERS heads=HEADS "
         "channels=CHANNELS hidden=HIDDEN}} | "

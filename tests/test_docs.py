@@ -8,7 +8,7 @@ import pytest
 
 import passes
 from sparsify.engine.pipeline import parse
-from sparsify.recipes import RECIPES
+from sparsify.recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -41,7 +41,8 @@ def test_the_table_of_verbs_is_complete():
 
 def test_recipes_parse_and_print_themselves():
     for item in RECIPES:
-        pipeline = parse(item.text)
+        given = " ".join(f"{option}=3" for option in item.options)
+        pipeline = parse(recipe(f"{item.name}{{{given}}}" if given else item.name).text)
         assert str(parse(str(pipeline))) == str(pipeline)
 
 

@@ -1,19 +1,19 @@
 """A program some of whose layers are gone, under the names and the config of a model that never had them.
 
 Removed layers leave holes in the numbers of those that stay: `layers.0, layers.3` become `layers.0,
-layers.1`. The config entry that counts them is found by what it does to the names of the class, and lists with one entry
-a layer lose those of the removed ones.
+layers.1`. The config entry that counts them is found by what it does to the names of the class, and lists
+with one entry a layer lose those of the removed ones.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx
 from transformers import PreTrainedModel
 
 from exporters.beside.config_search import empty_model, entries, with_changes
 from sparsify.errors import ExportError
+from sparsify.ir.graph import renamed
 from sparsify.ir.program import Program
 from sparsify.pretrained.quiet import quiet
 
@@ -58,7 +58,9 @@ def without_gaps(program: Program, cls: type[PreTrainedModel]) -> Program:
         return program
     with quiet():
         for run in _runs(program, cls, gone):
-            program = _renamed(program, run, _config(program, cls, run))
+            config = _config(program, cls, run)
+            program = renamed(program, run.renamed)
+            program.source = replace(program.source, config=config)
     return program
 
 
@@ -124,15 +126,3 @@ def _cut_lists(config: Mapping[str, Any], run: _Run) -> dict[str, Any]:
         else:
             cut[key] = value
     return cut
-
-
-def _renamed(program: Program, run: _Run, config: dict[str, Any]) -> Program:
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, {}))
-    for node in graph.find_nodes(op="get_attr"):
-        node.target = run.renamed(str(node.target))
-    tensors = {run.renamed(path): value for path, value in program.tensors()}
-    made = program.over(fx.GraphModule(tensors, graph))
-    made.aliases = {run.renamed(a): run.renamed(b) for a, b in program.aliases.items()}
-    made.source = replace(program.source, config=config)
-    return made

@@ -1,4 +1,4 @@
-"""Masks that are learnt to a target shape (Sheared LLaMA): their units in a program, and what comes of them."""
+"""Masks that are learnt to a target shape (Sheared LLaMA): their units in a program, and their end."""
 
 import contextlib
 import math
