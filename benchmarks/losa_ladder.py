@@ -25,7 +25,7 @@ from sparsify.data.sequences import Data
 from sparsify.disk.files import read_json, write_json
 from sparsify.engine.report import Report, Row
 from sparsify.measure.machine import machine, machine_line
-from sparsify.tensors.allocation import cubic
+from sparsify.tensors.ladder import cubic
 
 RUNGS = 5
 # Name -> the share of zeros, and what makes it whole N of M.

@@ -31,7 +31,8 @@ from rich.table import Table
 from sparsify import Context, Program, load, load_data, load_model, parse, save, trace
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
-from sparsify.measure.tasks import Suite, asked, load_tasks, score
+from sparsify.measure.suite import Suite
+from sparsify.measure.tasks import asked, load_tasks, score
 
 TASKS = "tasks"
 RESULTS = Path(__file__).parent / "results" / "real_model.json"

@@ -1,29 +1,37 @@
-"""Write the pages of docs/ that come from the code: passes.md and recipes.md."""
+"""Write what comes from the code: docs/passes.md, docs/recipes.md and the catalogue of the command line."""
 
-import inspect
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from sparsify.commands.show import options
-from sparsify.engine.registry import passes
+from passes import ALL
+from sparsify.engine.registry import needs_of
 from sparsify.recipes import RECIPES
+from sparsify.text.catalogue import Catalogue, Entry, entry_of
+from sparsify.text.syntax import parse_calls
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->\n\n"
 
 
 def passes_page() -> str:
     """Every pass: its rewrite, its options, what it needs, adds, sets and drops by default."""
     parts = [NOTE + "# Passes\n"]
-    for name, kind in passes().items():
-        module = inspect.getdoc(inspect.getmodule(kind)) or ""
-        head, _, body = module.partition("\n\n")
-        parts.append(f"## {name}\n\n{head.partition(': ')[2]}\n\n{_indented_as_code(body)}\n")
-        parts.append((inspect.getdoc(kind) or "") + "\n")
-        parts.append("| option | values | default |\n|---|---|---|")
-        rows = [f"| `{n}` | `{v.replace('|', ' or ')}` | `{d}` |" for n, v, d in options(kind)]
-        parts.append("\n".join(rows) + "\n" if rows else "| none | | |\n")
+    for item in map(entry_of, ALL):
+        parts.append(f"## {item.name}\n\n{item.about}\n\n{_indented_as_code(item.rewrite)}\n")
+        parts.append(item.doc + "\n")
+        parts.append(_options(item))
+        for part in item.parts:
+            parts.append(f"**{part.name}{{...}}**: {part.doc}\n\n{_options(part)}")
     return "\n".join(parts)
+
+
+def _options(item: Entry) -> str:
+    rows = [f"| `{n}` | `{v.replace('|', ' or ')}` | `{d}` |" for n, v, d in item.options]
+    return "\n".join(
+        ["| option | values | default |", "|---|---|---|", *(rows or ["| none | | |"]), ""]
+    )
 
 
 def recipes_page() -> str:
@@ -33,6 +41,21 @@ def recipes_page() -> str:
         text = item.text.replace(" | ", " |\n")
         parts.append(f"## {item.name}\n\n{item.about}\n\n```\n{text}\n```\n")
     return "\n".join(parts)
+
+
+def catalogue_file() -> str:
+    """The passes and what the recipes need, as the command line reads them."""
+    entries = tuple(entry_of(kind, example_of(kind.name)) for kind in ALL)
+    needs = {item.name: needs_of(item.text) for item in RECIPES}
+    return json.dumps(asdict(Catalogue(entries, needs)), indent=1, ensure_ascii=False) + "\n"
+
+
+def example_of(name: str) -> str:
+    """The shortest recipe that holds a pass, as text; nothing where none does."""
+    with_it = [r for r in RECIPES if name in {call.name for call in parse_calls(r.text)}]
+    if not with_it:
+        return ""
+    return min(with_it, key=lambda item: len(item.text)).text
 
 
 def _indented_as_code(text: str) -> str:
@@ -51,7 +74,11 @@ def _indented_as_code(text: str) -> str:
     return "\n".join([*lines, "```"] if inside else lines)
 
 
-PAGES = {"passes.md": passes_page, "recipes.md": recipes_page}
+PAGES = {
+    "docs/passes.md": passes_page,
+    "docs/recipes.md": recipes_page,
+    "sparsify/text/catalogue.json": catalogue_file,
+}
 
 
 def main() -> int:
@@ -59,7 +86,7 @@ def main() -> int:
     stale = []
     for name, make in PAGES.items():
         text = make()
-        path = HERE / name
+        path = ROOT / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
             if "--check" not in sys.argv:

@@ -1,5 +1,9 @@
-"""The command line: `sparsify-fx VERB ...`, also `python -m sparsify`."""
+"""The command line: `sparsify-fx VERB ...`, also `python -m sparsify`.
 
+What a verb needs is imported when it runs: help and wrong usage answer without torch.
+"""
+
+import json as json_text
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -7,19 +11,14 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from sparsify.commands import bench as bench_command
-from sparsify.commands import evaluate as evaluate_command
-from sparsify.commands import generate as generate_command
-from sparsify.commands import report as report_command
-from sparsify.commands import run as run_command
-from sparsify.commands import show as show_command
-from sparsify.commands import stream as stream_command
-from sparsify.commands.artifacts import open_program
-from sparsify.commands.demo import demo as run_demo
+from sparsify.commands.catalogue import check_words, show_passes, show_recipes
+from sparsify.commands.config import typed_alone
+from sparsify.commands.export import export_model, kernels
 from sparsify.commands.fuse import fuse_models
 from sparsify.commands.options import (
     Against,
     Batch,
+    Config,
     Device,
     Dump,
     Formats,
@@ -42,28 +41,31 @@ from sparsify.commands.options import (
     Verify,
     asks_tasks,
     loads_models,
+    say_version,
     words,
     writable_folder,
 )
-from sparsify.commands.run import show_notes
-from sparsify.disk.files import write_json
-from sparsify.engine.export import chosen_exporters
-from sparsify.engine.export import export as export_program
-from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError, SparsifyError, sentence_of
-from sparsify.measure.tasks import Suite
-from sparsify.pretrained.load import Loading
-from sparsify.recipes import recipe as find_recipe
-from sparsify.runtime.library_beside import add_kernels, remove_kernels
+from sparsify.measure.suite import Suite
+from sparsify.pretrained.loading import Loading
+from sparsify.recipes.catalogue import recipe as find_recipe
 from sparsify.signals import Interrupted, listening
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
-    help="A compiler for sparse language models: trace, mask, train, prune, export, measure.",
     pretty_exceptions_enable=False,
 )
 console = Console()
+
+
+@app.callback()
+def face(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=say_version, is_eager=True),
+    ] = False,
+) -> None:
+    """A compiler for sparse language models: trace, mask, train, prune, export, measure."""
 
 
 @app.command()
@@ -74,14 +76,18 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """A model through a few recipes: table and picture of quality, size and speed."""
+    from sparsify.commands.demo import demo as run_demo
+
     run_demo(out, model, threads, overwrite, console)
 
 
 @app.command()
 @loads_models
 def run(
+    context: typer.Context,
     model: Source,
     out: Out,
+    config: Config = None,
     data: Text = None,
     recipe: Annotated[str | None, typer.Option(help="A named pipeline; see 'recipes'.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="A pipeline as text; see 'passes'.")] = None,
@@ -93,6 +99,7 @@ def run(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: str = "float32",
+    threads: Threads = 0,
     dump: Dump = None,
     json: Json = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
@@ -101,13 +108,19 @@ def run(
     loading: Loading,
 ) -> None:
     """Run a model through a recipe or a pipeline and export the result."""
+    recipe, pipeline = typed_alone(context, recipe=recipe, pipeline=pipeline)
     if (recipe is None) == (pipeline is None):
         raise OptionError("give either --recipe or --pipeline")
     text = find_recipe(recipe).text if recipe else str(pipeline)
+    check_words(text)
+    from sparsify.commands import run as run_command
+    from sparsify.disk.files import write_json
+    from sparsify.engine.pipeline import parse
+
     job = run_command.Job(
         model=model, pipeline=parse(text), out=out, data=data, length=length, kind=kind, seed=seed,
-        device=device, dtype=dtype, dump=dump, resume=resume, overwrite=overwrite, to=words(to),
-        loading=loading,
+        device=device, dtype=dtype, threads=threads, dump=dump, resume=resume, overwrite=overwrite,
+        to=words(to), loading=loading,
     )  # fmt: skip
     _, report = run_command.run(job, console)
     console.print(report.table())
@@ -138,6 +151,9 @@ def stream(
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
 ) -> None:
     """Prune a model that need not fit in memory, layer by layer, into a Hugging Face folder."""
+    check_words(masks)
+    from sparsify.commands import stream as stream_command
+
     source = stream_command.Source(data, length)
     job = stream_command.job_of(
         model, masks, source, out=out, samples=samples, batch=batch, seed=seed, order=order,
@@ -147,6 +163,14 @@ def stream(
         stream_command.show_plan(job, source, console)
     else:
         stream_command.stream(job, source, console, resume=resume)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a file for 'run --config', for editors."""
+    from sparsify.commands.schema import schema_of
+
+    print(json_text.dumps(schema_of(run), indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -160,19 +184,14 @@ def show(
     loading: Loading,
 ) -> None:
     """Print a model as a program, its coupled axes with their pins, or what a token costs."""
-    show_command.show(model, pipeline, axes, cost, console, loading)
+    check_words(pipeline)
+    from sparsify.commands.show import show as show_program
+
+    show_program(model, pipeline, axes, cost, console, loading)
 
 
-@app.command()
-def passes(name: Annotated[str | None, typer.Argument()] = None) -> None:
-    """List the passes, or explain one."""
-    show_command.show_passes(name, console)
-
-
-@app.command()
-def recipes(name: Annotated[str | None, typer.Argument()] = None) -> None:
-    """List the recipes, or print the text of one."""
-    show_command.show_recipes(name, console)
+app.command("passes")(show_passes)
+app.command("recipes")(show_recipes)
 
 
 @app.command("eval")
@@ -191,6 +210,8 @@ def evaluate(
     suite: Suite | None,
 ) -> None:
     """Measure every model in a folder: perplexity, scores on tasks, or similarity to another encoder."""
+    from sparsify.commands import evaluate as evaluate_command
+
     job = evaluate_command.Job(data, length, limit, batch, against, suite)
     evaluate_command.evaluate(folder, job, json, console, loading)
 
@@ -208,48 +229,17 @@ def generate(
     verify: Verify = True,
 ) -> None:
     """Continue a prompt on ONNX Runtime, with a cache, and say how fast."""
+    from sparsify.commands.generate import generate as continue_prompt
+
     loading = Loading(trust_remote_code=trust_remote_code, verify=verify)
-    generate_command.generate(
-        folder, prompt, tokens, temperature, seed, threads, json, console, loading
-    )
+    continue_prompt(folder, prompt, tokens, temperature, seed, threads, json, console, loading)
 
 
 app.command("fuse")(fuse_models)
 
 
-@app.command()
-@loads_models
-def export(
-    folder: Model,
-    to: Formats,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Where to; beside the program by default.", callback=writable_folder),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what stands there.")] = False,
-    *,
-    loading: Loading,
-) -> None:
-    """Export a program or model to other formats, each read back and compared."""
-    chosen_exporters(words(to))
-    program = open_program(folder, loading)
-    place = out or (Path(folder) if Path(folder).is_dir() else Path(Path(folder).name))
-    for name, path in export_program(program, place, words(to), overwrite=overwrite).items():
-        console.print(f"{name}: {path}")
-        show_notes(path, console)
-
-
-@app.command()
-def kernels(
-    folder: Annotated[Path, typer.Argument(help="A folder with a packed ONNX model.")],
-    remove: Annotated[bool, typer.Option(help="Take the library out again.")] = False,
-) -> None:
-    """Put the library for packed weights beside a model, for onnxruntime-genai and others."""
-    if remove:
-        remove_kernels(folder)
-    else:
-        for path in add_kernels(folder):
-            console.print(str(path), soft_wrap=True)
+app.command("export")(export_model)
+app.command("kernels")(kernels)
 
 
 @app.command()
@@ -269,7 +259,9 @@ def bench(
         lengths = [int(word) for word in words(tokens)]
     except ValueError as error:
         raise OptionError(f"--tokens takes whole numbers, not '{tokens}'") from error
-    bench_command.bench(folder, against, lengths, threads, rounds, json, console, loading)
+    from sparsify.commands.bench import bench as time_models
+
+    time_models(folder, against, lengths, threads, rounds, json, console, loading)
 
 
 @app.command()
@@ -279,7 +271,9 @@ def report(
     ],
 ) -> None:
     """Write one HTML page about a run or a model: sparsity by layer, sizes, and what was measured."""
-    console.print(str(report_command.report(folder)), soft_wrap=True, markup=False)
+    from sparsify.commands.report import report as write_report
+
+    console.print(str(write_report(folder)), soft_wrap=True, markup=False)
 
 
 def main() -> NoReturn:

@@ -80,13 +80,14 @@ def sentence_of(error: Exception) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error sentence: the nearest known spelling, or all that there are."""
+    """The end of an error sentence: the nearest known spelling, or all that there are, or the nearest few."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
     if len(names) > 12:
-        return f"; there are {len(names)}, the first is '{names[0]}'"
+        few = difflib.get_close_matches(word, names, n=3, cutoff=0.0)
+        return f"; of {len(names)} the nearest are {', '.join(map(repr, few))}"
     return f"; there are: {', '.join(names)}" if names else "; there are none"
 
 

@@ -20,6 +20,11 @@ def plugins(group: str) -> tuple[Any, ...]:
     return tuple(_load(point) for point in found)
 
 
+def offered(group: str) -> bool:
+    """Whether another package offers anything under an entry point group; imports nothing."""
+    return bool(entry_points(group=group))
+
+
 def load_plugins() -> None:
     """Import every package that offers something, so that saved programs may hold its features and ops."""
     for group in (PASSES, EXPORTERS, RECIPES):

@@ -26,6 +26,7 @@ FLOORS = [
         "sparsify.signals",
         "sparsify.native",
         "sparsify.plugins",
+        "sparsify.version",
         "sparsify.disk",
     },
     {"sparsify.text", "sparsify.tensors", "sparsify.data", "sparsify.pretrained"},

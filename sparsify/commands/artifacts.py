@@ -21,7 +21,8 @@ from sparsify.ir.program import Program, default_input
 from sparsify.ir.storage.folder import is_program, load
 from sparsify.ir.trace.trace import trace
 from sparsify.measure.latency import open_session
-from sparsify.pretrained.load import STRICT, Loading, load_model, load_tokenizer
+from sparsify.pretrained.load import load_model, load_tokenizer
+from sparsify.pretrained.loading import STRICT, Loading
 
 Run = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
 

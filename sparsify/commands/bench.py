@@ -21,7 +21,8 @@ from sparsify.ir.storage.folder import is_program
 from sparsify.measure.inputs import Shape
 from sparsify.measure.latency import Timing, compare, to_json
 from sparsify.measure.machine import machine, machine_line
-from sparsify.pretrained.load import STRICT, Loading, source_of
+from sparsify.pretrained.load import source_of
+from sparsify.pretrained.loading import STRICT, Loading
 from sparsify.report.record import record
 
 

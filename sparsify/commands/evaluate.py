@@ -17,8 +17,9 @@ from sparsify.disk.files import write_json
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.facts.fitting import check_data
 from sparsify.measure.quality import cosine, embed, perplexity
-from sparsify.measure.tasks import Loaded, Suite, load_tasks, metric_names, metric_words, score
-from sparsify.pretrained.load import STRICT, Loading
+from sparsify.measure.suite import Suite
+from sparsify.measure.tasks import Loaded, load_tasks, metric_names, metric_words, score
+from sparsify.pretrained.loading import STRICT, Loading
 from sparsify.report.record import record
 
 

@@ -1,19 +1,16 @@
 """`sparsify-fx fuse`: a base model and its fine-tuned siblings as one program."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from sparsify.commands.artifacts import open_program
 from sparsify.commands.options import Formats, Out, Overwrite, loads_models, words
-from sparsify.disk.files import require_free
-from sparsify.engine.export import chosen_exporters
-from sparsify.engine.export import export as export_program
 from sparsify.errors import OptionError
-from sparsify.fusion import Fusion, fuse, unfused
-from sparsify.ir.program import Program
-from sparsify.pretrained.load import Loading
+from sparsify.pretrained.loading import Loading
+
+if TYPE_CHECKING:
+    from sparsify.ir.program import Program
 
 _ALL = 0  # singular directions that --rank keeps when it is this
 
@@ -37,6 +34,12 @@ def fuse_models(
     """Build one model of a base and its fine-tuned siblings, each token through those that know it."""
     if others not in ("base", "mean"):
         raise OptionError(f"--others is 'base' or 'mean', not '{others}'")
+    from sparsify.commands.artifacts import open_program
+    from sparsify.disk.files import require_free
+    from sparsify.engine.export import chosen_exporters
+    from sparsify.engine.export import export as export_program
+    from sparsify.fusion import Fusion, fuse, unfused
+
     chosen_exporters(words(to))
     require_free(out, overwrite=overwrite)
     how = Fusion(None if rank == _ALL else rank, gate, top, "mean" if others == "mean" else "base")
@@ -58,5 +61,5 @@ def fuse_models(
         console.print(f"{name}: {path}", soft_wrap=True)
 
 
-def _parameters(program: Program) -> str:
+def _parameters(program: "Program") -> str:
     return f"{sum(value.numel() for value in program.module.parameters()):,} parameters"

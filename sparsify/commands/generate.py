@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsify.disk.files import write_json
 from sparsify.errors import OptionError
-from sparsify.pretrained.load import STRICT, Loading
+from sparsify.pretrained.loading import STRICT, Loading
 from sparsify.runtime.generate import Generated, load_onnx
 
 

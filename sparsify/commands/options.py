@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from sparsify.commands.config import from_file
 from sparsify.errors import DataError, OptionError
-from sparsify.ir.device import device_of
-from sparsify.measure.tasks import Suite
-from sparsify.pretrained.load import STRICT, Loading
+from sparsify.measure.suite import Suite
+from sparsify.pretrained.loading import STRICT, Loading
+from sparsify.version import installed
 
 LONGEST = 1 << 20  # tokens: what a model is traced for
 
@@ -31,7 +32,10 @@ def between(least: float, most: float) -> Callable[[typer.CallbackParam, Any], A
 
 def usable_device(name: str) -> str:
     """A device that this machine has; OptionError."""
-    device_of(name)
+    if name != "cpu":  # which is always there, and torch takes seconds to import
+        from sparsify.ir.device import device_of
+
+        device_of(name)
     return name
 
 
@@ -91,6 +95,14 @@ Text = Annotated[
     str | None,
     typer.Option(help="A text, jsonl or parquet file, a folder, or name[:config][:split]."),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="A YAML file of these options; the command line goes over it. Runs write one: run.yaml.",
+        callback=from_file,
+        is_eager=True,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option(help="Replace what stands in --out.")]
 # A file or folder that a verb writes.
 Json = Annotated[
@@ -129,7 +141,7 @@ Temperature = Annotated[
     float, typer.Option(help="0: always the likeliest token.", callback=between(0, 1000))
 ]
 Threads = Annotated[
-    int, typer.Option(help="Threads of ONNX Runtime; 0 for all.", callback=between(0, 1024))
+    int, typer.Option(help="Threads to compute with; 0 for all.", callback=between(0, 1024))
 ]
 Rounds = Annotated[
     int,
@@ -251,6 +263,13 @@ def _gathered(
     verb.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
     verb.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
     return verb
+
+
+def say_version(wanted: bool) -> None:
+    """Print the version and stop, when it is asked for."""
+    if wanted:
+        typer.echo(f"sparsify-fx {installed()}")
+        raise typer.Exit
 
 
 def words(text: str) -> tuple[str, ...]:

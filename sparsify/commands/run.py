@@ -4,11 +4,21 @@ import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from sparsify.commands.bar import Bar
+from sparsify.commands.config import FILE, written
 from sparsify.data.sequences import Data, load_data
-from sparsify.disk.files import WORK, notes, read_mapping, refusals, require_free, write_json
+from sparsify.disk.files import (
+    WORK,
+    notes,
+    read_mapping,
+    refusals,
+    require_free,
+    write_json,
+    write_text,
+)
 from sparsify.disk.locks import locked
 from sparsify.engine.contract import Context
 from sparsify.engine.export import check_exports, chosen_exporters, export
@@ -24,12 +34,13 @@ from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.program import Program
 from sparsify.ir.trace.trace import trace
 from sparsify.measure.machine import machine
-from sparsify.pretrained.load import STRICT, Loading, load_model
+from sparsify.pretrained.load import load_model
+from sparsify.pretrained.loading import STRICT, Loading
 from sparsify.signals import stop_of
 
 RUN = "run.json"
 # Beside the formats: what a run writes, and what was measured on its result.
-_WRITTEN = ("report.json", RUN, "train.json", "eval.json", "bench.json", "report.html")
+_WRITTEN = ("report.json", RUN, FILE, "train.json", "eval.json", "bench.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Job:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    threads: int = 0
     dump: Path | None = None
     resume: bool = False
     overwrite: bool = False
@@ -79,6 +91,8 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
 
 
 def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
+    if job.threads:
+        torch.set_num_threads(job.threads)
     model, tokenizer = load_model(job.model, job.dtype, **asdict(job.loading))
     data = open_data(job, tokenizer)
     if data is not None:
@@ -102,6 +116,7 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     def write(folder: Path) -> None:
         export(program, folder, job.to)
         report.write(folder)
+        write_text(folder / FILE, written({**describe_job(job), **_more(job)}))
         write_json(folder / RUN, {**describe_job(job), "machine": machine()})
         for name, rows in context.figures.items():
             write_json(folder / f"{name}.json", rows)
@@ -137,6 +152,13 @@ def describe_job(job: Job) -> dict[str, object]:
         "device": job.device,
         "dtype": job.dtype,
     }
+
+
+def _more(job: Job) -> dict[str, object]:
+    """What else a command said of a job: formats, threads, and what was let in that is refused otherwise."""
+    usual = asdict(STRICT)
+    let_in = {name: value for name, value in asdict(job.loading).items() if value != usual[name]}
+    return {"to": job.to, "threads": job.threads or None, **let_in}
 
 
 def check_out(job: Job) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sparsify.measure.inputs import Shape
 from sparsify.pretrained.load import EMBEDDED
-from sparsify.recipes import recipe
+from sparsify.recipes.catalogue import recipe
 
 # The same masks as `structured` chooses at once, folded in place: zeros that nobody removes.
 _ZEROS = (

@@ -1,8 +1,6 @@
-"""`sparsify-fx show`, `passes` and `recipes`: programs, axes and catalogues as text."""
+"""`sparsify-fx show`: programs, their axes and their cost as text."""
 
-import dataclasses
-import inspect
-from typing import Any, get_type_hints
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,13 +11,11 @@ from sparsify.commands.cost import show_cost
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.engine.registry import passes
-from sparsify.errors import OptionError, PipelineError, nearest
+from sparsify.errors import OptionError
 from sparsify.ir.axes.summary import AxisRow, rows
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.text import header, to_text
-from sparsify.pretrained.load import STRICT, Loading
-from sparsify.recipes import recipe, recipes, template
-from sparsify.text.options import describe_type
+from sparsify.pretrained.loading import STRICT, Loading
 
 
 def show(
@@ -77,57 +73,3 @@ def _verdict(row: AxisRow) -> str:
 def _some(words: list[str], count: int, joint: str = ", ") -> str:
     more = f" +{len(words) - count}" if len(words) > count else ""
     return joint.join(words[:count]) + more
-
-
-def show_passes(name: str | None, console: Console) -> None:
-    """List the passes, or print one with its rewrite, options and features."""
-    known = passes()
-    if name is None:
-        table = Table("pass", "what it does")
-        for key, kind in known.items():
-            table.add_row(key, summary(kind))
-        console.print(table)
-        return
-    if name not in known:
-        raise PipelineError(f"no pass is called '{name}'{nearest(name, known)}")
-    kind = known[name]
-    console.out(inspect.getdoc(inspect.getmodule(kind)) or "")
-    console.out("")
-    console.out(inspect.getdoc(kind) or "")
-    table = Table("option", "values", "default")
-    for option in options(kind):
-        table.add_row(*option)
-    console.print(table)
-
-
-def options(kind: type) -> list[tuple[str, str, str]]:
-    """Name, values and default of every option of a pass or exporter."""
-    hints = get_type_hints(kind, include_extras=True)
-    found = []
-    for field in dataclasses.fields(kind):
-        default = "required" if field.default is dataclasses.MISSING else _spell(field.default)
-        found.append((field.name, describe_type(hints[field.name]), default))
-    return found
-
-
-def summary(kind: type) -> str:
-    """The first sentence of a pass's module: what it does."""
-    text = (inspect.getdoc(inspect.getmodule(kind)) or "").splitlines()[0]
-    return text.partition(": ")[2]
-
-
-def show_recipes(name: str | None, console: Console) -> None:
-    """List the recipes, or print the text of one."""
-    if name is not None:
-        console.out((recipe if "{" in name else template)(name).text)
-        return
-    table = Table("recipe", "what comes out", "pipeline")
-    for item in recipes():
-        table.add_row(item.name, item.about, item.text)
-    console.print(table)
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "nothing"
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -5,8 +5,9 @@ from functools import cache
 from typing import Any
 
 from sparsify.engine.contract import Exporter, Pass
-from sparsify.errors import PipelineError, nearest
+from sparsify.errors import PipelineError
 from sparsify.plugins import EXPORTERS, PASSES, plugins
+from sparsify.text.catalogue import unknown_name
 from sparsify.text.options import Options
 from sparsify.text.syntax import Call, parse_calls
 
@@ -31,6 +32,14 @@ def parse_passes(text: str) -> list[Pass]:
     return [_bind(call, passes(), "pass") for call in parse_calls(text)]
 
 
+def needs_of(text: str) -> tuple[str, ...]:
+    """What a pipeline asks of whoever runs it: `data`, `training`; errors as in `parse_passes`."""
+    items = parse_passes(text)
+    wants = [("data", any("data" in item.effect().wants for item in items))]
+    wants.append(("training", any(item.name == "train" for item in items)))
+    return tuple(word for word, wanted in wants if wanted)
+
+
 def parse_exporter(text: str) -> Exporter:
     """The exporter a word or a call like `onnx{opset=23}` names; errors as in `parse_passes`."""
     calls = parse_calls(text)
@@ -42,7 +51,7 @@ def parse_exporter(text: str) -> Exporter:
 
 def _bind(call: Call, known: dict[str, Any], kind: str) -> Any:
     if call.name not in known:
-        raise PipelineError(f"no {kind} is called '{call.name}'{nearest(call.name, known)}")
+        raise unknown_name(kind, call.name, known)
     return known[call.name].bind(call)
 
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from sparsify.errors import DataError, OptionError, SparsifyError, nearest, reas
 from sparsify.ir.facts.admission import Admission, admission_of_program
 from sparsify.ir.program import Program
 from sparsify.measure.silence import silent
+from sparsify.measure.suite import Suite
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -63,23 +63,6 @@ class Asked:
 def asked(program: Program, name: str = "the program") -> Asked:
     """A program in memory as a subject."""
     return Asked(name, program.run, program.tokenizer, admission_of_program(program))
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Which tasks, and how they are asked.
-
-    `names` are the harness's, or those of YAML files below the folder `path`, which go first; `data` is the
-    folder that such files read from. `limit` takes the first items of each task, `shots` is the number of
-    solved examples before an item (None: what the task says, mostly 0), `batch` the sequences at a time.
-    """
-
-    names: tuple[str, ...]
-    path: Path | None = None
-    data: Path | None = None
-    limit: int | None = None
-    shots: int | None = None
-    batch: int = 8
 
 
 @dataclass(frozen=True)

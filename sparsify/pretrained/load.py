@@ -4,7 +4,6 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,19 +37,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 # Either says that a folder means to have a tokenizer.
 _OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-
-
-@dataclass(frozen=True)
-class Loading:
-    """What may be loaded that is refused otherwise: the options of `load_model` that say so."""
-
-    allow_partial: bool = False
-    trust_remote_code: bool = False
-    merge_adapter: bool = False
-    verify: bool = True
-
-
-STRICT = Loading()
 
 
 def load_model(

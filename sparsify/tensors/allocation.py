@@ -238,14 +238,6 @@ def worth_most(gain: Sequence[float], size: Sequence[int], room: int) -> list[bo
     return taken
 
 
-def cubic(step: int, steps: int, target: float) -> float:
-    """The sparsity after a step of a cubic ladder: `target - target (1 - step / steps)^3`.
-
-    Source: Zhu and Gupta 2017 (1710.01878), equation 1; LoSA (2502.14816), section 3.1.
-    """
-    return target - target * (1 - step / steps) ** 3
-
-
 def _check(target: float, spread: float) -> None:
     if not 0 <= target < 1:
         raise OptionError(f"sparsity {target} is not in [0, 1)")

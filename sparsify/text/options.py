@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import (
     Annotated,
     Any,
@@ -55,10 +55,10 @@ class Options:
         items = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for key in call.options:
             if key not in items:
-                raise OptionError(f"'{cls.name}' has no option '{key}'{nearest(key, items)}")
+                raise unknown_option(cls.name, key, items)
         missing = [name for name in required(cls) if name not in call.options]
         if missing:
-            raise OptionError(f"'{cls.name}' needs the option '{missing[0]}'")
+            raise missing_option(cls.name, missing[0])
         values = {
             key: _convert(f"{cls.name}{{{key}}}", raw, hints[key])
             for key, raw in call.options.items()
@@ -66,6 +66,16 @@ class Options:
         made = cls(**values)
         refuse_unbounded(made)
         return made
+
+
+def unknown_option(name: str, key: str, known: Iterable[str]) -> OptionError:
+    """The error for an option that a pass has not, with the nearest one."""
+    return OptionError(f"'{name}' has no option '{key}'{nearest(key, known)}")
+
+
+def missing_option(name: str, key: str) -> OptionError:
+    """The error for an option that has no default and was not given."""
+    return OptionError(f"'{name}' needs the option '{key}'")
 
 
 def refuse_unbounded(options: Options) -> None:
@@ -104,7 +114,7 @@ def describe_type(kind: Any) -> str:
     if kind is type(None):
         return "none"
     if origin in (Literal, Annotated):
-        return "|".join(str(a) for a in _words(kind))
+        return "|".join(str(a) for a in words_of(kind))
     if origin in (Union, types.UnionType):
         return "|".join(describe_type(a) for a in args)
     if origin is tuple:
@@ -114,7 +124,7 @@ def describe_type(kind: Any) -> str:
     return {str: "word"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-def _words(kind: Any) -> tuple[Any, ...]:
+def words_of(kind: Any) -> tuple[Any, ...]:
     """The words that an option of a closed set takes."""
     args = get_args(kind)
     if get_origin(kind) is not Annotated:
@@ -136,7 +146,7 @@ def one_option(kind: type[Options]) -> Iterator[tuple[str, Any]]:
         several = get_origin(hints[item.name]) is tuple
         inner = get_args(hints[item.name])[0] if several else hints[item.name]
         if get_origin(inner) in (Literal, Annotated):
-            yield from ((item.name, (word,) if several else word) for word in _words(inner))
+            yield from ((item.name, (word,) if several else word) for word in words_of(inner))
 
 
 def required(kind: type[Options]) -> list[str]:
@@ -185,7 +195,7 @@ def _scalar(word: str, kind: Any) -> tuple[bool, Any]:
     if kind is bool:
         return word in ("true", "false"), word == "true"
     if get_origin(kind) in (Literal, Annotated):
-        return word in _words(kind), word
+        return word in words_of(kind), word
     if kind in (int, float):
         try:
             return True, kind(word)

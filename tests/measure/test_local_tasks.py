@@ -7,7 +7,8 @@ import pytest
 
 from sparsify.errors import DataError
 from sparsify.measure.silence import silent
-from sparsify.measure.tasks import Suite, load_tasks
+from sparsify.measure.suite import Suite
+from sparsify.measure.tasks import load_tasks
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "tasks"
 CHOICE = {"question": "Why is it so?", "choices": ["Because", "By chance"], "gold": 1}

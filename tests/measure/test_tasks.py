@@ -17,7 +17,8 @@ from sparsify.errors import DataError, OptionError, SparsifyError
 from sparsify.ir.facts.admission import ANYTHING, Admission, admission_of_model
 from sparsify.measure.harness import Adapter
 from sparsify.measure.silence import silent
-from sparsify.measure.tasks import Asked, Metric, Suite, asked, load_tasks, metric_words, score
+from sparsify.measure.suite import Suite
+from sparsify.measure.tasks import Asked, Metric, asked, load_tasks, metric_words, score
 from tests.made_tasks import ROWS, make_tasks
 
 PAIRS = [

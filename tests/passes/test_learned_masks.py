@@ -12,7 +12,7 @@ from sparsify.errors import OptionError, PipelineError, SparsifyError
 from sparsify.ir.features.soft_fold import takers
 from sparsify.ir.run.soft_masks import soft_masks
 from sparsify.ir.text import to_text
-from sparsify.recipes import recipe
+from sparsify.recipes.catalogue import recipe, template
 from sparsify.select.kinds.catalogue import KINDS
 from sparsify.select.learned import settle
 from sparsify.tensors.precision import largest_difference
@@ -278,3 +278,18 @@ def test_what_masks_are_not_learnt_with(before, options, error, sentence, traced
     with pytest.raises(error) as caught:
         run(traced("llama"), " | ".join(part for part in (before, steps) if part), text)
     assert sentence in str(caught.value)
+
+
+def test_the_recipe_has_the_target_as_options():
+    text = recipe("sheared{layers=24 heads=16 channels=5504 hidden=2048}").text
+    assert "learned{layers=24 heads=16 channels=5504 hidden=2048}" in text
+    assert "layers=24" not in template("sheared").text
+    for given, sentence in (
+        ("sheared", "'sheared' needs the option 'layers'"),
+        ("sheared{layers=2 heads=4 channels=8 width=2}", "'sheared' has no option 'width'"),
+        ("magnitude{layers=2}", "'magnitude' has no option 'layers'"),
+        ("sheared{layers=2} | magnitude", "is more than one recipe"),
+    ):
+        with pytest.raises(SparsifyError) as caught:
+            recipe(given)
+        assert sentence in str(caught.value)

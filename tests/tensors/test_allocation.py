@@ -13,7 +13,6 @@ from sparsify.tensors.allocation import (
     arithmetic,
     by_outliers,
     by_tails,
-    cubic,
     fill,
     hill_exponent,
     kept_of_m,
@@ -21,6 +20,7 @@ from sparsify.tensors.allocation import (
     ranks,
     worth_most,
 )
+from sparsify.tensors.ladder import cubic
 
 EVEN = torch.full((8,), 100.0)
 UNEVEN = torch.tensor([100.0, 30, 50, 20, 80, 10, 60, 40])

@@ -1,0 +1,57 @@
+"""`sparsify-fx export` and `kernels`: other formats of a program, and the library for packed weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sparsify.commands.options import (
+    Formats,
+    Model,
+    Overwrite,
+    loads_models,
+    words,
+    writable_folder,
+)
+from sparsify.pretrained.loading import Loading
+
+
+@loads_models
+def export_model(
+    folder: Model,
+    to: Formats,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to; beside the program by default.", callback=writable_folder),
+    ] = None,
+    overwrite: Overwrite = False,
+    *,
+    loading: Loading,
+) -> None:
+    """Export a program or model to other formats, each read back and compared."""
+    from sparsify.commands.artifacts import open_program
+    from sparsify.commands.run import show_notes
+    from sparsify.engine.export import chosen_exporters, export
+
+    console = Console()
+    chosen_exporters(words(to))
+    program = open_program(folder, loading)
+    place = out or (Path(folder) if Path(folder).is_dir() else Path(Path(folder).name))
+    for name, path in export(program, place, words(to), overwrite=overwrite).items():
+        console.print(f"{name}: {path}")
+        show_notes(path, console)
+
+
+def kernels(
+    folder: Annotated[Path, typer.Argument(help="A folder with a packed ONNX model.")],
+    remove: Annotated[bool, typer.Option(help="Take the library out again.")] = False,
+) -> None:
+    """Put the library for packed weights beside a model, for onnxruntime-genai and others."""
+    from sparsify.runtime.library_beside import add_kernels, remove_kernels
+
+    if remove:
+        remove_kernels(folder)
+        return
+    for path in add_kernels(folder):
+        Console().print(str(path), soft_wrap=True)

@@ -1,0 +1,9 @@
+"""Ladders of sparsity over steps, as numbers alone."""
+
+
+def cubic(step: int, steps: int, target: float) -> float:
+    """The sparsity after a step of a cubic ladder: `target - target (1 - step / steps)^3`.
+
+    Source: Zhu and Gupta 2017 (1710.01878), equation 1; LoSA (2502.14816), section 3.1.
+    """
+    return target - target * (1 - step / steps) ** 3

@@ -1,0 +1,109 @@
+"""Help, catalogues and wrong usage answer without torch: counted in modules, not in seconds."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sparsify
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "scipy",
+    "numpy",
+    "matplotlib",
+    "accelerate",
+)
+# What may be imported before a verb runs; `typer` and `rich` alone are two thirds of it.
+MOST = 900
+WATCH = """
+import sys
+from sparsify.cli import main
+sys.argv[1:] = {words!r}
+try:
+    main()
+except SystemExit as stop:
+    heavy = sorted(name for name in {heavy!r} if name in sys.modules)
+    print("HEAVY", heavy, len(sys.modules), stop.code)
+"""
+
+
+def run(*words):
+    text = WATCH.format(words=list(words), heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=120
+    )
+    last = done.stdout.splitlines()[-1]
+    heavy, count, code = last.removeprefix("HEAVY ").rsplit(" ", 2)
+    return ast.literal_eval(heavy), int(count), int(code), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "Usage"),
+        (["run", "--help"], 0, "--pipeline"),
+        (["--version"], 0, "sparsify-fx "),
+        (["passes"], 0, "insert-masks"),
+        (["passes", "choose-masks"], 0, "sparsity"),
+        (["recipes"], 0, "sparsegpt"),
+        (["recipes", "sparsegpt"], 0, "insert-probes{gram=true} |\n"),
+        (["recipes", "sparsgpt"], 1, "did you mean 'sparsegpt'"),
+        (["passes", "prune-head"], 1, "did you mean 'prune-heads'"),
+        (["run", "--nonsense"], 2, "No such option"),
+        (["run", "--model", "embedded", "--out", "x", "--recipe", "nil"], 1, "no recipe is called"),
+        (
+            ["run", "--model", "embedded", "--out", "x", "--pipeline", "insert-mask"],
+            1,
+            "did you mean 'insert-masks'",
+        ),
+        (
+            ["run", "--model", "embedded", "--out", "x", "--pipeline", "choose-masks{ratio=1}"],
+            1,
+            "has no option 'ratio'",
+        ),
+        (["run", "--model", "embedded", "--out", "x", "--json", "no/such/f.json"], 1, "no folder"),
+        (["show", "embedded", "--pipeline", "prune-headz"], 1, "did you mean 'prune-heads'"),
+        (["eval", "embedded", "--limit", "0"], 1, "--limit 0 must be from 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_answers_without_what_takes_seconds_to_import(words, code, said):
+    heavy, count, exit_code, output = run(*words)
+    assert said in output
+    assert exit_code == code
+    assert heavy == []
+    assert count < MOST
+
+
+def test_the_package_alone_imports_next_to_nothing():
+    text = "import sys; before = set(sys.modules); import sparsify; print(len(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 80
+
+
+def test_every_name_of_the_face_is_there_and_typed():
+    tree = ast.parse(Path(sparsify.__file__).read_text(encoding="utf-8"))
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    names = {
+        alias.asname or alias.name: f"{node.module}:{alias.name}"
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {
+        name: home if ":" in home else f"{home}:{name}" for name, home in sparsify._HOMES.items()
+    }
+    assert names == homes
+    assert all(getattr(sparsify, name) is not None for name in homes)
+    assert set(homes) <= set(dir(sparsify))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sparsify.nothing
