@@ -58,6 +58,8 @@ _NOT_LEARNT_UNDER = [
     "quantizers",
     "packed",
 ]
+# Figures of learned masks that a progress bar has no room for.
+_UNSAID = ("_target", "_lambda", "_phi")
 _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a thousand times
 
 
@@ -182,7 +184,8 @@ class Train(Pass):
         context.progress.start(self.name, self.steps)
 
         def show(figures: Figures) -> None:
-            context.progress.advance(**figures)
+            said = {key: value for key, value in figures.items() if not key.endswith(_UNSAID)}
+            context.progress.advance(**said)
 
         # Whole weights that do not learn need no copy of their product with the mask.
         lean = recomputed_weights(program) if self.update == "lora" else nullcontext()

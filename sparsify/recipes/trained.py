@@ -72,7 +72,7 @@ RECIPES = (
     Recipe(
         "sheared",
         "the layers, heads, channels and width that its options say: masks learnt with the weights, what "
-        "they leave out removed, and training going on (Sheared LLaMA)",
+        "they leave out removed, and training going on (2310.06694)",
         "insert-masks{of=layers,heads,channels,hidden} | "
         "train{steps=400 batch=16 lr=0.0005 warmup=0.1 floor=0.1 "
         "masks=learned{layers=4 heads=4 channels=352 hidden=192}} | "

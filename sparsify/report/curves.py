@@ -20,6 +20,7 @@ class Panel:
     names: tuple[str, ...]
 
 
+_LEARNT = ("layers", "heads", "channels", "hidden")  # that masks are learnt of
 PANELS = (
     Panel("loss, nats a token", ("loss", "task", "distill")),
     Panel("learning rate", ("lr",)),
@@ -28,6 +29,8 @@ PANELS = (
     Panel("masks, share changed", ("flips", "drift")),
     Panel("mean |W| under and beside the mask", ("masked", "kept")),
     Panel("strength of the pull", ("strength",)),
+    *(Panel(f"{k}: expected sparsity", (f"{k}_sparsity", f"{k}_target")) for k in _LEARNT),
+    *(Panel(f"{k}: multipliers", (f"{k}_lambda", f"{k}_phi")) for k in _LEARNT),
 )
 
 

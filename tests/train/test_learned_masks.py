@@ -81,7 +81,7 @@ def test_useful_units_survive():
         return (worth * (1 - drawn["row0"][0])).sum()
 
     rows = learn(masks, loss=loss, steps=1600)
-    assert float(last(rows, "row0").mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(last(rows, "row0").mean()) == pytest.approx(0.5, abs=0.05)
     gone = masks.settled()["row0"][0] == 0
     assert int(gone.sum()) == UNITS // 2
     useless = worth < worth.median()
