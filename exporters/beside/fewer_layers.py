@@ -116,12 +116,12 @@ def _config(program: Program, cls: type[PreTrainedModel], run: _Run) -> dict[str
 
 
 def _cut_lists(config: Mapping[str, Any], run: _Run) -> dict[str, Any]:
-    """Lists with one entry a layer, without those of removed layers."""
+    """Lists with one entry a layer, known by their key and length, without those of removed layers."""
     cut: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and key.endswith("_config"):
             cut[key] = _cut_lists(value, run)
-        elif isinstance(value, list | tuple) and len(value) == run.count:
+        elif "layer" in key and isinstance(value, list | tuple) and len(value) == run.count:
             cut[key] = [value[number] for number in run.kept]
         else:
             cut[key] = value

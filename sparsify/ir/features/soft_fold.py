@@ -140,7 +140,8 @@ def _gain(program: Program, x: fx.Node) -> frozenset[Taker] | None:
         return _all(_vector(program, part, 0) for part in _learned(x))
     if x.target is aten.mul.Tensor:
         parts = [part for part in x.args if isinstance(part, fx.Node)]
-        return next((v for part in parts if (v := _vector(program, part, 0)) is not None), None)
+        found = (_vector(program, part, 0, feature_size(x)) for part in parts)
+        return next((gain for gain in found if gain is not None), None)
     return None
 
 
@@ -174,11 +175,15 @@ def _learned(norm: fx.Node) -> Iterator[fx.Node]:
     yield from (part for part in norm.args[first : first + 2] if isinstance(part, fx.Node))
 
 
-def _vector(program: Program, node: fx.Node, dim: int | None) -> frozenset[Taker] | None:
-    """A learned vector that nothing else reads."""
-    if node.op != "get_attr" or program.tensor(str(node.target)).dim() != 1:
+def _vector(
+    program: Program, node: fx.Node, dim: int | None, size: int | None = None
+) -> frozenset[Taker] | None:
+    """A learned vector, of a size if one is named, that nothing else reads."""
+    if node.op != "get_attr":
         return None
-    return _alone(program, str(node.target), dim)
+    shape = tuple(program.tensor(str(node.target)).shape)
+    fits = len(shape) == 1 and size in (None, *shape)
+    return _alone(program, str(node.target), dim) if fits else None
 
 
 def _alone(program: Program, path: str, dim: int | None = None) -> frozenset[Taker] | None:

@@ -46,7 +46,8 @@ def soft_masks(program: Program, paths: list[str]) -> Iterator[Put]:
     finally:
         program.module.graph = before
         for path, mask in masks.items():
-            _set(program, path, mask)
+            # The program may have moved to another device meanwhile.
+            _set(program, path, mask.to(program.tensor(path).device))
 
 
 def _soften_layers(program: Program, masks: Mapping[str, Tensor]) -> None:
