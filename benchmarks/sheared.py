@@ -8,7 +8,8 @@ trained on, after removal and after recovery; latency on ONNX Runtime against th
 turns in one process.
 
     python benchmarks/sheared.py --json FILE [--data FILE] [--test FILE] [--shapes 4/4/352/192,3/2/176/128]
-        [--masks 400] [--more 400] [--batch 16] [--seeds 3] [--limit 100] [--threads 1] [--rounds 30]
+        [--masks 400] [--more 400] [--rate 0.5] [--ramp 0.4] [--batch 16] [--seeds 3] [--limit 100]
+        [--threads 1] [--rounds 30]
 
 Trains on the first four fifths of the held-out text and tests on the rest, unless files are given. A run that
 was stopped goes on where it ended.
@@ -45,6 +46,7 @@ def ways(sizes: dict[str, int], options: argparse.Namespace) -> dict[str, tuple[
     whole = f"batch={options.batch} floor=0.1"
     steps = options.masks + options.more
     target = " ".join(f"{kind}={size}" for kind, size in sizes.items())
+    target += f" lr={options.rate} ramp={options.ramp}"
     layers = f"choose-masks{{of=layers score=influence to=shape{{layers={sizes['layers']}}}}}"
     inner = f"to=shape{{heads={sizes['heads']} channels={sizes['channels']}}}"
     width = f"to=shape{{hidden={sizes['hidden']}}}"
@@ -198,6 +200,10 @@ def arguments() -> argparse.Namespace:
     numbers = {"masks": 400, "more": 400, "batch": 16, "seeds": 3, "limit": 100}
     for name, value in {**numbers, "threads": 1, "rounds": 30}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--rate", type=float, default=0.5, help="peak learning rate of masks")
+    parser.add_argument(
+        "--ramp", type=float, default=0.4, help="part of the steps that targets rise"
+    )
     return parser.parse_args()
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from exporters.beside.transformers_files import slow_notes, write_about, write_beside, write_config
 from exporters.onnx_graph import packed_dense as onnx_blocks
 from exporters.onnx_graph import packed_nm as onnx_packed
+from exporters.onnx_graph.captured import captured
 from exporters.onnx_graph.experts import translations
 from exporters.onnx_graph.pieces import piece_reader
 from sparsify.engine.contract import Exporter, Reader
@@ -29,7 +30,6 @@ from sparsify.errors import ExportError
 from sparsify.exclusive import EXCLUSIVE
 from sparsify.ir.decode.caches import public_name
 from sparsify.ir.features.catalogue import carried
-from sparsify.ir.lower.pipeline import lowered
 from sparsify.ir.ops.registry import own_ops
 from sparsify.ir.program import Program
 from sparsify.ir.run.pieces import PieceReader
@@ -184,23 +184,21 @@ def _is_heavy(program: Program) -> bool:
 def _export(program: Program, opset: int) -> ir.Model:
     """The program in the ONNX intermediate form; ExportError gives the first cause of a failure."""
     try:
-        exported = torch.onnx.export(
-            lowered(program),
-            (),
-            kwargs=dict(program.sample),
-            dynamic_shapes={name: program.dynamic.get(name, {}) for name in program.sample},
-            input_names=[public_name(name) for name in program.sample],
-            output_names=list(program.source.outputs),
-            opset_version=opset,
-            custom_translation_table={
-                **onnx_packed.TRANSLATIONS,
-                **onnx_blocks.TRANSLATIONS,
-                **translations(),
-                **{op.function: op.onnx() for op in own_ops().values() if op.onnx is not None},
-            },
-            dynamo=True,
-            verbose=False,
-        )
+        exported = _translated(program, opset, apart=False)
+    except torch.onnx.OnnxExporterError:  # an op that only the second trace takes apart
+        exported = _told(program, opset)
+    assert exported is not None
+    model = exported.model
+    model.metadata_props.clear()
+    onnx_packed.complete(model, opset)
+    # What a runtime must understand of the file, which is less than torch.onnx states.
+    model.ir_version = 9 if opset <= 20 else 10
+    return model
+
+
+def _told(program: Program, opset: int) -> torch.onnx.ONNXProgram | None:
+    try:
+        return _translated(program, opset, apart=True)
     except torch.onnx.OnnxExporterError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -210,13 +208,24 @@ def _export(program: Program, opset: int) -> ir.Model:
             f"torch.onnx could not write the program at opset {opset}: "
             f"{reason[0] if reason else type(cause).__name__}; export to safetensors"
         ) from error
-    assert exported is not None
-    model = exported.model
-    model.metadata_props.clear()
-    onnx_packed.complete(model, opset)
-    # What a runtime must understand of the file, which is less than torch.onnx states.
-    model.ir_version = 9 if opset <= 20 else 10
-    return model
+
+
+def _translated(program: Program, opset: int, *, apart: bool) -> torch.onnx.ONNXProgram | None:
+    return torch.onnx.export(
+        captured(program, apart=apart),
+        dynamic_shapes={name: program.dynamic.get(name, {}) for name in program.sample},
+        input_names=[public_name(name) for name in program.sample],
+        output_names=list(program.source.outputs),
+        opset_version=opset,
+        custom_translation_table={
+            **onnx_packed.TRANSLATIONS,
+            **onnx_blocks.TRANSLATIONS,
+            **translations(),
+            **{op.function: op.onnx() for op in own_ops().values() if op.onnx is not None},
+        },
+        dynamo=True,
+        verbose=False,
+    )
 
 
 def _describe(model: ir.Model, program: Program) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+import sparsify.ir.features.catalogue  # noqa: F401  verify knows features from it
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.features.beside import add_beside
 from sparsify.ir.features.experts import Form, Tensors, add_experts
@@ -25,7 +26,11 @@ from sparsify.ir.text import to_text
 from sparsify.ir.verify import verify
 from sparsify.ir.views.linear import Linear, bias_path, out_in
 from sparsify.ir.views.targets import refuse_shared, targeted
+from sparsify.tensors.precision import check_finite
 from sparsify.tensors.siblings import Branch, branch, is_same
+
+# Features that change no weight of a linear.
+_PLAIN = frozenset({"merged-experts"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Fusion:
 
     `rank` singular directions of each difference are kept, None for all; the router looks at `gate`; `top`
     siblings serve a token. Tensors that are no targets (norms, embeddings, the head) are the `base`'s, or the
-    `mean` of the siblings'. Raises OptionError for a number below 1.
+    `mean` of the siblings'. Raises OptionError for what is no whole number from 1.
     """
 
     rank: int | None = 32
@@ -46,8 +51,10 @@ class Fusion:
 
     def __post_init__(self) -> None:
         for name, value in (("rank", self.rank), ("gate", self.gate), ("top", self.top)):
-            if value is not None and value < 1:
-                raise OptionError(f"{name}={value} must be at least 1")
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise OptionError(f"{name}={value} must be at least 1, a whole number")
+        if self.others not in ("base", "mean"):
+            raise OptionError(f"others={self.others} is neither base nor mean")
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,9 @@ class _Change:
 def fuse(base: Program, siblings: Sequence[Program], how: Fusion | None = None) -> Program:
     """One program of a base and its siblings; the base stays as it is.
 
-    Raises OptionError for numbers that cannot be meant, SparsifyError for a sibling that is none: another
-    graph, or a tensor of another shape, the first of which is named.
+    Raises OptionError for numbers that cannot be meant, SparsifyError for a sibling that is none (another
+    graph, or a tensor of another shape or type, the first of which is named), for a program that holds what
+    passes have put beside or around its weights, and for weights that are no numbers.
     """
     how = how or Fusion()
     _check(base, siblings, how)
@@ -105,25 +113,55 @@ def unfused(base: Program, siblings: Sequence[Program], how: Fusion | None = Non
     ]
 
 
-def _check(base: Program, siblings: Sequence[Program], how: Fusion) -> None:
+def check_number(how: Fusion, siblings: int) -> None:
+    """There must be a sibling, and as many as are to serve a token; OptionError."""
     if not siblings:
         raise OptionError("there is no sibling to fuse; give at least one")
-    if how.top > len(siblings):
-        raise OptionError(f"top={how.top} is more than the {len(siblings)} siblings")
+    if how.top > siblings:
+        raise OptionError(f"top={how.top} is more than the {siblings} siblings")
+
+
+def _check(base: Program, siblings: Sequence[Program], how: Fusion) -> None:
+    check_number(how, len(siblings))
+    _check_weights(base, "the base")
     text = to_text(base)
     for number, sibling in enumerate(siblings, 1):
-        shapes = {path: value.shape for path, value in sibling.tensors()}
-        for path, value in base.tensors():
-            if shapes.get(path) != value.shape:
-                found = f"is {list(shapes[path])}" if path in shapes else "is missing"
-                raise SparsifyError(
-                    f"sibling {number} is none: '{path}' is {list(value.shape)} in the base and {found} in it"
-                )
+        _check_weights(sibling, f"sibling {number}")
+        _check_tensors(base, sibling, number)
         if to_text(sibling) != text:
             raise SparsifyError(
                 f"sibling {number} has the base's tensors but computes something else with them; siblings "
                 "are fine-tuned copies of one model"
             )
+
+
+def _check_weights(program: Program, name: str) -> None:
+    """A weight must be all that its linear multiplies by, or what passes added would be lost."""
+    held = sorted(program.features - _PLAIN)
+    if held:
+        raise SparsifyError(
+            f"{name} holds {', '.join(held)}, which fusing would lose; fold or remove it first, or put it in "
+            "after fusing"
+        )
+    for path, value in program.module.named_parameters():
+        check_finite(value.detach(), f"'{path}' of {name}")
+
+
+def _check_tensors(base: Program, sibling: Program, number: int) -> None:
+    """The tensors of a sibling must be the base's, of the same types, whole numbers the same ones."""
+    theirs = dict(sibling.tensors())
+    for path, value in base.tensors():
+        other = theirs.get(path)
+        if other is None or other.shape != value.shape:
+            found = "is missing" if other is None else f"is {list(other.shape)}"
+            differs = f"is {list(value.shape)} in the base and {found} in it"
+        elif other.dtype != value.dtype:
+            differs = f"is {value.dtype} in the base and {other.dtype} in it; load both in one type"
+        elif not value.is_floating_point() and not torch.equal(other.to(value.device), value):
+            differs = "holds other whole numbers than in the base"
+        else:
+            continue
+        raise SparsifyError(f"sibling {number} is none: '{path}' {differs}")
 
 
 def _change(base: Program, view: Linear, siblings: Sequence[Program], how: Fusion) -> _Change:

@@ -291,8 +291,12 @@ def test_what_is_no_sibling(traced):
         fuse(base, [])
     with pytest.raises(OptionError, match="top=3 is more than the 2 siblings"):
         fuse(base, [base.clone(), base.clone()], Fusion(top=3))
-    with pytest.raises(OptionError, match="rank=0 must be at least 1"):
+    with pytest.raises(OptionError, match="rank=0 must be at least 1, a whole number"):
         Fusion(rank=0)
+    with pytest.raises(OptionError, match=r"gate=1.5 must be at least 1, a whole number"):
+        Fusion(gate=1.5)
+    with pytest.raises(OptionError, match="others=max is neither base nor mean"):
+        Fusion(others="max")
 
 
 def test_adapters_under_masks_are_not_folded(traced):

@@ -38,11 +38,12 @@ def fuse_models(
     from sparsify.disk.files import require_free
     from sparsify.engine.export import chosen_exporters
     from sparsify.engine.export import export as export_program
-    from sparsify.fusion import Fusion, fuse, unfused
+    from sparsify.fusion import Fusion, check_number, fuse, unfused
 
     chosen_exporters(words(to))
     require_free(out, overwrite=overwrite)
     how = Fusion(None if rank == _ALL else rank, gate, top, "mean" if others == "mean" else "base")
+    check_number(how, len(words(experts)))  # before models are opened
     first = open_program(base, loading)
     siblings = [open_program(name, loading) for name in words(experts)]
     made = fuse(first, siblings, how)

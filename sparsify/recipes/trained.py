@@ -75,7 +75,7 @@ RECIPES = (
         "they leave out removed, and training going on (2310.06694)",
         "insert-masks{of=layers,heads,channels,hidden} | "
         "train{steps=400 batch=16 lr=0.0005 warmup=0.1 floor=0.1 "
-        "masks=learned{layers=4 heads=4 channels=352 hidden=192}} | "
+        "masks=learned{layers=4 heads=4 channels=352 hidden=192 lr=0.5 ramp=0.4}} | "
         "prune-heads | prune-channels | prune-layers | prune-hidden | "
         "train{steps=400 batch=16 lr=0.001 floor=0.1}",
         ("layers", "heads", "channels", "hidden"),

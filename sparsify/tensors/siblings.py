@@ -3,7 +3,8 @@
     D_i = W_i - W_0 = U_i diag(S_i) V_i^T
     A_i = diag(S_i) V_i^T [:k],   B_i = U_i [:, :k],   R_i = V_i^T [:gate]
 
-The norm of `R_i x` says how much of an input lies where sibling i has changed most.
+The norm of `R_i x` says how much of an input lies where sibling i has changed most. Rows of R_i beyond the
+rank of D_i are zero: it has changed nothing there.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def branch(base: Tensor, sibling: Tensor, rank: int | None, gate: int) -> Branch
         base: W_0 [out, in].
         sibling: W_i [out, in].
         rank: directions that the branch keeps; None for all of them.
-        gate: directions that the router looks at.
+        gate: directions that the router looks at; fewer where the difference has a lower rank.
 
     Returns:
         the branch; rank and gate are cut down to the smaller side of the weight.
@@ -59,7 +60,10 @@ def branch(base: Tensor, sibling: Tensor, rank: int | None, gate: int) -> Branch
     u, values, v = torch.linalg.svd(difference, full_matrices=False)
     kept = slice(None, rank)
     a = values[kept, None] * v[kept]
-    return Branch(*(part.to(base.dtype).contiguous() for part in (a, u[:, kept], v[:gate])))
+    # Below the numerical rank singular vectors are any basis of what the sibling did not change.
+    least = values[:1] * max(difference.shape) * torch.finfo(wide).eps
+    router = v[:gate] * (values[:gate, None] > least)
+    return Branch(*(part.to(base.dtype).contiguous() for part in (a, u[:, kept], router)))
 
 
 def is_same(base: Tensor, sibling: Tensor) -> bool:

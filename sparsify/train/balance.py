@@ -3,9 +3,10 @@
     B = mean over routers of E sum_i f_i P_i
 
 f_i is the share of tokens that go to expert i, all `top` places counted, so that they sum to `top`; P_i the
-mean over tokens of its probability, the softmax over all E. B is `top` where tokens are spread evenly, and
-has a gradient by P alone. A softmax over the chosen ones would make it E, whatever the router does. Source:
-Fedus et al. 2021 (Switch Transformer, 2101.03961), section 2.2; PESC (2401.02731), section 3.3.
+mean over tokens of its probability, the softmax over all E, those that a mask leaves out not counted. B is
+`top` where tokens are spread evenly, and has a gradient by P alone. A softmax over the chosen ones would make
+it E, whatever the router does. Source: Fedus et al. 2021 (Switch Transformer, 2101.03961), section 2.2; PESC
+(2401.02731), section 3.3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.experts import experts_beside
 from sparsify.ir.program import Program
-from sparsify.ir.views.router import numbers_of
+from sparsify.ir.views.router import masked_scores, numbers_of
 
 
 class Balance:
@@ -28,9 +29,15 @@ class Balance:
 
     def __init__(self, program: Program) -> None:
         added = [(one.probabilities, one.numbers) for one in experts_beside(program)]
-        own = [(router.scores, *numbers_of(router.node)) for router in analyse(program).routers]
+        own = [
+            (masked_scores(router.node, router.scores), numbers_of(router.node)[0])
+            for router in analyse(program).routers
+        ]
         if not added and not own:
-            raise OptionError("balance spreads tokens over experts, and the program has no router")
+            raise OptionError(
+                "balance spreads tokens over experts, and the program has no router that it can read: a "
+                "top-k of what one linear gives, as it is or after a softmax"
+            )
         self._added = len(added)
         self.watched: tuple[fx.Node, ...] = tuple(node for pair in (*added, *own) for node in pair)
 
@@ -40,17 +47,22 @@ class Balance:
         terms = []
         for place in range(0, len(values), 2):
             scores, numbers = values[place : place + 2]
+            scores, numbers = scores.flatten(0, -2), numbers.flatten(0, -2)
             each = scores if place // 2 < self._added else scores.float().softmax(-1)
-            terms.append(balance(each.flatten(0, -2), numbers.flatten(0, -2), mask))
+            there = scores.isneginf().all(0).logical_not().sum()
+            terms.append(balance(each, numbers, mask, there))
         return torch.stack(terms).mean()
 
 
-def balance(probabilities: Tensor, numbers: Tensor, mask: Tensor | None) -> Tensor:
+def balance(
+    probabilities: Tensor, numbers: Tensor, mask: Tensor | None, there: Tensor | int | None = None
+) -> Tensor:
     """`E sum_i f_i P_i` of one router: probabilities `[tokens, E]`, numbers of experts `[tokens, top]`.
 
-    `mask`, of as many entries as tokens, marks those that count.
+    `mask`, of as many entries as tokens, marks those that count; `there` is E where masks leave some out.
     """
-    tokens, experts = probabilities.shape
+    tokens, size = probabilities.shape
+    experts = size if there is None else there
     weights = probabilities.new_ones(tokens)
     if mask is not None and mask.numel() == tokens:
         weights = mask.flatten().to(probabilities)

@@ -107,3 +107,12 @@ def test_every_name_of_the_face_is_there_and_typed():
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = sparsify.nothing
+
+
+def test_loading_as_the_first_act_knows_every_feature(tmp_path, traced):
+    text = "insert-lora{rank=2} | insert-masks | insert-experts{experts=2 top=1 rank=2}"
+    sparsify.save(sparsify.parse(text).run(traced("llama")), tmp_path / "saved")
+    code = f"import sparsify; print(sorted(sparsify.load({str(tmp_path / 'saved')!r}).features))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.strip() == "['experts', 'lora', 'mask.weights']"

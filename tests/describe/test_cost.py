@@ -203,6 +203,31 @@ def test_a_mixture_of_47_billion_without_its_weights():
     assert found.experts[0].bytes == 2 * 8 * 3 * 4096 * 14336
 
 
+def test_an_expert_that_is_alone_is_a_weight_like_others():
+    config = transformers.MixtralConfig(**SIZES, num_local_experts=1, num_experts_per_tok=1)
+    found = cost(trace(transformers.MixtralForCausalLM(config).eval()))
+    assert found.experts == ()
+    assert found.active == found.parameters
+
+
+def test_rows_split_at_run_time_are_counted_and_not_costed():
+    """Two layers of four experts for queries and outputs, and four of a block, each of them two a token."""
+    config = transformers.JetMoeConfig(
+        **{**SIZES, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": 0},
+        num_local_experts=4, num_experts_per_tok=2, kv_channels=8,
+    )  # fmt: skip
+    program = trace(transformers.JetMoeForCausalLM(config).eval())
+    done = multiply_adds(program, 1, 8)
+    assert isinstance(done, int)
+    heads = 2 * 8  # of the keys
+    layer = 4 * 32 * 2 + 2 * 2 * 32 * heads + 2 * 32 * heads + 2 * 3 * 32 * 48
+    attention = 2 * 8 * 8 * 4 * (8 + 8)
+    assert done == 8 * (2 * layer + 32 * 300) + attention
+    with pytest.raises(SparsifyError, match="rows are split by sizes known only at run time"):
+        cost(program)
+    assert facts_of(program).multiply_adds > 0
+
+
 class Alone(torch.nn.Module):
     """Rows that go to experts by their place, not by a choice: `x [batch, length, 8]`."""
 

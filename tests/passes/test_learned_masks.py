@@ -284,7 +284,7 @@ def test_what_masks_are_not_learnt_with(before, options, error, sentence, traced
 
 def test_the_recipe_has_the_target_as_options():
     text = recipe("sheared{layers=24 heads=16 channels=5504 hidden=2048}").text
-    assert "learned{layers=24 heads=16 channels=5504 hidden=2048}" in text
+    assert "learned{layers=24 heads=16 channels=5504 hidden=2048 " in text
     assert "layers=24" not in template("sheared").text
     for given, sentence in (
         ("sheared", "'sheared' needs the option 'layers'"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch.nn.functional import gelu, linear
 
 from sparsify.engine.contract import Context
@@ -13,6 +14,7 @@ from sparsify.ir.features.experts import experts_beside
 from sparsify.ir.run.segments import run_to
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.tensor_names import expert_branches, feature_of
+from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.linear import linears
 from sparsify.recipes import recipe
 from sparsify.train.balance import Balance, balance
@@ -36,6 +38,26 @@ def test_blocks_are_found_by_their_channels(family, traced):
     assert len(found) == 2
     for block in found:
         assert block.first.node.meta["val"].shape[-1] > block.last.node.meta["val"].shape[-1]
+
+
+def test_ranks_of_attention_are_no_block():
+    """Queries and keys of a low rank, normalised: linears with channels of one value, no feed-forward."""
+    config = transformers.DeepseekV2Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=16, vocab_size=60, first_k_dense_replace=1,
+    )  # fmt: skip
+    (block,) = feed_forwards(trace(transformers.DeepseekV2ForCausalLM(config).eval()))
+    assert block.last.weight == "model.layers.0.mlp.down_proj.weight"
+
+
+def test_a_classifiers_hidden_layer_is_no_block():
+    config = transformers.RobertaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=60, num_labels=3, max_position_embeddings=40,
+    )  # fmt: skip
+    (block,) = feed_forwards(trace(transformers.RobertaForSequenceClassification(config).eval()))
+    assert block.last.weight == "roberta.encoder.layer.0.output.dense.weight"
 
 
 @pytest.mark.parametrize(("family", "top"), [("llama", 1), ("llama", 4), ("gpt2", 2)])
@@ -129,6 +151,24 @@ def test_balance_by_hand():
     (gradient,) = torch.autograd.grad(loss, scores)
     assert loss.item() != pytest.approx(8)
     assert float(gradient.abs().max()) > 1e-4
+
+
+def test_masked_experts_have_no_part_in_the_balance(traced):
+    """The loss over the experts that are left, as though the others were gone."""
+    masked = "insert-masks{of=experts} | choose-masks{of=experts sparsity=0.5}"
+    program = run(traced("routed"), masked)
+    pruned = run(program.clone(), "prune-experts")
+    found = []
+    for one in (program, pruned):
+        loss = Balance(one)
+        values = run_to(one.module, one.sample, list(loss.watched))
+        found.append(loss(values, one.sample).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    # E is three, not six.
+    scores, numbers = (value.flatten(0, -2) for value in values)
+    mask = pruned.sample["attention_mask"]
+    assert balance(scores.softmax(-1), numbers, mask, 6).item() == pytest.approx(2 * found[1])
+    assert 2 <= found[1] < 3
 
 
 def test_balance_is_in_the_loss_and_the_figures(traced, text):
@@ -236,7 +276,7 @@ def test_what_cannot_be_meant(steps, sentence, traced):
 
 
 def test_what_has_no_router_has_no_balance(traced, text):
-    with pytest.raises(OptionError, match="the program has no router"):
+    with pytest.raises(OptionError, match="the program has no router that it can read"):
         run(traced("llama"), "train{steps=1 batch=2 balance=0.1}", text)
     with pytest.raises(PipelineError, match="experts"):
         run(traced("llama"), "train{steps=1 batch=2 update=experts}", text)

@@ -14,6 +14,7 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
 from sparsify.errors import OptionError
+from sparsify.ir.axes.feed_forward import feed_forwards
 from sparsify.ir.axes.separate_routers import separate_routers
 from sparsify.ir.features.merged_experts import merged_experts
 from sparsify.ir.run.values import Values
@@ -304,3 +305,7 @@ def test_no_rows_of_the_router_go():
         run(program, "insert-masks{of=experts}")
     with pytest.raises(OptionError, match="is no weight of the model; fold or remove it first"):
         run(program, "insert-masks{targets=*.experts.*} | " + CLUSTERED)
+
+
+def test_they_are_no_feed_forward_blocks():
+    assert feed_forwards(planted()) == []

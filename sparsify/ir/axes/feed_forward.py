@@ -1,8 +1,15 @@
-"""Feed-forward blocks, read off the axes: linears make channels of one value, and one linear reads them."""
+"""Feed-forward blocks, read off the axes: linears make channels of one value, and one linear reads them.
+
+What it gives is as wide as what they read, the two tied by a residual sum. So the ranks of an attention's
+projections are no channels of a block, nor are those of a classifier's hidden layer.
+"""
 
 from dataclasses import dataclass
 
+from sparsify.ir.axes.analysis import Analysis
 from sparsify.ir.axes.groups import Group, groups
+from sparsify.ir.axes.separate_experts import separate_experts
+from sparsify.ir.axes.separate_routers import separate_routers
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
@@ -18,22 +25,37 @@ class FeedForward:
 
 
 def feed_forwards(program: Program) -> list[FeedForward]:
-    """The feed-forward blocks of a program, in graph order; those of experts are none of them."""
+    """The feed-forward blocks of a program, in graph order; those of experts are none of them.
+
+    Raises OptionError for experts that are linears of their own and cannot be read.
+    """
     views: dict[str, list[Linear]] = {}
     for view in linears(program):
         views.setdefault(view.weight, []).append(view)
     known = {path for path, _ in program.tensors()}
-    own = {path: found for path, found in views.items() if feature_of(path, known) is None}
+    experts = _of_experts(program)
+    own = {
+        path: found
+        for path, found in views.items()
+        if feature_of(path, known) is None and path not in experts
+    }
+    analysis = analyse(program)
     every = [
         block
-        for group in groups(analyse(program))
-        if group.kind == "channels" and (block := _block(group, own)) is not None
+        for group in groups(analysis)
+        if group.kind == "channels" and (block := _block(analysis, group, own)) is not None
     ]
     places = {node: place for place, node in enumerate(program.graph.nodes)}
     return sorted(every, key=lambda block: places[block.last.node])
 
 
-def _block(group: Group, views: dict[str, list[Linear]]) -> FeedForward | None:
+def _of_experts(program: Program) -> set[str]:
+    """The tensors of experts that are linears of their own."""
+    found = (separate_experts(program, router) for router in separate_routers(program))
+    return {path for experts in found for expert in experts for path in expert.paths}
+
+
+def _block(analysis: Analysis, group: Group, views: dict[str, list[Linear]]) -> FeedForward | None:
     """The block whose channels a group is: what makes them reads one value, and one linear reads them."""
     readers = {consumer.weight for consumer in group.consumers}
     makers = {member.path for member in group.members} - readers
@@ -41,4 +63,5 @@ def _block(group: Group, views: dict[str, list[Linear]]) -> FeedForward | None:
     first = [view for path, found in views.items() if path in makers for view in found]
     if len(last) != 1 or len({view.x for view in first}) != 1:
         return None
-    return FeedForward(first[0], last[0])
+    entering, leaving = (analysis.axes[node][-1] for node in (first[0].x, last[0].node))
+    return FeedForward(first[0], last[0]) if entering.root() is leaving.root() else None

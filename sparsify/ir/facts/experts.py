@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from sparsify.errors import SparsifyError
 from sparsify.ir.axes.analysis import Analysis, arguments
@@ -44,9 +45,17 @@ class RowTable:
 def expert_sets(program: Program) -> list[ExpertSet]:
     """The experts of every choice, in graph order; empty for a program without grouped products.
 
-    A set is an axis that a top-k chooses from and that the matrices of a grouped product are stored along.
+    A set is an axis that a top-k chooses from and that the matrices of a grouped product are stored along;
+    an expert that is alone is a weight like others.
     Raises SparsifyError where experts are chosen in another way.
     """
+    for node in program.graph.find_nodes(op="call_function", target=aten.split_with_sizes.default):
+        if any(free_unbacked_symbols(part) for part in node.meta["val"]):
+            raise SparsifyError(
+                f"at {node.name} rows are split by sizes known only at run time, each part for weights of "
+                "its own: which weights a token meets is not known; cost programs whose experts are stored "
+                "together"
+            )
     nodes = [node for node in program.graph.nodes if str(node.target) in GROUPED]
     if not nodes:
         return []
@@ -55,6 +64,8 @@ def expert_sets(program: Program) -> list[ExpertSet]:
     sets: dict[Axis, ExpertSet] = {}
     for node in nodes:
         axis = analysis.axes[node.all_input_nodes[1]][0].root()
+        if axis.size == 1:
+            continue  # one expert alone is no choice: every token passes it
         if axis not in chosen:
             raise SparsifyError(
                 f"at {node.name} experts are multiplied by that no top-k of the graph chooses: what a token "

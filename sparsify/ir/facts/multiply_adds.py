@@ -48,6 +48,7 @@ def work(program: Program, batch: int, length: int, *, packed_whole: bool = Fals
     """The multiply-adds of `multiply_adds`, those of attention apart.
 
     Attention is the op of that name, and every product of two things that both follow from the inputs.
+    Rows that are split by sizes known at run time, for experts that are alike, count as split evenly.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     inputs = _inputs(program, batch, length, mode)
@@ -58,6 +59,8 @@ def work(program: Program, batch: int, length: int, *, packed_whole: bool = Fals
         for node in program.graph.nodes:
             if node.op == "call_function":
                 args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+                if node.target is aten.split_with_sizes.default:
+                    args = (args[0], _even(*args), *args[2:])
                 assert callable(node.target)
                 values[node] = node.target(*args, **kwargs)
                 whole = packed_whole and node.target is nm_linear
@@ -75,6 +78,14 @@ def work(program: Program, batch: int, length: int, *, packed_whole: bool = Fals
             if node.op == "placeholder" or any(n in varying for n in node.all_input_nodes):
                 varying.add(node)
     return Work(attention, others)
+
+
+def _even(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[int]:
+    """Sizes of a split; those known only at run time as even parts of what there is."""
+    if all(isinstance(size, int) for size in sizes):
+        return list(sizes)
+    part, more = divmod(int(x.shape[dim]), len(sizes))
+    return [part + (place < more) for place in range(len(sizes))]
 
 
 def _attends(node: fx.Node, varying: Container[fx.Node]) -> bool:

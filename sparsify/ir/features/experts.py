@@ -24,6 +24,7 @@ from sparsify.ir.tensor_names import expert_branches
 from sparsify.ir.views.linear import Linear, linears
 
 aten = torch.ops.aten
+_LEAST_ENERGY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ def _gates(writer: Writer, weight: str, entering: fx.Node, form: Form) -> fx.Nod
     if form.gate:
         squares = writer.call(aten.mul.Tensor, scores, scores)
         energies = writer.call(aten.linear.default, squares, writer.read(sums))
+        # The root has no slope at zero, where rows of padding often are; training would get NaN.
+        energies = writer.call(aten.clamp_min.default, energies, _LEAST_ENERGY)
         scores = writer.call(aten.sqrt.default, energies)
     each = writer.call(aten.softmax.int, scores, -1)
     best = writer.call(aten.topk.default, each, form.top)
