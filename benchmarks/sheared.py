@@ -83,27 +83,31 @@ def quality(program: Program, test: Data, options: argparse.Namespace) -> float:
 
 def fill(
     rows: Rows,
+    shape: str,
     name: str,
     dense: Program,
     way: tuple[str, str],
     context: Context,
     test: Data,
-    options: Any,
-) -> Program | None:
-    """Make a row whole; the program that comes out, or None when the row was there."""
+    options: argparse.Namespace,
+) -> None:
+    """Make a row whole, if it is not, and the row of its shape: all programs of a shape are timed once."""
     if "after" in rows.get(name):
-        return None
+        return
     removal, recovery = way
     program = parse(removal).run(dense.clone(), context)
     count = sum(value.numel() for value in program.module.parameters())
     rows.put(name, parameters=count, pruned=quality(program, test, options))
     program = parse(recovery).run(program, context)
+    if "speed" not in rows.get(shape):
+        time_of(rows, shape, dense, program, options)
     rows.put(name, after=quality(program, test, options))
     print(name, rows.get(name), flush=True)
-    return program
 
 
-def time_of(rows: Rows, name: str, dense: Program, program: Program, options: Any) -> None:
+def time_of(
+    rows: Rows, name: str, dense: Program, program: Program, options: argparse.Namespace
+) -> None:
     """Latency of the shape against the dense model, which takes turns with it."""
     with tempfile.TemporaryDirectory() as scratch:
         files = {
@@ -142,10 +146,8 @@ def main() -> None:
         for way, text in ways(sizes, options).items():
             for seed in range(options.seeds):
                 context = Context(data=train, seed=seed)
-                made = fill(rows, f"{shape} {way} {seed}", dense, text, context, test, options)
-                # All rows of a shape are one graph: it is timed once.
-                if made is not None and "speed" not in rows.get(shape):
-                    time_of(rows, shape, dense, made, options)
+                name = f"{shape} {way} {seed}"
+                fill(rows, shape, name, dense, text, context, test, options)
     show(rows, options)
 
 
