@@ -113,7 +113,7 @@ def _trained() -> list[Row]:
     cast = f"{part} lr=0.0005 masks=every decay=adams{{peak=0.001 reach=0.2}}"
     texts = {
         "fixed mask": retrained(fixed, f"{part} lr=0.0001"),
-        "naive": retrained(masked, moving),
+        "naive": retrained(masked, f"{moving} decay=ars-ste{{peak=0.0}}"),
         "ast static": retrained(masked, f"{moving} decay=ars-ste{{peak=0.0003 ramp=0.0}}"),
         "ast": retrained(masked, f"{moving} decay=ars-ste{{peak=0.0003}}"),
         "ast-boosted": retrained(

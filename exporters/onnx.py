@@ -22,7 +22,6 @@ from torch import Tensor
 from exporters.beside.transformers_files import slow_notes, write_about, write_beside, write_config
 from exporters.onnx_graph import packed_dense as onnx_blocks
 from exporters.onnx_graph import packed_nm as onnx_packed
-from exporters.onnx_graph.captured import captured
 from exporters.onnx_graph.experts import translations
 from exporters.onnx_graph.pieces import piece_reader
 from sparsify.engine.contract import Exporter, Reader
@@ -30,6 +29,7 @@ from sparsify.errors import ExportError
 from sparsify.exclusive import EXCLUSIVE
 from sparsify.ir.decode.caches import public_name
 from sparsify.ir.features.catalogue import carried
+from sparsify.ir.lower.captured import captured
 from sparsify.ir.ops.registry import own_ops
 from sparsify.ir.program import Program
 from sparsify.ir.run.pieces import PieceReader

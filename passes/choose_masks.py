@@ -6,7 +6,8 @@ Weights: `magnitude` |W| and `ria` (one threshold a linear), `wanda` |W_ij| ||x_
 what it chose (ranked in each row), `sparsegpt` (with error feedback) and `alps` (by splitting), which also
 move the kept weights (`sparsegpt` onto the grid of quantizers, too), `taylor` |W dL/dW| (ranked over all
 layers); an N:M pattern keeps N of every M inputs in each row. With neither sparsity nor pattern each gets
-its share of `allocate-sparsity`. Channels and heads: `magnitude`, `wanda` (Wanda-sp), `activation`
+its share of `allocate-sparsity`. Convolutions: `magnitude`, to a sparsity of each, of each output (`row`) or
+of all of them (`global`). Channels and heads: `magnitude`, `wanda` (Wanda-sp), `activation`
 (Minitron), `fluctuation` (FLAP), `taylor` |dL/dmask|, and of LLM-Pruner `first-order` |W G|, `second-order`
 |W^2 H|, `mixed` |W G - W^2 H / 2|. Experts and hidden: `magnitude` and those of LLM-Pruner, hidden also
 `activation` (Minitron), experts also `frequency`, how often they are chosen, and `router`, the norm of their

@@ -1,10 +1,11 @@
 """fold-masks: multiply masks into the weights, where they become plain zeros.
 
     weights:          linear(x, W * mask)          ->  linear(x, W'),  W' = W * mask
+    convolutions:     conv(x, W * mask)            ->  conv(x, W'),    W' = W * mask
     channels, heads:  linear(x * expand(mask), W)  ->  linear(x, W'),  W'_ij = W_ij mask_j
 
-`W [out, in]`. Outputs stay up to rounding. The zeros of a group mask keep their place and cost: to
-remove them, use prune-channels or prune-heads.
+`W [out, in]`, of a convolution `[out, in / groups, *window]`. Outputs stay up to rounding. The zeros of a
+group mask keep their place and cost: to remove them, use prune-channels or prune-heads.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class FoldMasks(Pass):
 
     name: ClassVar[str] = "fold-masks"
     moves: ClassVar[Moves] = ROUNDING
-    of: tuple[Literal["weights", "channels", "heads"], ...] = ("weights",)
+    of: tuple[Literal["weights", "convolutions", "channels", "heads"], ...] = ("weights",)
 
     def effect(self) -> Effect:
         """Drops one feature for each kind; branches must be folded first."""

@@ -1,6 +1,7 @@
 """insert-masks: boolean keep-masks, all true at first.
 
     weights:          linear(x, W)  ->  linear(x, W * mask)              mask like W
+    convolutions:     conv(x, W)    ->  conv(x, W * mask)                mask like W
     channels, heads:  linear(x, W)  ->  linear(x * expand(mask), W)      mask [channels] or [query heads]
     experts:          scores        ->  where(mask, scores, -inf)        mask [experts]
     hidden:           linear(x, W)  ->  linear(x * mask, W)              mask [hidden]
@@ -36,8 +37,9 @@ class InsertMasks(Pass):
     ignore: tuple[str, ...] = ()
 
     def effect(self) -> Effect:
-        """Adds one feature for each kind."""
-        return effect(adds=[KINDS[name].feature for name in self.of], bars=["omission"])
+        """Adds one feature for each kind; what is removed goes before weights are split into factors."""
+        barred = ["omission", *(["factors"] if self.of != ("weights",) else [])]
+        return effect(adds=[KINDS[name].feature for name in self.of], bars=barred)
 
     def check(self, program: Program) -> None:
         """Globs must match, something must be prunable, and linears alone may read a masked weight."""

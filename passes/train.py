@@ -2,9 +2,9 @@
 
     minimise  task * task_loss(outputs, labels) + weight * distance(outputs, dense outputs)
 
-by AdamW. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
+by AdamW or SGD. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
 With `masks=every{...}` they are chosen anew as the weights move, and every weight learns: a masked
-one gets the gradient of the zero in its place (AST) or takes part until the end (CAST,
+one gets the gradient of the zero in its place (DPF, AST) or takes part until the end (CAST,
 `decay=adams`), and `decay` pulls it towards zero. With `masks=learned{...}` those of layers, heads, channels
 and the residual width are drawn from log-alphas that learn with the weights, to a target shape
 
@@ -12,54 +12,42 @@ and the residual width are drawn from log-alphas that learn with the weights, to
 
 where e is the expected sparsity of a row, t its target, and lambda and phi rise as long as e is not t; in the
 end exactly as many stay, and weights take soft values in (Sheared LLaMA). With `schedule=lors{...}` heads
-and channels are left out of each step, at a rate that falls to zero (SAT). The dense twin is the program as
-it was before the first pass. Resumes at its last checkpoint, bitwise.
+and channels are left out of each step, at a rate that falls to zero (SAT). Data with domains is drawn by
+their weights; with `domains=dynamic{...}` these follow how far each domain's held-out loss is above its
+reference (Sheared LLaMA's dynamic batch loading). The dense twin is the program as it was before the first
+pass. Resumes at its last checkpoint, bitwise.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.run.recomputed_weights import recomputed_weights
+from sparsify.ir.views.convolution import convolutions
 from sparsify.ir.views.targets import targeted
 from sparsify.select.groups import Amount, heads_left
 from sparsify.select.kinds.catalogue import KINDS
-from sparsify.select.learned import Learning, check_sizes, learning
-from sparsify.select.statistics import by_wanda
+from sparsify.select.learned import NOT_UNDER, check_learned, learning_of
+from sparsify.select.moving import sparse_of
 from sparsify.select.target_shape import Heads, Learned
 from sparsify.select.weights import Target, check_axes
-from sparsify.tensors.pattern import Pattern
-from sparsify.train.learned_masks import LearnedMasks
+from sparsify.train.domains import CONSTANT, Constant, Dynamic, check_domains, unmeasured
+from sparsify.train.every import Every
+from sparsify.train.following import note_of, progress_figures
 from sparsify.train.loop import train
 from sparsify.train.losses import check_labels
-from sparsify.train.moving_masks import Refresh
-from sparsify.train.options import AdamS, ArsSte, Every, Kl, Lors, Pull, Squared, SrSte
+from sparsify.train.options import AdamS, ArsSte, Kl, Lors, Squared, SrSte
 from sparsify.train.schedules import Shape, factor
-from sparsify.train.settings import Figures, Precision, Recompute, Settings, Sparse
+from sparsify.train.settings import Figures, Optimizer, Precision, Recompute, Settings
 from sparsify.train.trainable import select_trainable
 
-# What masks cannot be learnt under: soft values would not reach all that stands beside a weight.
-_NOT_LEARNT_UNDER = [
-    "mask.weights",
-    "mask.blocks",
-    "mask.experts",
-    "lora",
-    "slorb",
-    "adapters",
-    "experts",
-    "row-scales",
-    "bias",
-    "probe",
-    "quantizers",
-    "packed",
-]
-# Figures of learned masks that a progress bar has no room for.
-_UNSAID = ("_target", "_lambda", "_phi")
 _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a thousand times
 
 
@@ -74,13 +62,15 @@ class Train(Pass):
     and attention too and computes again what is cheap.
 
     `update` names what learns: `lora` (branches only), `all`, `norms` (branches, norms and biases),
-    `adapters` (the branches beside linears only) or `experts` (those beside linears, their routers, and
-    branches). `schedule` is that of the learning rate, or `lors`: that of omission too. `task` weighs the
-    task loss, `distill` adds a distance to the dense twin. `balance` weighs the loss that spreads tokens over
-    experts: `E sum_i f_i P_i`, the mean over all routers, with f_i the share of tokens that go to expert i
-    and P_i its mean probability. `masks` says when masks are chosen anew, `decay` how masked weights are
-    pulled to zero. A learning rate that falls, falls to the fraction `floor` of `lr`. `save_every` steps lie
-    between checkpoints.
+    `adapters` (the branches beside linears only), `experts` (those beside linears, their routers, and
+    branches) or `prompt` (the rows of a soft prompt). `schedule` is that of the learning rate, or `lors`:
+    that of omission too. `task` weighs the task loss, `distill` adds a distance to the dense twin. `balance`
+    weighs the loss that spreads tokens over experts: `E sum_i f_i P_i`, the mean over all routers, with f_i
+    the share of tokens that go to expert i and P_i its mean probability. `masks` says when masks are chosen
+    anew, `decay` how masked weights are pulled to zero, which is a part of AdamW's step. `optimizer=sgd` has
+    a `momentum`, and its weight decay is a part of the gradient. `domains` says how data with domains is
+    drawn, and when the loss of what each holds out is measured. A learning rate that falls, falls to the
+    fraction `floor` of `lr`. `save_every` steps lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -88,7 +78,7 @@ class Train(Pass):
     steps: int
     batch: int = 8
     lr: float = 1e-3
-    update: Literal["all", "lora", "norms", "adapters", "experts"] = "all"
+    update: Literal["all", "lora", "norms", "adapters", "experts", "prompt"] = "all"
     schedule: Shape | Lors = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -102,29 +92,39 @@ class Train(Pass):
     precision: Precision = "float32"
     recompute: Recompute = "none"
     balance: float = 0.0
+    domains: Constant | Dynamic = CONSTANT
+    optimizer: Optimizer = "adamw"
+    momentum: float = 0.9
     floor: float = 0.0
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
-        needs: list[str] = [self.update] if self.update in ("lora", "adapters", "experts") else []
+        # A prompt that is off would learn nothing.
+        needed = {"prompt": ["prompt", "prompted"], "all": [], "norms": []}
+        needs: list[str] = [*needed.get(self.update, [self.update])]
+        bars: list[str] = []
         if isinstance(self.masks, Every):
-            needs += ["mask.weights"] + (["stats"] if self.masks.score == "wanda" else [])
+            needs += [f"mask.{kind}" for kind in self.masks.of]
+            needs += ["stats"] if self.masks.score == "wanda" else []
+            # What else reads a masked input, or rounds it, would see the mask lifted.
+            bars = ["adapters", "experts", "slorb", "quantizers"] if self.masks.groups else []
+        elif self.masks is not None:
+            needs += [KINDS[kind].feature for kind in self.masks.sizes()]
+            bars = [*NOT_UNDER]
         wants = ["data"]
-        if self.distill is not None:
+        if self._wants_dense:
             wants.append("dense.bf16" if self.precision == "bf16" else "dense")
         if isinstance(self.schedule, Lors):
-            return effect(needs=[*needs, "omission"], wants=wants)
+            return effect(needs=[*needs, "omission"], wants=wants, bars=bars)
         # Without a schedule that says how much, a program that can omit would quietly train dense.
-        bars = ["omission"]
-        if isinstance(self.masks, Learned):
-            needs += [KINDS[kind].feature for kind in self.masks.sizes()]
-            bars += _NOT_LEARNT_UNDER
-        return effect(needs=needs, wants=wants, bars=bars)
+        return effect(needs=needs, wants=wants, bars=[*bars, "omission"])
 
     def check(self, program: Program) -> None:
         """Sizes must be positive and there must be a loss."""
         if min(self.steps, self.batch, self.save_every, self.accumulate) < 1 or self.lr <= 0:
             raise OptionError("steps, batch, accumulate, save_every and lr must be positive")
+        if not 0 <= self.momentum < 1:
+            raise OptionError(f"momentum={self.momentum} is not in [0, 1)")
         for name, part in (("warmup", self.warmup), ("floor", self.floor)):
             if not 0 <= part <= 1:
                 of = "the steps" if name == "warmup" else "lr"
@@ -137,7 +137,12 @@ class Train(Pass):
             self.schedule.check()
         self._check_sparse(program)
         if isinstance(self.masks, Learned):
-            self._check_learned(program, self.masks)
+            if self.update != "all" or isinstance(self.schedule, Lors) or self.optimizer != "adamw":
+                raise OptionError(
+                    "masks=learned moves whole weights by AdamW, none of them left out: it needs update=all, "
+                    "and neither schedule=lors nor optimizer=sgd"
+                )
+            check_learned(program, self.masks)
 
     def heads_left(self, program: Program) -> Heads | None:
         """Those of the target shape, where masks are learnt."""
@@ -150,12 +155,20 @@ class Train(Pass):
     def check_data(self, program: Program, data: Data) -> None:
         """A step must not go through the data over and over, and labels of tokens need logits for them."""
         sequences = self.batch * self.accumulate
-        if sequences > _EPOCHS * len(data):
-            times = f" accumulate={self.accumulate}" if self.accumulate > 1 else ""
-            raise OptionError(
-                f"batch={self.batch}{times} goes through the {len(data)} sequences of the data "
-                f"{sequences / len(data):,.0f} times a step; take a smaller batch or bring more text"
-            )
+        parts: list[tuple[str, float, int]] = [("the data", sequences, len(data))]
+        if isinstance(data, DomainData):
+            parts = [
+                (f"the domain '{domain.name}'", sequences * domain.weight, len(domain.data))
+                for domain in data.domains
+            ]
+        for what, drawn, size in parts:
+            if drawn > _EPOCHS * size:
+                times = f" accumulate={self.accumulate}" if self.accumulate > 1 else ""
+                raise OptionError(
+                    f"batch={self.batch}{times} goes through the {size} sequences of {what} "
+                    f"{drawn / size:,.0f} times a step; take a smaller batch or bring more text"
+                )
+        check_domains(self.domains, program, data, self.steps)
         if self.task:
             instead = "train a model with a head for them, or by distillation only (task=0)"
             check_labels(program, data, instead)
@@ -163,7 +176,7 @@ class Train(Pass):
     def rewrite(self, program: Program, context: Context) -> int:
         """Train in place; returns the number of tensors that learnt."""
         assert context.data is not None
-        sparse = self._sparse(program)
+        moving = self.masks if isinstance(self.masks, Every) else None
         settings = Settings(
             steps=self.steps,
             batch=self.batch,
@@ -179,36 +192,48 @@ class Train(Pass):
             precision=self.precision,
             recompute=self.recompute,
             balance=self.balance,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
             floor=self.floor,
         )
         context.progress.start(self.name, self.steps)
 
         def show(figures: Figures) -> None:
-            said = {key: value for key, value in figures.items() if not key.endswith(_UNSAID)}
-            context.progress.advance(**said)
+            context.progress.advance(**progress_figures(figures))
 
+        unknown = unmeasured(program, context.data)
         # Whole weights that do not learn need no copy of their product with the mask.
         lean = recomputed_weights(program) if self.update == "lora" else nullcontext()
         with (
             select_trainable(program, self.update) as trained,
             lean,
-            self._learning(program, context) as learned,
+            learning_of(program, self.masks, context.seed, context.notes) as learned,
         ):
             history = train(
                 program,
                 context.data,
                 settings,
-                dense=context.dense if self.distill is not None else None,
+                dense=context.dense if self._wants_dense else None,
                 distillation=self.distill,
-                sparse=sparse,
+                sparse=sparse_of(moving, self.decay, self.steps) if moving else None,
                 omission=self.schedule.omission if isinstance(self.schedule, Lors) else None,
                 learned=learned,
+                domains=None if unknown else self.domains,
                 device=context.device,
                 scratch=context.scratch,
                 on_step=show,
             )
         context.figures.setdefault(self.name, []).extend(history)
+        if isinstance(context.data, DomainData):
+            note = f"no loss of domains is measured: {unknown}"
+            if not unknown:
+                note = note_of(self.domains, context.data.names, history)
+            context.notes.append(note)
         return len(trained)
+
+    @property
+    def _wants_dense(self) -> bool:
+        return self.distill is not None or self.domains.measures_dense
 
     def _check_sparse(self, program: Program) -> None:
         if not isinstance(self.masks, Every):
@@ -221,41 +246,37 @@ class Train(Pass):
             raise OptionError(
                 f"masks=every moves whole weights: it needs update=all, not {self.update}"
             )
-        if self.masks.steps < 1:
-            raise OptionError(f"masks=every{{steps={self.masks.steps}}} must be at least 1")
-        masked = masked_linears(program)
-        check_axes(program, masked, Target.of(None, self.masks.pattern))
+        self.masks.check(self.steps)
+        check_axes(program, masked_linears(program), Target(pattern=self.masks.nm))
         if self.decay is not None:
-            self.decay.check()
+            self._check_decay(self.decay, self.masks)
         if isinstance(self.decay, AdamS):
-            self._check_reach(program, self.decay)
+            self._check_reach(program, self.decay, self.masks.of)
 
-    def _check_learned(self, program: Program, masks: Learned) -> None:
-        if self.update != "all" or isinstance(self.schedule, Lors):
+    def _check_decay(self, rule: SrSte | ArsSte | AdamS, masks: Every) -> None:
+        rule.check()
+        if self.optimizer != "adamw":
             raise OptionError(
-                "masks=learned moves whole weights, none of them left out: it needs update=all, and no "
-                "schedule=lors"
+                f"decay={rule.name} is a part of AdamW's step; leave optimizer=sgd or decay out"
             )
-        masks.check()
-        check_sizes(program, masks.sizes())
+        if masks.groups or not masks.feedback:
+            which = f"of={','.join(masks.of)}" if masks.groups else "feedback=false"
+            raise OptionError(
+                f"decay={rule.name} pulls on single weights that learn; leave {which} out"
+            )
 
-    def _learning(
-        self, program: Program, context: Context
-    ) -> AbstractContextManager[LearnedMasks | None]:
-        if not isinstance(self.masks, Learned):
-            return nullcontext()
-        how = Learning(self.masks.sizes(), self.masks.lr, self.masks.ramp, context.seed)
-        return learning(program, how, context.notes)
-
-    def _check_reach(self, program: Program, rule: AdamS) -> None:
+    def _check_reach(self, program: Program, rule: AdamS, kinds: Sequence[str]) -> None:
         """Masked weights must be able to come down to zero in the steps there are."""
         rates = (
             self.lr * factor(self._shape(), t, self.steps, self.warmup) for t in range(self.steps)
         )
         reach = sum(rate * t / self.steps for t, rate in enumerate(rates))
-        views = masked_linears(program)
-        # Before the masks are there: those that they go to as a rule.
-        masked = [program.tensor(v.weight) for v in views or targeted(program, ("*",), ())]
+        # Before the masks are there: the weights that they go to as a rule.
+        views = masked_linears(program) or targeted(program, ("*",), ())
+        views = (views if "weights" in kinds else []) + (
+            convolutions(program) if "convolutions" in kinds else []
+        )
+        masked = [program.tensor(view.weight) for view in views]
         size = sum(weight.numel() for weight in masked)
         mean = sum(float(weight.detach().abs().sum()) for weight in masked) / max(1, size)
         if reach < rule.reach * mean:
@@ -268,11 +289,3 @@ class Train(Pass):
     def _shape(self) -> Shape:
         """How the learning rate goes."""
         return self.schedule.shape if isinstance(self.schedule, Lors) else self.schedule
-
-    def _sparse(self, program: Program) -> Sparse | None:
-        if not isinstance(self.masks, Every):
-            return None
-        rule = self.decay if self.decay is not None else Pull()
-        score = by_wanda(program) if self.masks.score == "wanda" else None
-        refresh = Refresh(self.masks.steps, Pattern.parse(self.masks.pattern), score)
-        return Sparse(refresh, rule, dense_forward=isinstance(rule, AdamS))

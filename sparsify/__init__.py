@@ -11,7 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsify.data.sequences import load_data as load_data
+    import passes as passes
+    from sparsify.data.domains import DomainData as DomainData
+    from sparsify.data.load import load_data as load_data
     from sparsify.describe.cost import Cost as Cost
     from sparsify.describe.cost import cost as cost
     from sparsify.engine.contract import Context as Context
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Context": "sparsify.engine.contract",
     "Cost": "sparsify.describe.cost",
+    "DomainData": "sparsify.data.domains",
     "Feature": "sparsify.ir.features.feature",
     "Fusion": "sparsify.fusion",
     "Generator": "sparsify.runtime.generate",
@@ -59,7 +62,7 @@ _HOMES = {
     "export": "sparsify.engine.export",
     "fuse": "sparsify.fusion",
     "load": "sparsify.ir.storage.folder",
-    "load_data": "sparsify.data.sequences",
+    "load_data": "sparsify.data.load",
     "load_model": "sparsify.pretrained.load",
     "load_onnx": "sparsify.runtime.generate",
     "onnxruntime_session": "sparsify.runtime.session",

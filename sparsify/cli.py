@@ -5,6 +5,7 @@ What a verb needs is imported when it runs: help and wrong usage answer without 
 
 import json as json_text
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -34,7 +35,6 @@ from sparsify.commands.options import (
     Source,
     Spread,
     Temperature,
-    Text,
     Threads,
     Tokens,
     Trust,
@@ -45,6 +45,7 @@ from sparsify.commands.options import (
     words,
     writable_folder,
 )
+from sparsify.commands.reading import Reading, reads_data
 from sparsify.errors import OptionError, SparsifyError, sentence_of
 from sparsify.measure.suite import Suite
 from sparsify.pretrained.loading import Loading
@@ -83,19 +84,15 @@ def demo(
 
 @app.command()
 @loads_models
+@reads_data
 def run(
     context: typer.Context,
     model: Source,
     out: Out,
     config: Config = None,
-    data: Text = None,
     recipe: Annotated[str | None, typer.Option(help="A named pipeline; see 'recipes'.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="A pipeline as text; see 'passes'.")] = None,
     to: Formats = "safetensors",
-    length: Length = 128,
-    kind: Annotated[
-        str, typer.Option(help="'text' in blocks, 'sentences' by line, or 'chat' for dialogues.")
-    ] = "text",
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: str = "float32",
@@ -105,6 +102,7 @@ def run(
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
     overwrite: Overwrite = False,
     *,
+    reading: Reading,
     loading: Loading,
 ) -> None:
     """Run a model through a recipe or a pipeline and export the result."""
@@ -118,9 +116,9 @@ def run(
     from sparsify.engine.pipeline import parse
 
     job = run_command.Job(
-        model=model, pipeline=parse(text), out=out, data=data, length=length, kind=kind, seed=seed,
-        device=device, dtype=dtype, threads=threads, dump=dump, resume=resume, overwrite=overwrite,
-        to=words(to), loading=loading,
+        model=model, pipeline=parse(text), out=out, seed=seed, device=device, dtype=dtype,
+        threads=threads, dump=dump, resume=resume, overwrite=overwrite, to=words(to), loading=loading,
+        **asdict(reading),
     )  # fmt: skip
     _, report = run_command.run(job, console)
     console.print(report.table())

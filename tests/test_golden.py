@@ -21,6 +21,12 @@ CASES = {
     "remove-probes": ("mlp", "insert-probes", "remove-probes"),
     "insert-masks": ("mlp", "", "insert-masks"),
     "insert-masks-groups": ("block", "", "insert-masks{of=channels,heads}"),
+    "insert-masks-convolutions": ("window", "", "insert-masks{of=convolutions}"),
+    "fold-masks-convolutions": (
+        "window",
+        "insert-masks{of=convolutions} | choose-masks{of=convolutions sparsity=0.5}",
+        "fold-masks{of=convolutions}",
+    ),
     "fold-masks": ("mlp", "insert-masks | choose-masks{pattern=2:4}", "fold-masks"),
     "insert-lora": ("mlp", "insert-masks", "insert-lora{rank=2}"),
     "insert-lora-transposed": ("conv", "", "insert-lora{rank=2} | insert-masks"),
@@ -55,6 +61,9 @@ CASES = {
         "insert-adapters{ratio=0.3 targets=down}",
     ),
     "fold-adapters": ("mlp", "insert-adapters{ratio=0.3 targets=down}", "fold-adapters"),
+    "insert-neighbours": ("mlp", "", "insert-neighbours{size=6 k=2}"),
+    "insert-prompt": ("routed", "", "insert-prompt{tokens=3}"),
+    "fold-prompt": ("routed", "insert-prompt{tokens=3} | choose-prompt", "fold-prompt"),
     "insert-experts": ("mlp", "", "insert-experts{experts=3 rank=2 scale=0.5}"),
     "merge-experts": ("alike", "", "merge-experts"),
     "fold-quantizers": (
@@ -63,6 +72,13 @@ CASES = {
         "fold-quantizers",
     ),
     "remove-quantizers": ("mlp", "insert-quantizers", "remove-quantizers"),
+    "split-linears": ("mlp", "choose-tensors{rank=2}", "split-linears"),
+    "split-linears-shared": (
+        "block",
+        "choose-tensors{stack=attention rank=2 ignore=out}",
+        "split-linears",
+    ),
+    "split-linears-transposed": ("conv", "choose-tensors{stack=one rank=2}", "split-linears"),
     "pack-nm": ("mlp", "insert-masks | choose-masks{pattern=2:4} | fold-masks", "pack-nm"),
     "pack-nm-int8-transposed": (
         "conv",
@@ -138,9 +154,16 @@ def start(traced):
     def make(name):
         if name == "alike":
             return _alike(traced("routed"))
-        if name != "conv":
+        if name not in ("conv", "window"):
             return traced(name)
         from sparsify.ir.trace.trace import trace
+
+        if name == "window":
+            window = torch.nn.Sequential(torch.nn.Conv1d(4, 6, 3, groups=2), torch.nn.Tanh())
+            with torch.no_grad():
+                for value in window.parameters():
+                    value.copy_(torch.linspace(-1, 1, value.numel()).view_as(value))
+            return trace(window, {"input": torch.ones(2, 4, 5)}, {"input": {0: "batch"}})
 
         class Conv(torch.nn.Module):
             def __init__(self):

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from sparsify.commands.bar import Bar
 from sparsify.commands.scenes import Variant, scene_of
-from sparsify.data.sequences import Data, load_data, split
+from sparsify.data.load import load_data
+from sparsify.data.sequences import Data, split
 from sparsify.describe.count import count
 from sparsify.disk.files import new_folder, write_json
 from sparsify.disk.locks import locked

@@ -1,5 +1,6 @@
 """`sparsify-fx eval`: perplexity and scores on tasks of whatever lies in a folder."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from sparsify.commands.artifacts import Artifact, artifacts
 from sparsify.commands.bar import Bar
-from sparsify.data.sequences import Data, load_data
+from sparsify.data.domains import DomainData
+from sparsify.data.load import load_data
+from sparsify.data.sequences import Data
 from sparsify.disk.files import write_json
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.facts.fitting import check_data
-from sparsify.measure.quality import cosine, embed, perplexity
+from sparsify.measure.quality import cosine, embed, perplexity, to_perplexity
 from sparsify.measure.suite import Suite
 from sparsify.measure.tasks import Loaded, load_tasks, metric_names, metric_words, score
 from sparsify.pretrained.loading import STRICT, Loading
@@ -91,9 +94,10 @@ def _measured(item: Artifact, job: Job, loaded: Loaded | None, console: Console)
 def measure(item: Artifact, data: str, job: Job) -> dict[str, Any]:
     """The perplexity of one model on a text, with what it was measured on.
 
+    Of domains each has its own, in `domains`; that of all is `exp(sum w_i loss_i)` by their weights.
     Raises DataError for a model that gives no logits over its vocabulary, or does not take the text.
     """
-    sequences = load_data(data, item.tokenizer, job.length)
+    sequences = _first_of(load_data(data, item.tokenizer, job.length, holdout=0), job.limit)
     held = check_data(sequences, item.admission, f"the sequences of '{data}'")
     probe = _first(item, sequences)
     if probe.dim() != 3 or probe.shape[-1] <= held.largest:
@@ -101,10 +105,32 @@ def measure(item: Artifact, data: str, job: Job) -> dict[str, Any]:
             f"'{item.path}' gives {list(probe.shape)}, not logits over its vocabulary; "
             "perplexity is for language models; compare an encoder with --against"
         )
-    found = perplexity(lambda batch: item.run(batch)[0], sequences, job.batch, job.limit)
-    figures = asdict(found)
+    if not isinstance(sequences, DomainData):
+        return {"data": data, **_figures(item, sequences, job)}
+    found = {d.name: _figures(item, d.data, job) for d in sequences.domains}
+    loss = math.fsum(d.weight * found[d.name]["loss"] for d in sequences.domains)
+    tokens = sum(each["tokens"] for each in found.values())
+    whole = {
+        "tokens": tokens,
+        "context": job.length,
+        "loss": loss,
+        "perplexity": to_perplexity(loss),
+    }
+    return {"data": data, **whole, "domains": found}
+
+
+def _figures(item: Artifact, data: Data, job: Job) -> dict[str, Any]:
+    """The perplexity of one model on one data set."""
+    figures = asdict(perplexity(lambda batch: item.run(batch)[0], data, job.batch, job.limit))
     figures["perplexity"] = figures.pop("value")
-    return {"data": data, **figures}
+    return figures
+
+
+def _first_of(data: Data, limit: int | None) -> Data:
+    """Data with domains cut to the first `limit` sequences of each; any other as it is."""
+    if isinstance(data, DomainData) and limit is not None:
+        return data.first(limit)
+    return data
 
 
 def _first(item: Artifact, sequences: Data) -> Tensor:
@@ -115,13 +141,15 @@ def _first(item: Artifact, sequences: Data) -> Tensor:
 def similarity(item: Artifact, dense: Artifact, job: Job) -> dict[str, Any]:
     """Cosine similarity of the embeddings of two encoders, over the lines of a text."""
     data = str(job.data)
-    sentences = load_data(data, item.tokenizer, job.length, "sentences")
+    loaded = load_data(data, item.tokenizer, job.length, "sentences", holdout=0)
+    sentences = _first_of(loaded, job.limit)
+    limit = None if isinstance(sentences, DomainData) else job.limit
     for one in (item, dense):
         check_data(sentences, one.admission, f"the sentences of '{data}'")
         _first(one, sentences)
     found = cosine(
-        embed(lambda batch: item.run(batch)[0], sentences, job.batch, job.limit),
-        embed(lambda batch: dense.run(batch)[0], sentences, job.batch, job.limit),
+        embed(lambda batch: item.run(batch)[0], sentences, job.batch, limit),
+        embed(lambda batch: dense.run(batch)[0], sentences, job.batch, limit),
     )
     about = {"name": item.name, "kind": item.kind, "data": data, "context": job.length}
     return {**about, **asdict(found)}
@@ -130,10 +158,13 @@ def similarity(item: Artifact, dense: Artifact, job: Job) -> dict[str, Any]:
 def _tables(rows: list[dict[str, Any]], job: Job) -> Iterator[Table]:
     """A table of perplexities and one of scores, where they were asked for."""
     if job.data is not None:
-        header = ("model", "kind", "perplexity", "tokens", "context")
+        domains = list(rows[0].get("domains", {}))
+        header = ("model", "kind", "perplexity", *domains, "tokens", "context")
         table = Table(*header, title=f"perplexity on {job.data}")
         for row in rows:
-            figures = (f"{row['perplexity']:.3f}", f"{row['tokens']:,}", str(row["context"]))
+            values = [row, *(row["domains"][name] for name in domains)]
+            figures = [f"{value['perplexity']:.3f}" for value in values]
+            figures += [f"{row['tokens']:,}", str(row["context"])]
             table.add_row(row["name"], row["kind"], *figures)
         yield table
     if job.suite is not None:

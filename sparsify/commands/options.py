@@ -93,7 +93,10 @@ Source = Annotated[
 ]
 Text = Annotated[
     str | None,
-    typer.Option(help="A text, jsonl or parquet file, a folder, or name[:config][:split]."),
+    typer.Option(
+        help="A text, jsonl or parquet file, a folder, or name[:config][:split]; several with commas; "
+        "domains as web=a.txt:0.7,code=b.txt:0.3."
+    ),
 ]
 Config = Annotated[
     Path | None,
@@ -221,12 +224,12 @@ _SUITE = {
 def loads_models(command: Callable[..., None]) -> Callable[..., None]:
     """Give a verb the options on what may be loaded, in place of its one argument `loading`."""
     options = {name: (kind, getattr(STRICT, name)) for name, kind in _LOADING.items()}
-    return _gathered(command, "loading", options, Loading)
+    return gathered(command, "loading", options, Loading)
 
 
 def asks_tasks(command: Callable[..., None]) -> Callable[..., None]:
     """Give a verb the options on tasks, in place of its one argument `suite`; None where none is named."""
-    return _gathered(command, "suite", _SUITE, _suite)
+    return gathered(command, "suite", _SUITE, _suite)
 
 
 def _suite(
@@ -241,7 +244,7 @@ def _suite(
     return None
 
 
-def _gathered(
+def gathered(
     command: Callable[..., None],
     argument: str,
     options: Mapping[str, tuple[Any, Any]],

@@ -9,7 +9,9 @@ from rich.console import Console
 
 from sparsify.commands.bar import Bar
 from sparsify.commands.config import FILE, written
-from sparsify.data.sequences import Data, load_data
+from sparsify.data.domains import HOLDOUT, DomainData
+from sparsify.data.load import load_data
+from sparsify.data.sequences import Data
 from sparsify.disk.files import (
     WORK,
     notes,
@@ -27,7 +29,7 @@ from sparsify.engine.publish import abandon, publish
 from sparsify.engine.registry import exporters, parse_exporter
 from sparsify.engine.report import Report
 from sparsify.engine.resume import kept
-from sparsify.errors import DataError, ExportError, PipelineError
+from sparsify.errors import DataError, ExportError, OptionError, PipelineError
 from sparsify.ir.device import move
 from sparsify.ir.facts.admission import admission_of_model
 from sparsify.ir.facts.fitting import check_data
@@ -40,7 +42,8 @@ from sparsify.signals import stop_of
 
 RUN = "run.json"
 # Beside the formats: what a run writes, and what was measured on its result.
-_WRITTEN = ("report.json", RUN, FILE, "train.json", "eval.json", "bench.json", "report.html")
+_FIGURES = ("train.json", "choose-tensors.json")
+_WRITTEN = ("report.json", RUN, FILE, *_FIGURES, "eval.json", "bench.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Job:
     data: str | None = None
     length: int = 128
     kind: str = "text"
+    holdout: float | None = None
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -116,8 +120,9 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     def write(folder: Path) -> None:
         export(program, folder, job.to)
         report.write(folder)
+        domains = {"domains": data.described()} if isinstance(data, DomainData) else {}
         write_text(folder / FILE, written({**describe_job(job), **_more(job)}))
-        write_json(folder / RUN, {**describe_job(job), "machine": machine()})
+        write_json(folder / RUN, {**describe_job(job), **domains, "machine": machine()})
         for name, rows in context.figures.items():
             write_json(folder / f"{name}.json", rows)
 
@@ -148,6 +153,7 @@ def describe_job(job: Job) -> dict[str, object]:
         "data": job.data,
         "length": job.length,
         "kind": job.kind,
+        "holdout": job.holdout,
         "seed": job.seed,
         "device": job.device,
         "dtype": job.dtype,
@@ -193,7 +199,13 @@ def _same_job(job: Job, path: Path) -> None:
 
 
 def open_data(job: Job, tokenizer: object) -> Data | None:
-    """The data of a job; None when none is named."""
-    if job.data is None:
-        return None
-    return load_data(job.data, tokenizer, job.length, job.kind)
+    """The data of a job; None when none is named. OptionError for a held-out share of no domains."""
+    data: Data | None = None
+    if job.data is not None:
+        share = HOLDOUT if job.holdout is None else job.holdout
+        data = load_data(job.data, tokenizer, job.length, job.kind, holdout=share)
+    if job.holdout is not None and not isinstance(data, DomainData):
+        raise OptionError(
+            f"--holdout {job.holdout:g} is for domains; name them, as in --data web=a.txt,code=b.txt"
+        )
+    return data

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.commands.bar import Bar
-from sparsify.data.sequences import load_data
+from sparsify.data.load import load_data
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.facts.admission import admission_in
@@ -72,6 +72,7 @@ def stream(job: Job, source: Source, console: Console, *, resume: bool) -> None:
         source.data,
         load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
         source.length,
+        holdout=0,
     )
     check_data(data, admission_in(job.model), f"the sequences of '{source.data}'")
     with Bar(console) as bar:

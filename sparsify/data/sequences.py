@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from sparsify.data.dialogues import IGNORED, encode, read_dialogues
-from sparsify.data.sources import read_texts
+from sparsify.data.dialogues import IGNORED, encode
 from sparsify.errors import DataError
 
-KINDS = ("text", "sentences", "chat")
 # A piece of text is tokenised at once; pieces end at a line end where there is one.
 _PIECE_CHARACTERS = 1 << 20
 
@@ -28,6 +26,14 @@ class Data(Protocol):
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and, for text, `labels`, each `[b, T]`."""
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """Data that says itself which of its sequences stand for all of it."""
+
+    def sample(self, count: int, seed: int) -> list[int]:
+        """Indices of `count` sequences, of no more than there are."""
 
 
 class TextData:
@@ -107,7 +113,7 @@ class SentenceData(_Padded):
 
     def __init__(self, sentences: Sequence[str], tokenizer: Any, length: int) -> None:
         _check_length(length, 2)
-        _check_tokenizer(tokenizer)
+        check_tokenizer(tokenizer)
         if not sentences:
             raise DataError("the data has no sentence")
         encoded = tokenizer(list(sentences), truncation=True, max_length=length)["input_ids"]
@@ -124,7 +130,7 @@ class ChatData(_Padded):
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, length: int) -> None:
         _check_length(length, 2)
-        _check_tokenizer(tokenizer)
+        check_tokenizer(tokenizer)
         encoded = [encode(row, tokenizer, length) for row in rows]
         # The first token is never predicted.
         kept = [item for item in encoded if any(label != IGNORED for label in item[1][1:])]
@@ -202,7 +208,12 @@ def order(size: int, seed: int, epoch: int) -> Tensor:
 
 
 def sample(data: Data, count: int, seed: int) -> list[int]:
-    """Indices of `count` distinct sequences drawn with a seed; all of them when there are fewer."""
+    """Indices of `count` distinct sequences drawn with a seed; all of them when there are fewer.
+
+    Of data with domains as many of each as its weight says, some of them again where it has too few.
+    """
+    if isinstance(data, Drawn):
+        return data.sample(count, seed)
     indices: list[int] = order(len(data), seed, 0)[: max(count, 0)].tolist()
     return indices
 
@@ -229,26 +240,6 @@ def split(data: Data, fraction: float) -> tuple[Part, Part]:
     return Part(data, 0, border), Part(data, border, size)
 
 
-def load_data(spec: str, tokenizer: Any, length: int, kind: str = "text") -> Data:
-    """Sequences of `length` tokens from a file, a folder or a dataset (see `read_texts`).
-
-    `kind="text"` joins the documents by a blank line and cuts the tokens into blocks, as is usual
-    for perplexity; `kind="sentences"` takes every line that is not blank as one, for encoders;
-    `kind="chat"` takes dialogues from .jsonl and labels their answers only, for fine-tuning.
-    Raises DataError when the data is missing, empty or too short, or there is no tokenizer.
-    """
-    if kind not in KINDS:
-        raise DataError(f"there is no kind of data '{kind}'; there are: {', '.join(KINDS)}")
-    _check_tokenizer(tokenizer)
-    if kind == "chat":
-        return ChatData(read_dialogues(spec), tokenizer, length)
-    texts = read_texts(spec)
-    if kind == "sentences":
-        lines = [line.strip() for text in texts for line in text.splitlines()]
-        return SentenceData([line for line in lines if line], tokenizer, length)
-    return TextData(tokenize("\n\n".join(texts), tokenizer), length, f"the data '{spec}'")
-
-
 def tokenize(text: str, tokenizer: Any) -> Tensor:
     """Token ids `[n]` of a text of any size, without special tokens."""
     ids: list[int] = []
@@ -268,7 +259,8 @@ def _pieces(text: str) -> Iterator[str]:
         start = stop
 
 
-def _check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Any) -> None:
+    """Text cannot be cut into tokens without a tokenizer; DataError."""
     if tokenizer is None:
         raise DataError(
             "text needs a tokenizer, and the model has none; save one into the model folder"

@@ -1,8 +1,10 @@
 """Where text comes from: files, folders, and the `datasets` library."""
 
+import gzip
 import importlib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from sparsify.errors import DataError, reason_of
 
 PLAIN = (".txt", ".md", ".rst")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
+COMPRESSED = ".gz"
 # Columns that may hold the text of a row, the first present wins.
 COLUMNS = ("text", "sentence")
 _SPLITS = ("train", "validation", "test", "valid", "dev")
@@ -19,9 +22,9 @@ _SPLITS = ("train", "validation", "test", "valid", "dev")
 def read_texts(spec: str) -> list[str]:
     """The documents that `spec` names, in a fixed order.
 
-    `spec` is a text file (one document), a .jsonl or .parquet file (one document a row), a folder
-    of those (read in the order of their paths), or `name[:config][:split]` for the `datasets`
-    library, split `train` unless told.
+    `spec` is a text file (one document), a .jsonl or .parquet file (one document a row), text and .jsonl
+    also as .gz, a folder of those (read in the order of their paths), or `name[:config][:split]` for the
+    `datasets` library, split `train` unless told.
     Raises DataError when there is nothing of that name, or no text in it.
     """
     path = Path(spec).expanduser()
@@ -29,7 +32,7 @@ def read_texts(spec: str) -> list[str]:
         texts = [text for file in _files_in(path) for text in _read_file(file)]
     elif path.is_file():
         texts = _read_file(path)
-    elif path.suffix.lower() in SUFFIXES or path.is_absolute() or spec.startswith((".", "~")):
+    elif _suffix(path) in SUFFIXES or path.is_absolute() or spec.startswith((".", "~")):
         raise DataError(
             f"the data '{spec}' does not exist; give a file, a folder or a dataset name"
         )
@@ -60,14 +63,20 @@ def parse_dataset(spec: str) -> tuple[str, str | None, str]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if _suffix(file) in SUFFIXES)
     if not files:
         raise DataError(f"the folder '{folder}' has no {', '.join(SUFFIXES)} file")
     return files
 
 
-def _read_file(path: Path) -> list[str]:
+def _suffix(path: Path) -> str:
+    """What a file holds by its name, whether it is compressed or not."""
     suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix == COMPRESSED else suffix
+
+
+def _read_file(path: Path) -> list[str]:
+    suffix = _suffix(path)
     if suffix in PLAIN:
         return [read_utf8(path)]
     if suffix == ".jsonl":
@@ -78,8 +87,16 @@ def _read_file(path: Path) -> list[str]:
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a file, a byte order mark at its start left out; DataError unless it is UTF-8."""
+    """The text of a file, decompressed where its name ends with .gz, a byte order mark at its start left out.
+
+    Raises DataError unless it is UTF-8.
+    """
     content = path.read_bytes()
+    if path.suffix.lower() == COMPRESSED:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"'{path}' cannot be decompressed: {reason_of(error)}") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -139,30 +138,27 @@ def _in_blocks(program: Program, view: BlockWeight) -> Weight:
 
 
 def _gone(program: Program, weights: Sequence[Weight]) -> list[Weight]:
-    """Matrices of removed layers: what has gone and is called as one that is left in another layer."""
-    kinds = {kind(weight.path): weight for weight in weights}
+    """Matrices of removed layers, called as one that is left in another layer, and those that were split."""
+    words = {kind(path): "factors" for path in program.plan.get("factors", {})}
+    words |= {kind(weight.path): weight.values for weight in weights}
     left = {weight.path for weight in weights}
     return [
-        replace(
-            kinds[kind(path)],
-            path=path,
-            shape=(),
-            was=tuple(shape),
-            zeros=0,
-            pattern="",
-            packed=False,
-            bytes=0,
-        )
+        Weight(path, (), tuple(shape), 0, "", packed=False, values=words[kind(path)], bytes=0)
         for path, shape in program.source.shapes.items()
-        if path not in left and kind(path) in kinds
+        if path not in left and kind(path) in words
     ]
 
 
 def pattern_of(weight: Tensor) -> str:
-    """The tightest N:M, M of 4 or 8, that the zeros of `W [..., out, in]` have; empty for none."""
-    size = weight.shape[-1]
+    """The tightest N:M, M of 4 or 8, that the zeros of `W [..., out, in]` have; empty for none.
+
+    Zeros that are whole columns are channels that are masked, and no pattern, however they lie.
+    """
+    size, live = weight.shape[-1], weight != 0
+    if torch.equal(live, live.any(-2, keepdim=True).expand_as(live)):
+        return ""
     for m in (m for m in _MS if size % m == 0):
-        kept = (weight != 0).reshape(*weight.shape[:-1], size // m, m).sum(-1).amax()
+        kept = live.reshape(*weight.shape[:-1], size // m, m).sum(-1).amax()
         if 0 < int(kept) < m:
             return f"{int(kept)}:{m}"
     return ""

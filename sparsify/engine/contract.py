@@ -154,6 +154,10 @@ class Pass(Options, ABC):
         """The heads that every attention is left with once they are removed, where options alone say it."""
         return None
 
+    def tokens_before(self) -> int:
+        """How many places the pass puts before every sequence, which leave fewer positions to it."""
+        return 0
+
     def check_data(self, program: Program, data: Data) -> None:
         """Refuse, before anything runs, data that cannot serve these options and the program; OptionError."""
         return None

@@ -17,7 +17,7 @@ from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
 from sparsify.errors import DataError, ExportError, OptionError
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import PACKED, value_features
+from sparsify.ir.tensor_names import FACTORS, PACKED, value_features
 from sparsify.select.target_shape import Heads
 
 # As an exporter's `accepts`: the format holds whatever a pass may put into a program.
@@ -120,6 +120,10 @@ def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:
         advice = f"add {' | '.join(passes)} to the pipeline, or " if passes else ""
         if "merged-experts" in unfit:
             advice = "give choose-clusters gates=sliced and put prune-experts in place of merge-experts, or "
+        if "prompt" in unfit:  # which no other form of it would change
+            advice = "leave insert-prompt out of the pipeline, or "
+        if FACTORS in unfit:
+            advice = "leave split-linears out of the pipeline, or "
         if PACKED in unfit:
             advice = "leave pack-nm out of the pipeline, or "
         raise ExportError(

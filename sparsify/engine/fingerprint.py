@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data
 from sparsify.disk.hashes import of_tensor
 from sparsify.ir.program import Program
@@ -22,9 +23,14 @@ def fingerprint(program: Program) -> str:
 
 
 def data_fingerprint(data: Data | None) -> str:
-    """SHA-256 over the number of sequences and the hashes of their tensors; of 65,536 if there are more."""
+    """SHA-256 over the number of sequences and the hashes of their tensors; of 65,536 if there are more.
+
+    Of data with domains, over names, weights, and the fingerprints of what is drawn and what is held out.
+    """
     if data is None:
         return "none"
+    if isinstance(data, DomainData):
+        return _of_domains(data)
     count = len(data)
     indices = [i * count // _SEQUENCES for i in range(_SEQUENCES)] if count > _SEQUENCES else None
     chosen = indices or list(range(count))
@@ -33,4 +39,12 @@ def data_fingerprint(data: Data | None) -> str:
         batch = data.batch(chosen[start : start + _TOGETHER])
         for name in sorted(batch):
             seen.update(f"{name} {of_tensor(batch[name])}\n".encode())
+    return seen.hexdigest()
+
+
+def _of_domains(data: DomainData) -> str:
+    seen = hashlib.sha256()
+    for domain in data.domains:
+        parts = " ".join(data_fingerprint(part) for part in (domain.data, domain.held))
+        seen.update(f"{domain.name} {domain.weight!r} {parts}\n".encode())
     return seen.hexdigest()

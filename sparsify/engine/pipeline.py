@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import sparsify.ir.features.catalogue  # noqa: F401 (what passes may put into programs)
 from sparsify.describe.count import count_parameters, count_zeros
 from sparsify.disk.locks import locked
 from sparsify.engine.contract import Context, Pass
@@ -73,7 +74,8 @@ class Pipeline:
         features = program.features
         featured: dict[str, frozenset[str]] = {}
         if context.data is not None and any("data" in p.effect().wants for p in self.passes):
-            check_data(context.data, admission_of_program(program))
+            before = sum(item.tokens_before() for item in self.passes)
+            check_data(context.data, admission_of_program(program).behind(before))
         for number, item in enumerate(self.passes, 1):
             where = f"pass {number} of {len(self.passes)}, '{item}',"
             effect = item.effect()

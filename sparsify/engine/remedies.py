@@ -14,6 +14,9 @@ _PREFERRED = {"quantizers": "pack-nm"}
 _OWN = {
     "quantizers": "give values=rounded, as insert-quantizers has them",
     "merged-experts": "experts are merged once: choose fewer clusters the first time",
+    "neighbours": "a store is made of the states as they will be: put insert-neighbours behind",
+    "prefix": "the program has a prompt already, folded into keys and values",
+    "factors": "put it before split-linears",
     "quantized": "the rounding was switched on by choose-scales, and outputs would move without it",
 }
 
@@ -22,6 +25,7 @@ _LACKING = {
     "shares": f"; {EITHER}, or put allocate-sparsity before it",
     "values": "; choose values=int8 or values=int4, or put allocate-values before it",
     "clusters": "; put choose-clusters before it",
+    "prompted": "; put choose-prompt before it, which switches the prompt on",
 }
 
 

@@ -1,6 +1,7 @@
 """The program: a flat graph module, the inputs it was traced with, and what passes have done to it."""
 
 import copy
+import html
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, TypeVar, cast
@@ -21,8 +22,9 @@ class Plan(TypedDict, total=False):
     `blocks` the paths of the masks of what went, one list a pass, `shares` the sparsity or N:M of a weight
     by its path, `values` what it is to be rounded to, as in int4:32, `experts` how those beside a weight
     are computed by its path, `packed` how a weight was packed by its path, `clusters` the numbers of the
-    clusters of experts by the path of their router, `reordered` how often entries of weights were put in
-    another order.
+    clusters of experts by the path of their router, `stacks` the paths of weights that were approximated
+    together, one list a stack, `factors` the paths of what a weight was split into by its path, `reordered`
+    how often entries of weights were put in another order.
     """
 
     axes: list[dict[str, Any]]
@@ -33,6 +35,8 @@ class Plan(TypedDict, total=False):
     experts: dict[str, dict[str, Any]]
     packed: dict[str, dict[str, Any]]
     clusters: dict[str, list[int]]
+    stacks: list[list[str]]
+    factors: dict[str, list[str]]
     reordered: int
 
 
@@ -56,7 +60,7 @@ class Source:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Program:
     """A model as a flat `fx.GraphModule` over ATen ops, edited in place by passes.
 
@@ -81,6 +85,39 @@ class Program:
     _facts: dict[Hashable, tuple[Any, Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def __repr__(self) -> str:
+        """What it is in a line: `Program(LlamaForCausalLM, 515 nodes, 5,401,856 parameters, lora)`."""
+        return f"Program({', '.join(value for _, value in self._summary())})"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>"
+            f"{html.escape(value)}</td></tr>"
+            for name, value in [*self._summary(), *self._inputs()]
+        )
+        return f"<table>{rows}</table>"
+
+    def _summary(self) -> list[tuple[str, str]]:
+        count = sum(value.numel() for value in self.module.parameters())
+        found = [
+            ("model", self.source.model_class),
+            ("nodes", f"{len(self.graph.nodes):,} nodes"),
+            ("parameters", f"{count:,} parameters"),
+        ]
+        return [
+            *found,
+            *([("features", ", ".join(sorted(self.features)))] if self.features else []),
+        ]
+
+    def _inputs(self) -> list[tuple[str, str]]:
+        found = []
+        for name, value in self.sample.items():
+            varying = self.dynamic.get(name, {})
+            sizes = [varying.get(dim, str(size)) for dim, size in enumerate(value.shape)]
+            found.append((name, f"{str(value.dtype).removeprefix('torch.')} [{', '.join(sizes)}]"))
+        return [*found, *([("pipeline", " | ".join(self.log))] if self.log else [])]
 
     @property
     def graph(self) -> fx.Graph:

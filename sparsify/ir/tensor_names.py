@@ -8,6 +8,8 @@ from sparsify.errors import SparsifyError
 PACKED = "packed"
 _PACKED = "_packed"
 _BLOCKS = ("_blocks", "_block_scales")
+# Feature of a program with weights stored as factors: like packed ones they stand for a weight that is gone.
+FACTORS = "factors"
 # Suffix to a weight's path -> the feature whose presence it proves; filled by `ir.features.catalogue`.
 _SUFFIXES: dict[str, str] = {}
 _OF_VALUES: set[str] = set()
@@ -31,7 +33,7 @@ def suffixes() -> tuple[str, ...]:
 
 def graph_features() -> frozenset[str]:
     """Features that the graph shows."""
-    return frozenset({*_SUFFIXES.values(), PACKED})
+    return frozenset({*_SUFFIXES.values(), PACKED, FACTORS})
 
 
 def value_features() -> frozenset[str]:
@@ -42,6 +44,11 @@ def value_features() -> frozenset[str]:
 def weight_mask(path: str) -> str:
     """The path of a weight's boolean mask, shaped like the weight."""
     return f"{path}_mask"
+
+
+def convolution_mask(path: str) -> str:
+    """The path of the boolean mask of a convolution's weight, shaped like the weight."""
+    return f"{path}_convolution_mask"
 
 
 def group_mask(path: str, kind: str) -> str:
@@ -81,6 +88,24 @@ def expert_branches(path: str) -> tuple[str, str, str, str, str, str]:
     return one, two, three, four, five, six
 
 
+def neighbours(path: str) -> tuple[str, str, str, str]:
+    """The paths of the store behind the head of a weight: keys, values, share and temperature."""
+    keys, values, share, temperature = (
+        f"{path}_neighbour_{word}" for word in ("keys", "values", "share", "temperature")
+    )
+    return keys, values, share, temperature
+
+
+def prompt(path: str) -> tuple[str, str]:
+    """The paths of the prompt `[p, width]` before the rows of a table, and of its switch `[]`."""
+    return f"{path}_prompt", f"{path}_prompt_on"
+
+
+def prefix(path: str) -> tuple[str, str]:
+    """The paths of keys and values `[1, heads, p, size]` before those that a weight makes."""
+    return f"{path}_prefix_key", f"{path}_prefix_value"
+
+
 def added_bias(path: str) -> str:
     """The path of a bias `[out]` behind the linear that owns a weight."""
     return f"{path}_added_bias"
@@ -114,6 +139,15 @@ def switch_of(path: str) -> str:
 def omission(path: str) -> str:
     """The path of the numbers `[size]` of all neurons of a site, by the first weight that makes them."""
     return f"{path}_omission"
+
+
+def factors(path: str) -> tuple[str, str, str]:
+    """The paths of what a weight was split into, the first read first.
+
+    `[rank, in]`, `[rank, rank]` where the others are shared by several weights, `[out, rank]`.
+    """
+    first, core, last = (f"{path}_factor_{word}" for word in ("in", "core", "out"))
+    return first, core, last
 
 
 def packed(path: str) -> str:

@@ -7,7 +7,15 @@ from torch import Tensor, fx
 from sparsify.errors import VerifyError, reason_of
 from sparsify.ir.ops.allowed import allowed
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import PACKED, feature_of, graph_features, value_features
+from sparsify.ir.tensor_names import (
+    FACTORS,
+    PACKED,
+    blocks,
+    feature_of,
+    graph_features,
+    packed,
+    value_features,
+)
 from sparsify.ir.text import line_of, to_text
 from sparsify.ir.types import infer
 from sparsify.ir.views.packed import block_weights, packed_linears
@@ -64,6 +72,9 @@ def _check_features(program: Program) -> None:
     read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
     shown = {str(feature_of(path, read)) for path in read} - {"None"}
     shown |= {PACKED for _ in (*packed_linears(program), *block_weights(program))}
+    for chain in program.plan.get("factors", {}).values():
+        forms = [{path, packed(path), blocks(path)[0]} for path in chain]
+        shown |= {FACTORS} if all(read & form for form in forms) else set()
     known = graph_features()
     checked = program.features & known
     if shown != checked:

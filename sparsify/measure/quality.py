@@ -60,9 +60,13 @@ def perplexity(
     if tokens == 0:
         raise DataError("the data has no token to predict; every label is padding")
     loss = total / tokens
+    return Perplexity(value=to_perplexity(loss), tokens=tokens, context=data.length, loss=loss)
+
+
+def to_perplexity(loss: float) -> float:
+    """`exp(loss)` of a mean loss in nats; infinite beyond 700."""
     # Beyond this exp overflows; such a model has learned nothing anyway.
-    value = math.exp(loss) if loss < 700 else math.inf
-    return Perplexity(value=value, tokens=tokens, context=data.length, loss=loss)
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def pool(states: Tensor, mask: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ Steps and rates suit models of a few million parameters; for billions take lr=0.
 from sparsify.errors import PipelineError
 from sparsify.plugins import RECIPES as OFFERED
 from sparsify.plugins import plugins
-from sparsify.recipes import mixtures, one_shot, recovered, structured, trained
+from sparsify.recipes import mixtures, one_shot, recovered, retrieval, structured, trained
 from sparsify.recipes.recipe import Recipe
 from sparsify.text.catalogue import unknown_name
 from sparsify.text.syntax import Call, parse_calls
 
 RECIPES = tuple(
-    item for part in (structured, recovered, one_shot, trained, mixtures) for item in part.RECIPES
+    item
+    for part in (structured, recovered, one_shot, trained, mixtures, retrieval)
+    for item in part.RECIPES
 )
 
 

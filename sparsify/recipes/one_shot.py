@@ -80,4 +80,10 @@ RECIPES = (
         _slim("choose-adapters{absorb=true}", tuned=True),
     ),
     Recipe("alps", "2:4 at once by operator splitting (ALPS)", _one_shot("alps", "{gram=true}")),
+    Recipe(
+        "trawl",
+        "up and down of one layer at a low rank, which one searched on half of the data and reported on the "
+        "other: the same size, less noise where there is some (TRAWL)",
+        "choose-tensors{rank=16,32,64,128 search=loss}",
+    ),
 )

@@ -1,4 +1,4 @@
-"""Recipes whose training is the method: AST, CAST, SAT, LoSA, Sheared LLaMA."""
+"""Recipes whose training is the method: AST, CAST, DPF, SAT, LoSA, Sheared LLaMA."""
 
 from sparsify.recipes.recipe import Recipe
 from sparsify.tensors.ladder import cubic
@@ -8,6 +8,8 @@ _ADAPTED = (
     f"train{{steps=400 batch=16 lr=0.0003 warmup=0.1 {_DISTILLED} "
     "masks=every decay=ars-ste{peak=0.0003}} | fold-masks"
 )
+# Sparsity rises for three quarters of the steps; the masks are frozen in the last one.
+_RAMP = "schedule=cubic until=0.75"
 _OMITTED = "insert-omission{of=heads,channels metric=wanda select=topk}"
 
 
@@ -45,6 +47,18 @@ RECIPES = (
         "insert-masks | insert-scales | train{steps=400 batch=8 lr=0.002 warmup=0.1 "
         f"{_DISTILLED} masks=every decay=adams{{peak=0.001 reach=1.0}}}} | "
         "fold-scales | fold-masks",
+    ),
+    Recipe(
+        "dpf",
+        "80 % of all weights by one threshold, masks and sparsity rising while every weight learns (DPF)",
+        "insert-masks | train{steps=400 batch=16 lr=0.0005 warmup=0.1 "
+        f"masks=every{{steps=16 sparsity=0.8 {_RAMP}}}}} | fold-masks",
+    ),
+    Recipe(
+        "dpf-channels",
+        "as dpf, half of what channels hold, ranked over all layers, physically smaller",
+        "insert-masks{of=channels} | train{steps=400 batch=16 lr=0.0005 warmup=0.1 "
+        f"masks=every{{steps=16 sparsity=0.5 {_RAMP} of=channels}}}} | prune-channels",
     ),
     Recipe(
         "sat-cpt",

@@ -9,15 +9,30 @@ from sparsify.report.html import Html, tag
 
 Rows = Sequence[Mapping[str, Any]]
 _POINTS = 300  # of a line at most; more are drawn as means of neighbours
+_COLOURS = 8  # of lines, as in page.css
 _WIDTH, _HEIGHT = 1000, 400  # of the drawing, which is stretched to its box
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn together: figures of a step that share a unit."""
+    """What is drawn together: figures of a step that share a unit, or the start of their names."""
 
     title: str
     names: tuple[str, ...]
+    prefix: str = ""
+
+    def lines(self, rows: Rows) -> dict[str, list[tuple[int, float]]]:
+        """The points of each line, by the name of its figure less the prefix; lines of no points left out."""
+        if self.prefix:
+            found = dict.fromkeys(n for row in rows for n in row if n.startswith(self.prefix))
+            return {name.removeprefix(self.prefix): _points(name, rows) for name in found}
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for name in self.names:
+            points = _points(name, rows)
+            # A task loss that is all of the loss, say, would hide the other line.
+            if points and points not in lines.values():
+                lines[name] = points
+        return lines
 
 
 _LEARNT = ("layers", "heads", "channels", "hidden")  # that masks are learnt of
@@ -26,11 +41,15 @@ PANELS = (
     Panel("learning rate", ("lr",)),
     Panel("balance of experts", ("balance",)),
     Panel("omission, shares of neurons", ("omission", "coverage", "jaccard")),
+    Panel("masks, share of zeros, and of weights above the last threshold", ("sparsity", "above")),
     Panel("masks, share changed", ("flips", "drift")),
+    Panel("masks, number that came back", ("reactivated",)),
     Panel("mean |W| under and beside the mask", ("masked", "kept")),
     Panel("strength of the pull", ("strength",)),
     *(Panel(f"{k}: expected sparsity", (f"{k}_sparsity", f"{k}_target")) for k in _LEARNT),
     *(Panel(f"{k}: multipliers", (f"{k}_lambda", f"{k}_phi")) for k in _LEARNT),
+    Panel("held-out loss of domains, nats a token", (), "validation."),
+    Panel("weights of domains", (), "weight."),
 )
 
 
@@ -44,20 +63,13 @@ def curves(rows: Rows) -> Html:
 
 
 def _panel(panel: Panel, rows: Rows, starts: Sequence[int]) -> Html:
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for name in panel.names:
-        points = [
-            (place, float(row[name])) for place, row in enumerate(rows) if row.get(name) is not None
-        ]
-        # A task loss that is all of the loss, say, would hide the other line.
-        if points and points not in lines.values():
-            lines[name] = points
+    lines = panel.lines(rows)
     values = [value for points in lines.values() for _, value in points]
     if not any(values):  # nothing of the kind was done
         return Html()
     marks = ticks(min(values), max(values))
     keys = [
-        tag("span", name, f" {points[-1][1]:.4g}", class_=f"key c{number}")
+        tag("span", name, f" {points[-1][1]:.4g}", class_=f"key c{number % _COLOURS}")
         for number, (name, points) in enumerate(lines.items())
     ]
     head = tag("figcaption", tag("b", panel.title), *keys)
@@ -68,6 +80,12 @@ def _panel(panel: Panel, rows: Rows, starts: Sequence[int]) -> Html:
     drawing = _drawing(panel.title, lines, marks, len(rows), starts)
     below = tag("div", tag("span", "1"), tag("span", f"{len(rows):,} steps"), class_="x")
     return tag("figure", head, tag("div", *labels, class_="y"), drawing, below, class_="plot")
+
+
+def _points(name: str, rows: Rows) -> list[tuple[int, float]]:
+    return [
+        (place, float(row[name])) for place, row in enumerate(rows) if row.get(name) is not None
+    ]
 
 
 def _drawing(
@@ -86,7 +104,7 @@ def _drawing(
     parts = [_line("grid", [(0, y(mark)), (_WIDTH, y(mark))]) for mark in marks]
     parts += [_line("start", [(x(place), 0), (x(place), _HEIGHT)]) for place in starts]
     parts += [
-        _line(f"c{number}", [(x(place), y(value)) for place, value in thinned(points)])
+        _line(f"c{number % _COLOURS}", [(x(place), y(value)) for place, value in thinned(points)])
         for number, points in enumerate(lines.values())
     ]
     ends = "; ".join(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sparsify.data.spec import without_folders
 from sparsify.describe.facts import Facts, Share
 from sparsify.disk.files import write_text
 from sparsify.disk.locks import locked
@@ -103,7 +104,7 @@ def _disk_tile(formats: Sequence[Format]) -> Html:
 def _quality_tile(quality: Mapping[str, Row]) -> Html:
     row = next(iter(quality.values()), {})
     if "perplexity" in row:
-        about = f"{Path(str(row['data'])).name}, context {row['context']}"
+        about = f"{without_folders(str(row['data']))}, context {row['context']}"
         return _tile("Perplexity", f"{row['perplexity']:.4g}", about)
     if "mean" in row:
         return _tile("Mean cosine", f"{row['mean']:.4f}", f"of {row['sentences']:,} embeddings")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sparsify.data.spec import without_folders
 from sparsify.describe.card import CARD, MEASURED
 from sparsify.disk.files import read_mapping, write_json, write_text
 from sparsify.disk.locks import InUse, locked
@@ -55,12 +56,12 @@ def _lines(folder: Path, place: Path) -> Iterator[str]:
     if "perplexity" in row:
         yield (
             f"- perplexity {row['perplexity']:.4g} ({row['tokens']:,} tokens of "
-            f"`{Path(row['data']).name}`, context {row['context']})"
+            f"`{without_folders(row['data'])}`, context {row['context']})"
         )
     if "mean" in row:
         yield (
             f"- embeddings: mean cosine {row['mean']:.4f} to those of the dense model, lowest "
-            f"{row['lowest']:.4f} ({row['sentences']:,} sentences of `{Path(row['data']).name}`)"
+            f"{row['lowest']:.4f} ({row['sentences']:,} sentences of `{without_folders(row['data'])}`)"
         )
     for found in _tasks(row).values():
         metrics = found["metrics"].items()

@@ -1,7 +1,9 @@
 """The sections of a report's page; one of what was not recorded says so, and what would record it."""
 
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from sparsify.data.spec import without_folders
 from sparsify.describe.facts import Facts
 from sparsify.measure.latency import shape_words
 from sparsify.measure.machine import machine_line
@@ -68,7 +70,7 @@ def _tasks(found: Found) -> Html | None:
 
 
 def _quality_row(row: Row) -> tuple[str, ...]:
-    about = (str(row["name"]), str(row["kind"]), Path(str(row["data"])).name)
+    about = (str(row["name"]), str(row["kind"]), without_folders(str(row["data"])))
     if "perplexity" in row:
         return (*about, f"{row['perplexity']:.3f}", f"{row['tokens']:,}", str(row["context"]))
     return (*about, f"{row['mean']:.4f}", f"{row['lowest']:.4f}", f"{row['sentences']:,}")
@@ -80,7 +82,7 @@ def speed(found: Found) -> Html:
     if not timings:
         command = f"sparsify-fx bench {found.folder} --against DENSE"
         return section("Speed", unmeasured("Speed was not measured here.", command))
-    top = max(row["ratio_high"] for row in timings)
+    top = longest_bar([(row["ratio"], row["ratio_high"]) for row in timings])
     header = ("model", "fed", "times as fast as dense", "10\u201390 %", "median ms", "10\u201390 %")
     facts = [f"{found.bench['threads']} thread(s)"] if "threads" in found.bench else []
     facts += [machine_line(found.bench["machine"])] if "machine" in found.bench else []
@@ -89,7 +91,7 @@ def speed(found: Found) -> Html:
 
 
 def _timing(row: Row, top: float) -> tuple[Part, ...]:
-    spread = (row["ratio_low"] / top, row["ratio_high"] / top)
+    spread = (min(1, row["ratio_low"] / top), min(1, row["ratio_high"] / top))
     return (
         row["name"],
         shape_words(row),
@@ -170,8 +172,9 @@ def files(found: Found) -> Html:
 
 def made(found: Found) -> Html:
     """What decided the result of a run, and the machine it ran on."""
+    words: dict[str, Callable[[Any], str]] = {"machine": machine_line, "domains": _domains}
     rows = [
-        (key, machine_line(value) if key == "machine" else str(value))
+        (key, words.get(key, str)(value))
         for key, value in found.run.items()
         if key != "pipeline" and value is not None
     ]
@@ -179,6 +182,14 @@ def made(found: Found) -> Html:
         return Html()
     return section(
         "The run", tag("dl", *(join([tag("dt", key), tag("dd", text)]) for key, text in rows))
+    )
+
+
+def _domains(found: Mapping[str, Row]) -> str:
+    """Each domain with the weight that it began with."""
+    return ", ".join(
+        f"{name} {row['weight']:.4g} ({row['sequences']:,} sequences, {row['held_out']:,} held out)"
+        for name, row in found.items()
     )
 
 

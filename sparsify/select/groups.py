@@ -94,12 +94,25 @@ def of_one_axis(scored: list[Tensor], chosen: list[MaskedAxis]) -> list[Tensor]:
 def keep(
     scored: Sequence[Tensor], chosen: Sequence[MaskedAxis], amount: Amount, costs: Sequence[float]
 ) -> list[Tensor]:
+    """As `ranked`; OptionError when nothing would be removed."""
+    masks = ranked(scored, chosen, amount, costs)
+    if all(bool(mask.all()) for mask in masks) and amount.sparsity > 0:
+        raise OptionError(
+            f"a sparsity of {amount.sparsity} with rule={amount.rule} and "
+            f"multiple={amount.multiple} removes nothing from sizes "
+            f"{sorted({m.numel() for m in masks})}; raise it or change the rule"
+        )
+    return masks
+
+
+def ranked(
+    scored: Sequence[Tensor], chosen: Sequence[MaskedAxis], amount: Amount, costs: Sequence[float]
+) -> list[Tensor]:
     """Keep-masks `[size]`, one a site, from the scores `[size]` of its heads or channels.
 
     Heads go by whole KV groups (`groups`) or the same number inside each (`inside`). `costs` are the
     parameters that one of these units takes along; they share out a global budget. The number kept is
-    rounded up to a multiple, and at least one unit stays. Raises OptionError when nothing would be removed
-    or a size cannot be kept.
+    rounded up to a multiple, and at least one unit stays. Raises OptionError when a size cannot be kept.
     """
     pooled = [_pool(s, site, amount.rule) for s, site in zip(scored, chosen, strict=True)]
     if amount.sizes:
@@ -109,17 +122,10 @@ def keep(
     else:
         width = 0 if amount.rule == "groups" else 1
         counts = [p.shape[width] - zeros_of(p.shape[width], amount.sparsity) for p in pooled]
-    masks = [
+    return [
         _keep_in(p, count, amount, site.mask.kind)
         for p, count, site in zip(pooled, counts, chosen, strict=True)
     ]
-    if all(bool(mask.all()) for mask in masks) and amount.sparsity > 0:
-        raise OptionError(
-            f"a sparsity of {amount.sparsity} with rule={amount.rule} and "
-            f"multiple={amount.multiple} removes nothing from sizes "
-            f"{sorted({m.numel() for m in masks})}; raise it or change the rule"
-        )
-    return masks
 
 
 def keep_some(scores: Tensor, sparsity: float, multiple: int, least: int = 1) -> Tensor:

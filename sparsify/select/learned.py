@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,26 @@ from sparsify.ir.program import Program
 from sparsify.ir.run.soft_masks import soft_masks
 from sparsify.select.kinds.catalogue import KINDS
 from sparsify.select.kinds.kind import Units
+from sparsify.select.target_shape import Learned
 from sparsify.tensors.hard_concrete import REACH
 from sparsify.train.learned_masks import Family, LearnedMasks, Rows
 
 Sizes = Mapping[str, int]
+# Features under which masks are not learnt: soft values would not reach all that stands beside a weight.
+NOT_UNDER = (
+    "mask.weights",
+    "mask.blocks",
+    "mask.experts",
+    "lora",
+    "slorb",
+    "adapters",
+    "experts",
+    "row-scales",
+    "bias",
+    "probe",
+    "quantizers",
+    "packed",
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,21 @@ class Learning:
     lr: float
     rise: float
     seed: int
+
+
+def check_learned(program: Program, options: Learned) -> None:
+    """Raise OptionError for options that make no sense, and for a target as `check_sizes` does."""
+    options.check()
+    check_sizes(program, options.sizes())
+
+
+def learning_of(
+    program: Program, options: object, seed: int, notes: list[str]
+) -> AbstractContextManager[LearnedMasks | None]:
+    """`learning` for the options of a training that learns masks; nothing for those of another."""
+    if not isinstance(options, Learned):
+        return contextlib.nullcontext()
+    return learning(program, Learning(options.sizes(), options.lr, options.ramp, seed), notes)
 
 
 def check_sizes(program: Program, sizes: Sizes) -> None:

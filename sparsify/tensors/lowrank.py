@@ -1,6 +1,7 @@
 """lowrank: the two factors of a low-rank branch, A [rank, in] and B [out, rank], delta c B A."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -111,6 +112,38 @@ def best_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     a = right * sign * root[:, None]
     b = left[:, :rank] * sign.T * root
     return a.to(matrix.dtype), b.to(matrix.dtype)
+
+
+def matrix_rank(matrix: Tensor, dtype: torch.dtype) -> int:
+    """Return how many singular values are more than what rounding to a dtype leaves of zero ones.
+
+    Those below `2 eps` of the largest count as zero, eps the machine epsilon of the dtype: entries rounded by
+    half a unit of their last digit move no singular value further.
+
+    Args:
+        matrix: [out, in], whose entries were rounded to the dtype.
+        dtype: that of storage.
+
+    Source: Stewart and Sun 1990, on perturbed singular values (Weyl's inequality).
+    """
+    values = torch.linalg.svdvals(matrix.detach().double())
+    return int((values > 2 * torch.finfo(dtype).eps * values[0]).sum())
+
+
+def shared_spaces(matrices: Sequence[Tensor], rank: int) -> tuple[Tensor, Tensor]:
+    """Return orthonormal U and V with `W_j = U (U^T W_j V) V^T`, where all rows and columns allow it.
+
+    Args:
+        matrices: each W_j [out, in], of one shape.
+        rank: columns of U and V.
+
+    Returns:
+        U [out, rank] and V [in, rank], in float64.
+    """
+    wide = [matrix.detach().double() for matrix in matrices]
+    left, _, _ = torch.linalg.svd(torch.cat(wide, 1), full_matrices=False)
+    _, _, right = torch.linalg.svd(torch.cat(wide, 0), full_matrices=False)
+    return left[:, :rank], right[:rank].T
 
 
 def saliency(square_sum: Tensor, tokens: int) -> Tensor:

@@ -14,12 +14,13 @@ from sparsify.train.optimizer import SparseAdamW
 class AdaptiveMasksCallback(TrainerCallback):
     """Chooses masks anew and tells the optimiser how far the run is, as `train{masks=every}` does.
 
-    Give Trainer the same optimiser: `Trainer(..., optimizers=(optimizer, None), callbacks=[callback])`.
+    Give Trainer the same optimiser: `Trainer(..., optimizers=(optimizer, None), callbacks=[callback])`; with
+    none here (DPF) Trainer has its own, and nothing pulls on masked weights.
     The graph has straight-through masks from the beginning of training to its end, when the last masks
     are put in. `rows` collects the figures of each refresh.
     """
 
-    def __init__(self, masks: AdaptiveMasks, optimizer: SparseAdamW) -> None:
+    def __init__(self, masks: AdaptiveMasks, optimizer: SparseAdamW | None = None) -> None:
         self.masks, self.optimizer = masks, optimizer
         self.rows: list[dict[str, float]] = []
         self._training = ExitStack()
@@ -28,7 +29,8 @@ class AdaptiveMasksCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Straight-through masks go into the graph."""
-        self.optimizer.masks = self.masks.of_parameters()
+        if self.optimizer is not None:
+            self.optimizer.masks = self.masks.of_parameters()
         self._training.enter_context(self.masks.training())
 
     def on_step_begin(
@@ -37,8 +39,9 @@ class AdaptiveMasksCallback(TrainerCallback):
         """Choose masks where they are due."""
         step = state.global_step
         if self.masks.due(step):
-            self.rows.append({"step": step, **self.masks.refresh()})
-        self.optimizer.progress = step / state.max_steps
+            self.rows.append({"step": step, **self.masks.refresh(step)})
+        if self.optimizer is not None:
+            self.optimizer.progress = step / state.max_steps
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data, order
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
 from sparsify.train.checkpoint import latest, restore, store
+from sparsify.train.domains import Constant, Dynamic
+from sparsify.train.following import Following
 from sparsify.train.forward import Teacher, Trained
 from sparsify.train.heap import give_back
 from sparsify.train.learned_masks import LearnedMasks
@@ -23,10 +26,11 @@ from sparsify.train.losses import Distillation
 from sparsify.train.moving_masks import AdaptiveMasks
 from sparsify.train.objective import Objective
 from sparsify.train.omitting import Omitting
-from sparsify.train.optimizer import SparseAdamW
+from sparsify.train.optimizer import Rule, SparseAdamW
 from sparsify.train.precision import accelerating
 from sparsify.train.schedules import factor
 from sparsify.train.settings import Figures, Settings, Sparse
+from sparsify.train.validation import Validation
 
 
 def train(
@@ -38,6 +42,7 @@ def train(
     distillation: Distillation | None = None,
     sparse: Sparse | None = None,
     omission: Callable[[float], float] | None = None,
+    domains: Constant | Dynamic | None = None,
     learned: LearnedMasks | None = None,
     device: str = "cpu",
     scratch: Path | None = None,
@@ -46,10 +51,12 @@ def train(
     """Optimise the parameters that require gradients, in place; returns one row of figures a step.
 
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
-    With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one, where masks are
-    put in at the end, the loss on its batch before (`unpruned`) and after (`pruned`). `omission` gives
+    With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one the loss on its batch
+    of the dense weights (`unpruned`) and of the masked ones (`pruned`). `omission` gives
     the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `learned` are
-    masks that learn too; rows hold what `LearnedMasks.figures` tells. Raises SparsifyError when the loss is
+    masks that learn too; rows hold what `LearnedMasks.figures` tells. `domains` says
+    when the held-out losses of domains are measured and whether weights follow them; rows hold what
+    `Following` tells. Without it weights stay and nothing is measured. Raises SparsifyError when the loss is
     no longer finite; checkpoints from before then stay.
     """
     with (
@@ -59,7 +66,12 @@ def train(
         torch.manual_seed(settings.seed)
         twin = None if dense is None else Teacher(dense, settings.precision)
         objective = Objective(program, settings, accelerator, twin, distillation)
+        validation = None
+        if domains is not None:
+            validation = Validation(program, twin, settings, accelerator, domains.samples)
         run = _Run(program, data, settings, objective, sparse, omission, learned, accelerator)
+        if isinstance(data, DomainData):
+            run.follow(data, domains or Constant(), validation)
         done, history = 0, list[Figures]()
         if scratch is not None and (found := latest(scratch)) is not None:
             done, history = restore(run.accelerator, found)
@@ -88,6 +100,17 @@ def step_indices(size: int, seed: int, step: int, batch: int) -> list[int]:
     return indices
 
 
+def _optimizer(
+    trained: list[dict[str, Any]], settings: Settings, rule: Rule | None
+) -> torch.optim.Optimizer:
+    """The optimiser of a run over groups of tensors; betas of AdamW are those of language models."""
+    how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(trained, momentum=settings.momentum, **how)
+    how["betas"] = (0.9, 0.95)
+    return torch.optim.AdamW(trained, **how) if rule is None else SparseAdamW(trained, rule, **how)
+
+
 class _Run:
     """Model, optimiser and losses of one training run."""
 
@@ -112,9 +135,9 @@ class _Run:
             raise SparsifyError(
                 "no parameter is to be trained; choose update=all or insert a branch"
             )
-        how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (0.9, 0.95)}
-        self.rules = None if sparse is None else SparseAdamW(trained, sparse.rule, **how)
-        optimizer = self.rules or torch.optim.AdamW([{"params": trained}, *self._others()], **how)
+        groups = [{"params": trained}, *self._others()]
+        optimizer = _optimizer(groups, settings, None if sparse is None else sparse.rule)
+        self.rules = optimizer if isinstance(optimizer, SparseAdamW) else None
         model = Trained(program, settings.recompute)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Asked of the optimiser: sharding puts other tensors in place of the parameters.
@@ -124,15 +147,28 @@ class _Run:
         self.model.train()
         # After the program has moved to its device, where its masks are.
         self.masks: AdaptiveMasks | None = None
-        if sparse is not None and self.rules is not None:
+        if sparse is not None:
             self.masks = AdaptiveMasks(program, sparse.refresh, dense_forward=sparse.dense_forward)
-            self.rules.masks = self.masks.of_parameters()
             self.accelerator.register_for_checkpointing(self.masks)
+            if self.rules is not None:
+                self.rules.masks = self.masks.of_parameters()
         self.rate = omission
         self.omitting: Omitting | None = None
         if omission is not None:
             self.omitting = Omitting(program, seed=settings.seed)
             self.accelerator.register_for_checkpointing(self.omitting)
+        self.following: Following | None = None
+
+    def follow(
+        self, data: DomainData, how: Constant | Dynamic, validation: Validation | None
+    ) -> None:
+        """Draw the sequences of steps by the weights of their domains, which `validation` measures."""
+        losses, dense = None, None
+        if validation is not None:
+            losses = partial(validation.losses, self.model, data)
+            dense = partial(validation.dense_losses, data) if how.measures_dense else None
+        self.following = Following(data, how, self.settings.seed, losses, dense)
+        self.accelerator.register_for_checkpointing(self.following)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -190,16 +226,18 @@ class _Run:
         return figures, sum(each.numel() for each in ids if each is not None)
 
     def finish(self, step: int) -> Figures:
-        """Put the masks in; where they were kept out of the graph, the loss before and after."""
+        """Put the masks in and measure domains."""
+        figures = self._finish_masks(step)
+        return figures if self.following is None else {**figures, **self.following.finish()}
+
+    def _finish_masks(self, step: int) -> Figures:
+        """Put the masks in; the loss of the dense weights, and of the masked ones, which is the model's."""
         if self.masks is None:
             return {}
-        figures = self.masks.figures()
-        if self.masks.dense_forward:
-            figures["unpruned"] = self._evaluate(step)
+        with self.masks.lifted():
+            unpruned = self._evaluate(step)
         self.masks.finish()
-        if self.masks.dense_forward:
-            figures["pruned"] = self._evaluate(step)
-        return figures
+        return {**self.masks.figures(), "unpruned": unpruned, "pruned": self._evaluate(step)}
 
     @torch.no_grad()
     def _evaluate(self, step: int) -> float:
@@ -211,12 +249,15 @@ class _Run:
         """What is due before a step: its omission rate, new masks, and how far the run is."""
         if self.omitting is not None and self.rate is not None:
             self.omitting.begin(step, self.rate(step / self.settings.steps))
+        found = {} if self.following is None else self.following.begin(step)
         if self.learned is not None:
             self.learned.begin(step, step / self.settings.steps)
-            return self.learned.figures()
-        if self.masks is None or self.rules is None:
-            return {}
-        figures = self.masks.refresh() if self.masks.due(step) else {}
+            found = {**found, **self.learned.figures()}
+        if self.masks is None:
+            return found
+        figures = {**found, **(self.masks.refresh(step) if self.masks.due(step) else {})}
+        if self.rules is None:
+            return figures
         self.rules.progress = step / self.settings.steps
         return {"strength": self.rules.rule.strength(self.rules.progress), **figures}
 
@@ -233,7 +274,10 @@ class _Run:
     def _batches(self, step: int) -> list[dict[str, Tensor]]:
         """The micro-batches of a step, this process's part of each."""
         batch, count = self.settings.batch, self.settings.accumulate
-        indices = step_indices(len(self.data), self.settings.seed, step, batch * count)
+        if self.following is not None:
+            indices = self.following.indices(step, batch * count)
+        else:
+            indices = step_indices(len(self.data), self.settings.seed, step, batch * count)
         return [self._batch(indices[i * batch : (i + 1) * batch]) for i in range(count)]
 
     def _batch(self, indices: list[int]) -> dict[str, Tensor]:

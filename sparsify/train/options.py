@@ -1,8 +1,8 @@
-"""Parts of `train`: distances to the dense twin, pulls on masked weights, schedules of masks and omission."""
+"""Parts of `train`: distances to the dense twin, pulls on masked weights, the schedule of omission."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,19 +64,6 @@ class Squared(Options):
 
     def _sizes(self, dense: Sequence[Tensor]) -> Tensor:
         return dense[0].float().square().sum(-1)
-
-
-@dataclass(frozen=True)
-class Every(Options):
-    """Choose the masks anew every so many steps: N of M inputs by |W| or by Wanda's score.
-
-    Wanda's norms are those that `calibrate` measured, once.
-    """
-
-    name: ClassVar[str] = "every"
-    steps: int = 10
-    pattern: str = "2:4"
-    score: Literal["magnitude", "wanda"] = "magnitude"
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,20 @@ from sparsify.train.schedules import Shape
 
 Figures = dict[str, float]
 Precision = Literal["float32", "bf16"]
+Optimizer = Literal["adamw", "sgd"]
 Recompute = Literal["none", "layers", "selective"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train: `loss = task * task loss + distillation`, AdamW, decoupled weight decay.
+    """How to train: `loss = task * task loss + distillation`, AdamW with decoupled weight decay, or SGD.
 
     `batch` sequences a micro-batch over all processes, `accumulate` micro-batches a step, `lr` the peak
     learning rate, `warmup` a fraction of `steps`, `clip` the largest gradient norm (0: none), `save_every`
     steps between checkpoints. In `precision` bf16 products are taken in bfloat16 of float32 weights.
     `recompute` says what the backward pass computes again in place of keeping it: nothing, whole layers, or
     (`selective`) all of them but products and attention. `balance` weighs the loss that spreads tokens over
-    experts, `floor` is the fraction of `lr` that a falling rate falls to.
+    experts, `momentum` is that of `optimizer` sgd, `floor` the fraction of `lr` that a falling rate falls to.
     """
 
     steps: int
@@ -38,6 +39,8 @@ class Settings:
     precision: Precision = "float32"
     recompute: Recompute = "none"
     balance: float = 0.0
+    optimizer: Optimizer = "adamw"
+    momentum: float = 0.9
     floor: float = 0.0
 
 
@@ -45,9 +48,10 @@ class Settings:
 class Sparse:
     """Training in which the masks move too: when they are chosen, and how masked weights are pulled to zero.
 
-    With `dense_forward` masked weights take part until the end, when the masks are put in (CAST).
+    Without a rule nothing pulls, and the optimiser is that of training without masks. With `dense_forward`
+    masked weights take part until the end, when the masks are put in (CAST).
     """
 
     refresh: Refresh
-    rule: Rule
+    rule: Rule | None = None
     dense_forward: bool = False

@@ -7,7 +7,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
 
 # What else than the low-rank branches of weights learns.
-_BRANCHES = {"adapters": ("adapters",), "experts": ("experts", "lora")}
+_BRANCHES = {"adapters": ("adapters",), "experts": ("experts", "lora"), "prompt": ("prompt",)}
 
 
 @contextlib.contextmanager
@@ -16,7 +16,7 @@ def select_trainable(program: Program, update: str) -> Iterator[list[str]]:
 
     `lora`: the low-rank branches of weights; `norms`: those and every vector (norm weights, biases);
     `adapters`: the branches beside linears; `experts`: those beside linears, with their routers, and low-rank
-    branches of weights where there are some; `all`: everything.
+    branches of weights where there are some; `prompt`: the rows of a soft prompt; `all`: everything.
     """
     parameters = dict(program.module.named_parameters())
     known = {path for path, _ in program.tensors()}

@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from sparsify.data.sequences import load_data
+from sparsify.data.load import load_data
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError

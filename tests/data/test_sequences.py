@@ -16,12 +16,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from sparsify.data import sequences as data_file
+from sparsify.data.load import load_data
 from sparsify.data.sequences import (
     SentenceData,
     TensorData,
     TextData,
     batches,
-    load_data,
     order,
     sample,
     split,

@@ -49,6 +49,23 @@ def test_a_panel_a_quantity_with_its_last_value():
     assert 'aria-label="learning rate: lr 0.5 to 0.25"' in text
 
 
+def test_a_line_a_domain_however_alike():
+    rows = [
+        {"step": 1, "loss": 3.0, "weight.web": 0.5, "weight.code": 0.5, "validation.web": 2.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 1.0, "weight.web": 0.5, "weight.code": 0.5, "validation.web": 1.5},
+    ]
+    text = curves(rows)
+    assert re.findall("<b>(.*?)</b>", text) == [
+        "loss, nats a token",
+        "held-out loss of domains, nats a token",
+        "weights of domains",
+    ]
+    assert re.findall('key c.">(.*?)<', text) == ["loss 1", "web 1.5", "web 0.5", "code 0.5"]
+    many = [{"step": 1, **{f"weight.{number}": 0.1 for number in range(10)}}]
+    assert re.findall('class="key (c.)"', curves(many)) == [f"c{n % 8}" for n in range(10)]
+
+
 def test_trainings_one_after_the_other_are_parted_by_a_line():
     rows = [{"step": step, "loss": 1.0 + step} for step in (1, 2, 1, 2)]
     (start,) = re.findall('d="M([^"]*)" class="start"', curves(rows))

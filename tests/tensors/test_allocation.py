@@ -178,3 +178,15 @@ def test_the_cubic_ladder_is_the_table_of_the_paper():
     }
     for target, table in tables.items():
         assert [cubic(t, 5, target) for t in range(1, 6)] == pytest.approx(table, abs=5e-5)
+
+
+def test_the_cubic_rise_of_dynamic_pruning_in_tenths():
+    """The table of DPF (2006.07253), to four digits, its end exact; from another start it is scaled."""
+    half = (0, 0.1355, 0.2440, 0.3285, 0.3920, 0.4375, 0.4680, 0.4865, 0.4960, 0.4995, 0.5)
+    most = (0, 0.2439, 0.4392, 0.5913, 0.7056, 0.7875, 0.8424, 0.8757, 0.8928, 0.8991, 0.9)
+    for target, table in ((0.5, half), (0.9, most)):
+        found = [cubic(t, 10, target) for t in range(11)]
+        assert found == pytest.approx(table, abs=5e-5)
+        assert found[-1] == target
+    assert cubic(0, 10, 0.9, start=0.4) == pytest.approx(0.4)
+    assert cubic(5, 10, 0.9, start=0.4) == pytest.approx(0.9 - 0.5 / 8)

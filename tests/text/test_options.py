@@ -151,5 +151,5 @@ def test_values_of_another_type(text, sentence):
 def test_types_are_described_for_readers():
     hints = typing.get_type_hints(passes.Train)
     assert describe_type(hints["distill"]) == "kl{}|squared{}|none"
-    assert describe_type(hints["update"]) == "all|lora|norms|adapters|experts"
+    assert describe_type(hints["update"]) == "all|lora|norms|adapters|experts|prompt"
     assert describe_type(tuple[str, ...]) == "word,..."

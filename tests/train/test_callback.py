@@ -1,5 +1,6 @@
 """Moving masks under Trainer, and on two ranks."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from sparsify.engine.contract import Context
@@ -21,7 +23,7 @@ from sparsify.train.optimizer import SparseAdamW
 from sparsify.train.options import ArsSte
 from sparsify.train.program_model import ProgramModel
 
-WAYS = ["ddp", "ragged", "micro", "fsdp"]
+WAYS = ["ddp", "ragged", "micro", "domains", "fsdp"]
 METRICS = ["maxip", "wanda", "uniform"]
 
 
@@ -34,8 +36,36 @@ def test_trainer_moves_masks_and_leaves_the_graph_as_it_was(traced, text, tmp_pa
     masks = AdaptiveMasks(program, Refresh(3, Pattern(2, 4)), dense_forward=False)
     optimizer = SparseAdamW(program.module.parameters(), ArsSte(), lr=0.003)
     callback = AdaptiveMasksCallback(masks, optimizer)
+    _train(program, callback, optimizer, text, tmp_path)
+    assert to_text(program) == before
+    assert [row["step"] for row in callback.rows] == [3, 6, 9]
+    assert any(row["flips"] > 0 for row in callback.rows)
+    assert optimizer.progress == 11 / 12
+    for view in _masked(program):
+        mask = program.tensor(view.mask)
+        check_nm(mask, Pattern(2, 4))
+    assert any(not torch.equal(program.tensor(path), mask) for path, mask in first.items())
+
+
+def test_trainer_follows_a_rising_sparsity_with_an_optimiser_of_its_own(traced, text, tmp_path):
+    program = parse("insert-masks").run(traced("llama"), Context())
+    refresh = Refresh(3, sparsity=0.6, cubic=True, end=6)
+    callback = AdaptiveMasksCallback(AdaptiveMasks(program, refresh))
+    optimizer = torch.optim.SGD(program.module.parameters(), lr=0.05, momentum=0.9)
+    _train(program, callback, optimizer, text, tmp_path)
+    assert [row["sparsity"] for row in callback.rows] == pytest.approx(
+        [0.6 - 0.6 * 0.5**3, 0.6, 0.6], abs=1e-4
+    )
+    masks = [program.tensor(view.mask) for view in _masked(program)]
+    zeros, size = (
+        sum(f(mask) for mask in masks) for f in (lambda m: int((~m).sum()), Tensor.numel)
+    )
+    assert zeros == math.floor(0.6 * size + 1e-9)
+
+
+def _train(program, callback, optimizer, text, folder):
     arguments = TrainingArguments(
-        output_dir=str(tmp_path),
+        output_dir=str(folder),
         max_steps=12,
         per_device_train_batch_size=8,
         save_strategy="no",
@@ -52,14 +82,6 @@ def test_trainer_moves_masks_and_leaves_the_graph_as_it_was(traced, text, tmp_pa
         optimizers=(optimizer, None),
         callbacks=[callback],
     ).train()
-    assert to_text(program) == before
-    assert [row["step"] for row in callback.rows] == [3, 6, 9]
-    assert any(row["flips"] > 0 for row in callback.rows)
-    assert optimizer.progress == 11 / 12
-    for view in _masked(program):
-        mask = program.tensor(view.mask)
-        check_nm(mask, Pattern(2, 4))
-    assert any(not torch.equal(program.tensor(path), mask) for path, mask in first.items())
 
 
 def _masked(program):

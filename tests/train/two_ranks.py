@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, init_device_mesh
 
+from sparsify.data.domains import DomainData
 from sparsify.data.sequences import TensorData, TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
@@ -59,13 +60,22 @@ def ragged():
     return TensorData({"input_ids": ids, "attention_mask": mask, "labels": labels})
 
 
+def domains():
+    """Two domains, one of them ragged, with held-out sequences of unlike numbers of labels."""
+    return DomainData({"even": data(), "ragged": ragged()}, {"even": 0.4, "ragged": 0.6}, 0.3)
+
+
 def by_the_pass(data, more=""):
     """`train` as a pipeline runs it."""
     text = (
         "insert-masks | choose-masks{pattern=2:4} | "
         f"train{{steps={STEPS} batch=4 lr=0.01 masks=every{{steps=2}} decay=ars-ste{{peak=0.01}}{more}}}"
     )
-    return dict(parse(text).run(traced(), Context(data=data, seed=5)).tensors())
+    context = Context(data=data, seed=5)
+    tensors = dict(parse(text).run(traced(), context).tensors())
+    rows = context.figures["train"]
+    measured = {key: [row[key] for row in rows if key in row] for key in rows[-1] if "." in key}
+    return {**tensors, **{key: torch.tensor(values) for key, values in measured.items()}}
 
 
 def sharded():
@@ -82,7 +92,7 @@ def sharded():
     with masks.training():
         for step in range(STEPS):
             if masks.due(step):
-                figures = masks.refresh()
+                figures = masks.refresh(step)
                 assert figures["drift"] > 0
             optimizer.progress = step / STEPS
             rows = range(4 * step, 4 * step + 4)
@@ -124,6 +134,9 @@ if __name__ == "__main__":
         "ddp": lambda: by_the_pass(data()),
         "ragged": lambda: by_the_pass(ragged(), " distill=kl"),
         "micro": lambda: by_the_pass(ragged(), " distill=kl accumulate=2 recompute=layers"),
+        "domains": lambda: by_the_pass(
+            domains(), " domains=dynamic{every=3 reference=even:1,dense}"
+        ),
         "fsdp": sharded,
     }
     for how in chosen:

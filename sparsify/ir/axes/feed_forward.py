@@ -6,11 +6,15 @@ projections are no channels of a block, nor are those of a classifier's hidden l
 
 from dataclasses import dataclass
 
+from torch import fx
+
 from sparsify.ir.axes.analysis import Analysis
 from sparsify.ir.axes.groups import Group, groups
+from sparsify.ir.axes.roles import LINEAR
 from sparsify.ir.axes.separate_experts import separate_experts
 from sparsify.ir.axes.separate_routers import separate_routers
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.graph import sources
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
 from sparsify.ir.views.linear import Linear, linears
@@ -18,10 +22,36 @@ from sparsify.ir.views.linear import Linear, linears
 
 @dataclass(frozen=True)
 class FeedForward:
-    """A block: `first` makes channels of what enters it (others may, too), `last` its output of them."""
+    """A block: `makers` make channels of what enters it, `last` its output of them."""
 
-    first: Linear
+    makers: tuple[Linear, ...]
     last: Linear
+
+    @property
+    def first(self) -> Linear:
+        """The first of those that make channels."""
+        return self.makers[0]
+
+    @property
+    def up(self) -> Linear:
+        """What makes the channels that a gate multiplies, where there is one; else the first.
+
+        Of several makers it is the one from which `last` is reached without an activation.
+        """
+        nodes = {view.node: view for view in self.makers}
+        straight, through = set[fx.Node](), set[fx.Node]()
+        queue, seen = [self.last.x], {self.last.x}
+        while queue:
+            node = queue.pop()
+            if node in nodes:
+                straight.add(node)
+            elif node.target in LINEAR:
+                queue += [source for source in node.all_input_nodes if source not in seen]
+                seen.update(node.all_input_nodes)
+            else:
+                through |= sources(node)
+        plain = [view for node, view in nodes.items() if node in straight - through]
+        return plain[0] if plain else self.first
 
 
 def feed_forwards(program: Program) -> list[FeedForward]:
@@ -64,4 +94,4 @@ def _block(analysis: Analysis, group: Group, views: dict[str, list[Linear]]) -> 
     if len(last) != 1 or len({view.x for view in first}) != 1:
         return None
     entering, leaving = (analysis.axes[node][-1] for node in (first[0].x, last[0].node))
-    return FeedForward(first[0], last[0]) if entering.root() is leaving.root() else None
+    return FeedForward(tuple(first), last[0]) if entering.root() is leaving.root() else None

@@ -12,7 +12,7 @@ from sparsify.ir.ops.probe import probe
 
 _PRODUCTS = frozenset(overloads("linear.default addmm.default mm.default matmul.default"))
 # Ops that keep a value linear in what it came from (with constant other operands).
-_LINEAR = frozenset(
+LINEAR = frozenset(
     [
         probe,
         *overloads(
@@ -108,7 +108,7 @@ def _is_low_rank(analysis: Analysis, x: fx.Node) -> bool:
             return any(source in analysis.constant for source in node.all_input_nodes)
         live = [source for source in node.all_input_nodes if source not in analysis.constant]
         sized = [source for source in live if source in analysis.axes]
-        if node.target not in _LINEAR or len(sized) != 1:
+        if node.target not in LINEAR or len(sized) != 1:
             return False
         node = sized[0]
     return False

@@ -5,6 +5,7 @@ from torch import Tensor, fx
 
 from sparsify.ir.features.bias import add_bias, added_biases, fold_bias
 from sparsify.ir.features.catalogue import features
+from sparsify.ir.features.factors import factored
 from sparsify.ir.graph import sweep
 from sparsify.ir.mode import set_training
 from sparsify.ir.program import Program
@@ -41,8 +42,12 @@ def _carry_biases(made: Program, program: Program) -> None:
 
 
 def _biases(program: Program) -> dict[str, Tensor]:
-    """The bias of every linear that has one, dense or packed, by the weight's path."""
-    found = {}
+    """The bias of every linear that has one, dense, packed or split, by the weight's path."""
+    found = {
+        item.weight: program.tensor(str(item.bias.target))
+        for item in factored(program)
+        if item.bias is not None and item.bias.op == "get_attr"
+    }
     for view in linears(program):
         path = bias_path(view)
         if path is not None:

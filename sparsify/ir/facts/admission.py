@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from sparsify.disk.files import read_json
 from sparsify.errors import DataError, SparsifyError
+from sparsify.ir.features.prefix import tokens_before
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables
 from sparsify.pretrained.load import class_named, config_of
@@ -46,6 +47,11 @@ class Admission:
             f"{what} of {length} tokens are longer than the {self.positions} that the model states; "
             "it runs, as in transformers, but has not learnt such positions"
         )
+
+    def behind(self, tokens: int) -> "Admission":
+        """What is left to sequences behind so many tokens."""
+        positions = None if self.positions is None else self.positions - tokens
+        return replace(self, positions=positions)
 
     def check_ids(self, largest: int, what: str) -> None:
         """Refuse ids that the model has no row for; DataError."""
@@ -90,7 +96,8 @@ def admission_of_model(model: nn.Module) -> Admission:
 def admission_of_program(program: Program) -> Admission:
     """What a program takes: by the config it was traced with, or by its own tables of ids."""
     if program.source.config:
-        return admission_of(program.source.model_class, program.source.config)
+        stated = admission_of(program.source.model_class, program.source.config)
+        return stated.behind(tokens_before(program))
     rows = [
         program.tensor(table.weight).shape[0]
         for table in tables(program)

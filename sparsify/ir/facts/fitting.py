@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sparsify.data.domains import DomainData
 from sparsify.data.sequences import ChatData, Data, Part, SentenceData, TensorData, TextData
 from sparsify.ir.facts.admission import Admission
 
@@ -21,6 +22,13 @@ class Extent:
 
 def extent(data: Data) -> Extent:
     """The extent of data; of classes that are not ours, of its first 256 sequences."""
+    if isinstance(data, DomainData):
+        found = [extent(part) for domain in data.domains for part in domain.parts]
+        return Extent(
+            max(one.largest for one in found),
+            max(one.longest for one in found),
+            max(one.label for one in found),
+        )
     count = len(data) if isinstance(data, _OURS) else min(len(data), _OF_OTHERS)
     largest = longest = label = -1
     for start in range(0, count, _AT_ONCE):

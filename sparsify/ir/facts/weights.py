@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sparsify.ir.features.convolution_mask import masked_convolutions
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of
 from sparsify.ir.views.linear import effective_weight, products
@@ -34,13 +35,16 @@ def linear_weights(program: Program) -> Iterator[tuple[str, Tensor]]:
 def other_weights(program: Program) -> Iterator[Tensor]:
     """The value of every parameter that no linear multiplies by, each once, tables in blocks too.
 
-    What a pass has added to a weight (branches, scales) is a part of that weight, and none by itself.
+    A convolution's is as its mask leaves it. What a pass has added to a weight (branches, scales) is a part
+    of that weight, and none by itself.
     """
     known = {path for path, _ in program.tensors()}
     weights = {view.weight for view in products(program)}
+    masks = {view.weight: view.mask for view in masked_convolutions(program)}
     for path, value in program.module.named_parameters():
         if path not in weights and feature_of(path, known) is None:
-            yield value
+            mask = masks.get(path)
+            yield value if mask is None else value * program.tensor(mask)
     yield from table_weights(program)
 
 

@@ -8,9 +8,14 @@ from torch import Tensor, fx
 
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import blocks
+from sparsify.ir.tensor_names import blocks, packed
 from sparsify.ir.views.linear import Linear, linears
-from sparsify.ir.views.packed import block_weights, unblocked_weight
+from sparsify.ir.views.packed import (
+    block_weights,
+    packed_linears,
+    unblocked_weight,
+    unpacked_weight,
+)
 
 aten = torch.ops.aten
 
@@ -67,21 +72,24 @@ def carry_beside(made: Program, program: Program, names: Callable[[str], tuple[s
         pair = {
             path: tensor
             for path in names(weight)
-            if (tensor := unblocked(program, path)) is not None
+            if (tensor := unpacked(program, path)) is not None
         }
         if pair:
             add_beside(made, found, pair)
 
 
-def unblocked(program: Program, path: str) -> Tensor | None:
-    """A tensor, as it is or was before it was packed into blocks; None when there is none."""
+def unpacked(program: Program, path: str) -> Tensor | None:
+    """A weight, as it is or was before it was packed, `[out, in]`; None when there is none."""
     if program.has(path):
         return program.tensor(path)
-    codes = blocks(path)[0]
-    if not program.has(codes):
-        return None
-    stored = {view.codes: view for view in block_weights(program)}
-    return unblocked_weight(program, stored[codes])
+    codes, sparse = blocks(path)[0], packed(path)
+    if program.has(codes):
+        stored = {view.codes: view for view in block_weights(program)}
+        return unblocked_weight(program, stored[codes])
+    if program.has(sparse):
+        held = {view.weight: view for view in packed_linears(program)}
+        return unpacked_weight(program, held[sparse])
+    return None
 
 
 def _reads(branch: fx.Node, path: str) -> bool:

@@ -6,13 +6,17 @@ from sparsify.ir.features import (
     adapters,
     bias,
     block_mask,
+    convolution_mask,
     expert_mask,
     experts,
+    factors,
     group_mask,
     lora,
     merged_experts,
+    neighbours,
     omission,
     packed,
+    prefix,
     probe,
     quantizers,
     row_scales,
@@ -22,20 +26,24 @@ from sparsify.ir.features import (
 )
 from sparsify.ir.features.feature import Feature
 
-# What is carried over into a decode variant is carried in this order: branches before packing.
+# What is carried over into a decode variant is carried in this order: factors and branches before packing.
 ALL: tuple[Feature, ...] = (
     *weight_mask.FEATURES,
+    *convolution_mask.FEATURES,
     *group_mask.FEATURES,
     *block_mask.FEATURES,
     *expert_mask.FEATURES,
     *merged_experts.FEATURES,
     *width_mask.FEATURES,
+    *factors.FEATURES,
     *lora.FEATURES,
     *row_scales.FEATURES,
     *bias.FEATURES,
     *adapters.FEATURES,
     *experts.FEATURES,
     *slorb.FEATURES,
+    *neighbours.FEATURES,
+    *prefix.FEATURES,
     *probe.FEATURES,
     *quantizers.FEATURES,
     *omission.FEATURES,

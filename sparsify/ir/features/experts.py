@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.features.beside import unblocked, unrounded
+from sparsify.ir.features.beside import unpacked, unrounded
 from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.program import Program
@@ -102,7 +102,7 @@ def carry_experts(made: Program, program: Program) -> None:
     for weight, entry in program.plan.get("experts", {}).items():
         if weight in uses:
             router, _, a, b, biases, _ = (
-                unblocked(program, path) for path in expert_branches(weight)
+                unpacked(program, path) for path in expert_branches(weight)
             )
             assert router is not None
             assert a is not None

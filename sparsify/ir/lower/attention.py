@@ -21,7 +21,7 @@ def fold_repeat_kv(program: Program) -> int:
     count = 0
     for node in [n for n in program.graph.nodes if n.target is _SDPA]:
         query, key, value = node.args[:3]
-        sources = _unrepeated(key), _unrepeated(value)
+        sources = unrepeated(key), unrepeated(value)
         if sources[0] is not None and sources[1] is not None and _heads(*sources) is not None:
             key, value = sources
             node.update_arg(1, key)
@@ -31,7 +31,7 @@ def fold_repeat_kv(program: Program) -> int:
     return swept(program, count)
 
 
-def _unrepeated(node: fx.Node) -> fx.Node | None:
+def unrepeated(node: fx.Node) -> fx.Node | None:
     """`x [b, groups, t, d]` when a node is `x` with each group repeated next to itself."""
     node = _through(node, _COPIES)
     if node.target not in RESHAPES:

@@ -10,6 +10,7 @@ from sparsify.ir.ops import (
     cluster_of,
     kept_neurons,
     masked_norms,
+    neighbours,
     nm_linear,
     probe,
     rounding,
@@ -26,6 +27,7 @@ ALL = (
     *nm_linear.OPS,
     *block_linear.OPS,
     *cluster_of.OPS,
+    *neighbours.OPS,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,2}")
 _BY_NAME: dict[str, Op] = {}

@@ -10,17 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.axes.rules.elementwise import overloads
+from sparsify.ir.features.tail import before_tail
 from sparsify.ir.graph import output_nodes
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import linear_at, own_bias
-
-_ALONE = frozenset(
-    overloads(
-        "mul.Tensor mul.Scalar div.Tensor div.Scalar add.Tensor add.Scalar sub.Tensor sub.Scalar "
-        "neg.default tanh.default clamp.default to.dtype _to_copy.default alias.default clone.default"
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -55,19 +48,10 @@ def find_head(program: Program) -> Head | None:
     outputs = output_nodes(program)
     if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
         return None
-    node, tail = outputs[0], list[fx.Node]()
-    while len(node.users) == 1 and node.target in _ALONE and _is_unary(node):
-        tail.append(node)
-        (node,) = node.all_input_nodes
+    node, tail = before_tail(outputs[0])
     if len(node.users) != 1 or node.target is not torch.ops.aten.linear.default:
         return None
     view = linear_at(program, node)
     if view is None or node.meta["val"].dim() != 3 or view.x is not node.args[0]:
         return None
-    return Head(view.x, view.operand, own_bias(view), tuple(reversed(tail)))
-
-
-def _is_unary(node: fx.Node) -> bool:
-    """Whether the only value among the arguments of an op is its first."""
-    first = node.args[0] if node.args else None
-    return isinstance(first, fx.Node) and node.all_input_nodes == [first]
+    return Head(view.x, view.operand, own_bias(view), tail)

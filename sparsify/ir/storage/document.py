@@ -130,6 +130,8 @@ _PLAN: Mapping[str, _Check] = {
     "experts": lambda v: _mapping(v, _path, lambda form: isinstance(form, dict)),
     "packed": lambda v: _mapping(v, _path, lambda form: isinstance(form, dict)),
     "clusters": lambda v: _mapping(v, _path, lambda c: _names(c, lambda n: type(n) is int)),
+    "stacks": lambda v: _names(v, _paths),
+    "factors": lambda v: _mapping(v, _path, _paths),
     "reordered": lambda v: type(v) is int,
 }
 _ENTRIES: Mapping[str, tuple[_Check, str]] = {

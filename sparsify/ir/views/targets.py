@@ -6,9 +6,11 @@ import torch
 from torch import fx
 
 from sparsify.errors import OptionError, nearest
+from sparsify.ir.ops.neighbours import mix_neighbours
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import feature_of, suffixes
 from sparsify.ir.views.composition import is_composing
+from sparsify.ir.views.convolution import convolutions
 from sparsify.ir.views.globs import matches, meant
 from sparsify.ir.views.linear import Linear, consumers, linear_at, linears, products
 
@@ -46,12 +48,7 @@ def targeted(
     no linear at all, with the nearest path, or none but a head, with its name.
     """
     every = products(program) if experts else linears(program)
-    for glob in (*targets, *ignore):
-        if not any(matches(view.weight, glob) for view in every):
-            paths = {view.weight for view in every}
-            if not glob.endswith(".weight"):
-                paths = {path.removesuffix(".weight") for path in paths}
-            raise OptionError(f"the target '{glob}' matches no linear{nearest(glob, paths)}")
+    _refuse_unmatched(every, (*targets, *ignore), "linear")
     known = {path for path, _ in program.tensors()}
     added = {view.weight for view in every if feature_of(view.weight, known) is not None}
     heads = {view.weight for view in every if view.weight not in added and is_head(program, view)}
@@ -63,6 +60,36 @@ def targeted(
         for view in every
         if view.weight in chosen and not any(matches(view.weight, g) for g in ignore)
     ]
+
+
+def targeted_convolutions(
+    program: Program, targets: Sequence[str], ignore: Sequence[str]
+) -> list[Linear]:
+    """The convolutions whose weight path matches `targets` and not `ignore`.
+
+    Raises OptionError when there is none, or a glob matches none, with the nearest path.
+    """
+    every = convolutions(program)
+    if not every:
+        raise OptionError(
+            "the program has no convolution with a weight of its own; leave of=convolutions out"
+        )
+    _refuse_unmatched(every, (*targets, *ignore), "convolution")
+    return [
+        view
+        for view in every
+        if any(matches(view.weight, glob) for glob in targets)
+        and not any(matches(view.weight, glob) for glob in ignore)
+    ]
+
+
+def _refuse_unmatched(every: Sequence[Linear], globs: Sequence[str], what: str) -> None:
+    for glob in globs:
+        if not any(matches(view.weight, glob) for view in every):
+            paths = {view.weight for view in every}
+            if not glob.endswith(".weight"):
+                paths = {path.removesuffix(".weight") for path in paths}
+            raise OptionError(f"the target '{glob}' matches no {what}{nearest(glob, paths)}")
 
 
 def refuse_shared(
@@ -100,9 +127,14 @@ def _readers(program: Program, path: str) -> list[fx.Node]:
 
 
 def is_head(program: Program, view: Linear) -> bool:
-    """Whether a linear produces the program's output or shares its weight with another kind of op."""
+    """Whether a linear produces the program's output or shares its weight with another kind of op.
+
+    A store that is mixed into the output is passed over.
+    """
     (output,) = program.graph.find_nodes(op="output")
-    if view.node in output.all_input_nodes:
+    outputs = output.all_input_nodes
+    outputs += [node.all_input_nodes[0] for node in outputs if node.target is mix_neighbours]
+    if view.node in outputs:
         return True
     return any(
         linear_at(program, user) is None and user.target is aten.embedding.default

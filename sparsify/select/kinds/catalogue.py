@@ -5,6 +5,7 @@ from typing import Annotated
 
 from sparsify.errors import OptionError
 from sparsify.select.kinds.blocks import Blocks
+from sparsify.select.kinds.convolutions import Convolutions
 from sparsify.select.kinds.coupled import Coupled
 from sparsify.select.kinds.experts import Experts
 from sparsify.select.kinds.hidden import Hidden
@@ -14,6 +15,7 @@ from sparsify.text.options import OneOf
 
 ALL: tuple[Kind, ...] = (
     Weights(),
+    Convolutions(),
     Coupled("channels"),
     Coupled("heads"),
     Experts(),

@@ -66,4 +66,5 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
             f"a packed mask of shape {list(shape)} has bits set after its {size} entries: "
             "it was packed for another shape, or is damaged"
         )
-    return flat[:size].reshape(list(shape))
+    # A copy where bits are left over: what is written by its storage must fill it.
+    return (flat if flat.numel() == size else flat[:size].clone()).reshape(list(shape))

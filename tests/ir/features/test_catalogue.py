@@ -15,17 +15,22 @@ from tests.ir.axes.families import traced as family
 
 ADDED = {
     "mask.weights": "insert-masks",
+    "mask.convolutions": "insert-masks{of=convolutions}",
     "mask.channels": "insert-masks{of=channels}",
     "mask.heads": "insert-masks{of=heads}",
     "mask.layers": "insert-masks{of=layers}",
     "mask.blocks": "insert-masks{of=blocks}",
     "mask.hidden": "insert-masks{of=hidden}",
+    "factors": "choose-tensors{rank=2} | split-linears",
     "lora": "insert-lora{rank=2}",
     "row-scales": "insert-scales",
     "bias": "insert-masks{of=channels} | insert-bias{of=channels}",
     "adapters": "insert-adapters{ratio=0.5}",
     "slorb": "insert-masks | insert-slorb{k=4}",
     "experts": "insert-experts{experts=3 rank=2}",
+    "neighbours": "insert-neighbours{size=16 k=4}",
+    "prompt": "insert-prompt{tokens=3}",
+    "prefix": "insert-prompt{tokens=3} | choose-prompt | fold-prompt",
     "probe": "insert-probes",
     "quantizers": "insert-quantizers{values=int8}",
     "omission": "insert-omission",
@@ -35,12 +40,14 @@ ADDED = {
 }
 TAKEN_OUT = {
     "mask.weights": ["fold-masks"],
+    "mask.convolutions": ["fold-masks{of=convolutions}"],
     "mask.channels": ["prune-channels"],
     "mask.heads": ["prune-heads"],
     "mask.experts": ["prune-experts"],
     "mask.layers": ["prune-layers"],
     "mask.blocks": ["prune-layers{of=blocks}"],
     "mask.hidden": ["prune-hidden"],
+    "factors": [],
     "lora": ["fold-lora"],
     "row-scales": ["fold-scales"],
     "bias": ["fold-bias"],
@@ -50,15 +57,20 @@ TAKEN_OUT = {
     "adapters": ["fold-adapters"],
     "experts": [],
     "slorb": [],
+    "neighbours": [],
+    "prompt": ["fold-prompt"],
+    "prefix": [],
     "merged-experts": [],
     "packed": [],
 }
+# Features of other models than decoders.
+ELSEWHERE = {"mask.experts": "mixtral", "merged-experts": "mixtral", "mask.convolutions": "vit"}
 BY_NAME = {feature.name: feature for feature in ALL}
 
 
 @pytest.mark.parametrize("name", ADDED)
 def test_what_a_pass_adds_is_found_and_dropped(name, traced, tokens):
-    program = family("mixtral") if name in ("mask.experts", "merged-experts") else traced("llama")
+    program = family(ELSEWHERE[name]) if name in ELSEWHERE else traced("llama")
     context = Context(data=tokens)
     *before, last = ADDED[name].split(" | ")
     for text in before:
@@ -82,6 +94,7 @@ def test_every_feature_of_the_graph_is_tried_here():
         "shares",
         "values",
         "clusters",
+        "prompted",
     }
 
 
@@ -91,7 +104,17 @@ def test_the_pass_that_takes_it_out(name):
 
 
 def test_what_a_decode_variant_takes_over():
-    assert carried() == {"merged-experts", "adapters", "experts", "slorb", "packed"}
+    assert carried() == {
+        "merged-experts",
+        "factors",
+        "adapters",
+        "experts",
+        "slorb",
+        "neighbours",
+        "prompt",
+        "prefix",
+        "packed",
+    }
 
 
 def test_names_are_unique():

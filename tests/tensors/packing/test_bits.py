@@ -52,6 +52,11 @@ def test_a_transposed_mask_is_packed_row_by_row() -> None:
     assert pack_bits(mask.T).tolist() == [0b011011]
 
 
+def test_an_unpacked_mask_fills_its_storage() -> None:
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    assert unpack_bits(pack_bits(mask), mask.shape).untyped_storage().nbytes() == mask.numel()
+
+
 def test_only_masks_are_packed() -> None:
     with pytest.raises(SparsifyError) as caught:
         pack_bits(torch.ones(2, 3, dtype=torch.uint8))
