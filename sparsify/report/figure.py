@@ -73,18 +73,15 @@ def bars_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
 def longest_bar(ends: Sequence[tuple[float, float]]) -> float:
     """How far the scale of bars goes, given each bar and the end of its spread, in the bars' unit.
 
-    Far enough for every spread, but for those that would shrink all bars: they are cut at one and a half times
-    the longest bar.
+    Far enough for every spread but those that would shrink all bars: these end at one and a half times the
+    longest bar.
     """
     return min(max(high for _, high in ends), 1.5 * max(value for value, _ in ends))
 
 
 def _panel(axis: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
-    ends = [
-        (row[panel.key], row.get(f"{panel.key}_high") or row[panel.key])
-        for row in rows
-        if row.get(panel.key) is not None
-    ]
+    measured = [row for row in rows if row.get(panel.key) is not None]
+    ends = [(row[panel.key], row.get(f"{panel.key}_high") or row[panel.key]) for row in measured]
     largest = longest_bar(ends)
     for place, row in enumerate(rows):
         value = row.get(panel.key)

@@ -9,6 +9,7 @@ from sparsify.measure.latency import shape_words
 from sparsify.measure.machine import machine_line
 from sparsify.measure.tasks import metric_names, metric_words
 from sparsify.report.curves import curves
+from sparsify.report.figure import longest_bar
 from sparsify.report.found import Found, Row
 from sparsify.report.heat import heat_maps
 from sparsify.report.html import Html, Part, bar, join, section, size, table, tag, unmeasured
