@@ -177,25 +177,6 @@ class Train(Pass):
         """Train in place; returns the number of tensors that learnt."""
         assert context.data is not None
         moving = self.masks if isinstance(self.masks, Every) else None
-        settings = Settings(
-            steps=self.steps,
-            batch=self.batch,
-            lr=self.lr,
-            shape=self._shape(),
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            task=self.task,
-            save_every=self.save_every,
-            seed=context.seed,
-            accumulate=self.accumulate,
-            precision=self.precision,
-            recompute=self.recompute,
-            balance=self.balance,
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            floor=self.floor,
-        )
         context.progress.start(self.name, self.steps)
 
         def show(figures: Figures) -> None:
@@ -212,7 +193,7 @@ class Train(Pass):
             history = train(
                 program,
                 context.data,
-                settings,
+                self._settings(context.seed),
                 dense=context.dense if self._wants_dense else None,
                 distillation=self.distill,
                 sparse=sparse_of(moving, self.decay, self.steps) if moving else None,
@@ -230,6 +211,27 @@ class Train(Pass):
                 note = note_of(self.domains, context.data.names, history)
             context.notes.append(note)
         return len(trained)
+
+    def _settings(self, seed: int) -> Settings:
+        return Settings(
+            steps=self.steps,
+            batch=self.batch,
+            lr=self.lr,
+            shape=self._shape(),
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            task=self.task,
+            save_every=self.save_every,
+            seed=seed,
+            accumulate=self.accumulate,
+            precision=self.precision,
+            recompute=self.recompute,
+            balance=self.balance,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            floor=self.floor,
+        )
 
     @property
     def _wants_dense(self) -> bool:
