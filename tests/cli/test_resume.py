@@ -201,6 +201,7 @@ def test_overwriting_forgets_formats_that_are_not_written_again(model, tmp_path,
         "safetensors",
         "report.json",
         "run.json",
+        "run.yaml",
     }
 
 
