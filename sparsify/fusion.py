@@ -77,6 +77,8 @@ def fuse(base: Program, siblings: Sequence[Program], how: Fusion | None = None) 
     made = base.clone()
     uses: dict[str, list[Linear]] = {}
     for view in targeted(made, how.targets, how.ignore):
+        if len(siblings) > 1:
+            _check_gate(made, view, how.gate)
         uses.setdefault(view.weight, []).append(view)
     refuse_shared(
         made, [found[0] for found in uses.values()], "siblings of it cannot be told apart"
@@ -133,6 +135,16 @@ def _check(base: Program, siblings: Sequence[Program], how: Fusion) -> None:
                 f"sibling {number} has the base's tensors but computes something else with them; siblings "
                 "are fine-tuned copies of one model"
             )
+
+
+def _check_gate(program: Program, view: Linear, gate: int) -> None:
+    """A router that sees all of an input scores every sibling by its length, which is the same for all."""
+    inputs = program.tensor(view.weight).shape[0 if view.transposed else -1]
+    if gate >= inputs:
+        raise OptionError(
+            f"gate={gate} looks at all {inputs} directions of the input of '{view.weight}', where "
+            "siblings all score alike; choose fewer"
+        )
 
 
 def _check_weights(program: Program, name: str) -> None:

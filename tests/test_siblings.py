@@ -5,7 +5,7 @@ import torch
 
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.errors import SparsifyError
+from sparsify.errors import OptionError, SparsifyError
 from sparsify.fusion import Fusion, fuse
 from sparsify.tensors.siblings import branch
 from tests.test_fusion import outputs, sibling, small
@@ -80,3 +80,12 @@ def test_rows_of_zeros_have_a_gradient():
     gradients = {path: value.grad for path, value in made.module.named_parameters()}
     assert float(gradients["up.weight_experts_router"].abs().max()) > 0
     assert all(bool(value.isfinite().all()) for value in gradients.values())
+
+
+def test_a_router_that_sees_everything_tells_nothing(traced):
+    base = traced("llama")
+    with pytest.raises(
+        OptionError, match=r"gate=64 looks at all 64 directions of the input of '.*'"
+    ):
+        fuse(base, [sibling(base, 1), sibling(base, 2)], Fusion(rank=4, gate=64))
+    fuse(base, [sibling(base, 1)], Fusion(rank=4, gate=64))  # one sibling needs no choice
