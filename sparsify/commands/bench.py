@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sparsify.commands.artifacts import open_program
+from sparsify.commands.artifacts import open_program, refuse_for_files
 from sparsify.commands.options import LONGEST
 from sparsify.describe.count import Counts, count
 from sparsify.disk.files import write_json
@@ -48,7 +48,8 @@ def bench(
         paths, counts, vocabulary = {}, {}, 2**31
         for name, place in (("dense", against), ("sparse", folder)):
             admission_in(source_of(place)).check_length(max(tokens), "sequences")
-            paths[name], program = _onnx(place, Path(scratch) / name, loading)
+            which = loading if name == "sparse" else loading.of_another()
+            paths[name], program = _onnx(place, Path(scratch) / name, which)
             if program is not None:
                 counts[name] = count(program, 1, max(tokens))
                 vocabulary = min(vocabulary, _vocabulary(program))
@@ -104,10 +105,13 @@ def _onnx(place: str, scratch: Path, loading: Loading) -> tuple[Path, Program | 
     """The ONNX file of a model and, when there is one beside it, its program."""
     path = Path(place)
     if path.suffix == ".onnx":
+        refuse_for_files(path, loading)
         return path, None
     holder = path if is_program(path) else path / "safetensors"
     program = open_program(place, loading) if is_program(holder) or not _find(path) else None
     found = _find(path)
+    if program is None:
+        refuse_for_files(path, loading)
     if found is None:
         whole = program or open_program(place, loading)
         found = export(whole, scratch, ["onnx"])["onnx"] / "model.onnx"

@@ -58,7 +58,7 @@ def evaluate(
             "--tasks is for language models, --against for encoders; give one of them"
         )
     if job.against is not None:
-        dense = artifacts(job.against, loading)[0]
+        dense = artifacts(job.against, loading.of_another())[0]
         rows = [similarity(item, dense, job) for item in artifacts(name, loading)]
         console.print(_similarity_table(rows, job.against))
     else:

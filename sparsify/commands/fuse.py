@@ -45,7 +45,7 @@ def fuse_models(
     how = Fusion(None if rank == _ALL else rank, gate, top, "mean" if others == "mean" else "base")
     check_number(how, len(words(experts)))  # before models are opened
     first = open_program(base, loading)
-    siblings = [open_program(name, loading) for name in words(experts)]
+    siblings = [open_program(name, loading.of_another()) for name in words(experts)]
     made = fuse(first, siblings, how)
     console = Console()
     console.print(

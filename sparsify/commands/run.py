@@ -157,6 +157,8 @@ def describe_job(job: Job) -> dict[str, object]:
         "seed": job.seed,
         "device": job.device,
         "dtype": job.dtype,
+        "adapter": job.loading.adapter,
+        "revision": job.loading.revision,
     }
 
 
