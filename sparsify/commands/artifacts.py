@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from sparsify.commands.bar import step
 from sparsify.disk.files import WORK, folders
 from sparsify.errors import DataError, OptionError, SparsifyError, reason_of
 from sparsify.ir.facts.admission import (
@@ -48,9 +50,23 @@ def open_program(name: str, loading: Loading = STRICT) -> Program:
     for place in (folder, folder / "safetensors"):
         if is_program(place):
             refuse_for_files(place, loading)
-            return load(place, verify=loading.verify, trust_remote_code=loading.trust_remote_code)
-    model, tokenizer = load_model(name, **asdict(loading))
-    return trace(model, tokenizer=tokenizer)
+            with step(f"loading {name}"):
+                return load(
+                    place, verify=loading.verify, trust_remote_code=loading.trust_remote_code
+                )
+    return traced(*loaded(name, loading))
+
+
+def loaded(name: str, loading: Loading, dtype: str = "float32") -> tuple[PreTrainedModel, Any]:
+    """A Hugging Face model and its tokenizer, with a spinner."""
+    with step(f"loading {name}"):
+        return load_model(name, dtype, **asdict(loading))
+
+
+def traced(model: PreTrainedModel, tokenizer: Any) -> Program:
+    """The program of a model, with a spinner."""
+    with step("tracing"):
+        return trace(model, tokenizer=tokenizer)
 
 
 def artifacts(name: str, loading: Loading = STRICT) -> list[Artifact]:
@@ -135,7 +151,7 @@ def _onnx(folder: Path, loading: Loading) -> Artifact:
 
 
 def _huggingface(name: str, loading: Loading) -> Artifact:
-    model, tokenizer = load_model(name, **asdict(loading))
+    model, tokenizer = loaded(name, loading)
     accepted = set(inspect.signature(model.forward).parameters)
 
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.commands.artifacts import open_program, refuse_for_files
+from sparsify.commands.bar import step
 from sparsify.commands.options import LONGEST
 from sparsify.describe.count import Counts, count
 from sparsify.disk.files import write_json
@@ -53,15 +54,16 @@ def bench(
             if program is not None:
                 counts[name] = count(program, 1, max(tokens))
                 vocabulary = min(vocabulary, _vocabulary(program))
-        timings = compare(
-            paths,
-            "dense",
-            [Shape(tokens=n) for n in tokens],
-            vocabulary=vocabulary if vocabulary < 2**31 else 1000,
-            threads=threads,
-            rounds=rounds,
-            verify=loading.verify,
-        )
+        with step("timing"):
+            timings = compare(
+                paths,
+                "dense",
+                [Shape(tokens=n) for n in tokens],
+                vocabulary=vocabulary if vocabulary < 2**31 else 1000,
+                threads=threads,
+                rounds=rounds,
+                verify=loading.verify,
+            )
         bytes_on_disk = {name: _bytes(path) for name, path in paths.items()}
         timed = "" if paths["sparse"].is_relative_to(scratch) else paths["sparse"].parent.name
     console.print(timing_table(timings, counts, bytes_on_disk))
@@ -114,7 +116,8 @@ def _onnx(place: str, scratch: Path, loading: Loading) -> tuple[Path, Program | 
         refuse_for_files(path, loading)
     if found is None:
         whole = program or open_program(place, loading)
-        found = export(whole, scratch, ["onnx"])["onnx"] / "model.onnx"
+        with step("exporting onnx"):
+            found = export(whole, scratch, ["onnx"])["onnx"] / "model.onnx"
     return found, program
 
 

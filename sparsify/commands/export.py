@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from sparsify.commands.loudness import console
 from sparsify.commands.options import (
     Formats,
     Model,
@@ -31,14 +31,16 @@ def export_model(
 ) -> None:
     """Export a program or model to other formats, each read back and compared."""
     from sparsify.commands.artifacts import open_program
+    from sparsify.commands.bar import step
     from sparsify.commands.run import show_notes
     from sparsify.engine.export import chosen_exporters, export
 
-    console = Console()
     chosen_exporters(words(to))
     program = open_program(folder, loading)
     place = out or (Path(folder) if Path(folder).is_dir() else Path(Path(folder).name))
-    for name, path in export(program, place, words(to), overwrite=overwrite).items():
+    with step(f"exporting {to}"):
+        made = export(program, place, words(to), overwrite=overwrite)
+    for name, path in made.items():
         console.print(f"{name}: {path}")
         show_notes(path, console)
 
@@ -54,4 +56,4 @@ def kernels(
         remove_kernels(folder)
         return
     for path in add_kernels(folder):
-        Console().print(str(path), soft_wrap=True)
+        console.print(str(path), soft_wrap=True)

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from sparsify.commands.loudness import console
 from sparsify.commands.options import Formats, Out, Overwrite, loads_models, words
 from sparsify.errors import OptionError
 from sparsify.pretrained.loading import Loading
@@ -35,6 +35,7 @@ def fuse_models(
     if others not in ("base", "mean"):
         raise OptionError(f"--others is 'base' or 'mean', not '{others}'")
     from sparsify.commands.artifacts import open_program
+    from sparsify.commands.bar import step
     from sparsify.disk.files import require_free
     from sparsify.engine.export import chosen_exporters
     from sparsify.engine.export import export as export_program
@@ -46,8 +47,8 @@ def fuse_models(
     check_number(how, len(words(experts)))  # before models are opened
     first = open_program(base, loading)
     siblings = [open_program(name, loading.of_another()) for name in words(experts)]
-    made = fuse(first, siblings, how)
-    console = Console()
+    with step("fusing"):
+        made = fuse(first, siblings, how)
     console.print(
         f"{_parameters(first)} -> {_parameters(made)}: {', '.join(sorted(made.features))}"
     )
@@ -58,7 +59,9 @@ def fuse_models(
             "--others mean takes the siblings' mean",
             soft_wrap=True,
         )
-    for name, path in export_program(made, out, words(to), overwrite=overwrite).items():
+    with step(f"exporting {to}"):
+        paths = export_program(made, out, words(to), overwrite=overwrite)
+    for name, path in paths.items():
         console.print(f"{name}: {path}", soft_wrap=True)
 
 

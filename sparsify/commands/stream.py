@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sparsify.commands.bar import Bar
+from sparsify.commands.bar import Bar, step
 from sparsify.data.load import load_data
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError
@@ -68,12 +68,13 @@ def stream(job: Job, source: Source, console: Console, *, resume: bool) -> None:
     """Prune into the folder of the job and say what was done."""
     if source.data is None:
         raise DataError("pruning needs text to see what the linears are given; name it with --data")
-    data = load_data(
-        source.data,
-        load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
-        source.length,
-        holdout=0,
-    )
+    with step("tokenising"):
+        data = load_data(
+            source.data,
+            load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
+            source.length,
+            holdout=0,
+        )
     check_data(data, admission_in(job.model), f"the sequences of '{source.data}'")
     with Bar(console) as bar:
         prune(job, data, bar, resume=resume)
