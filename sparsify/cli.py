@@ -150,6 +150,7 @@ def stream(
     plan: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
     trust_remote_code: Trust = False,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
+    json: Json = None,
 ) -> None:
     """Prune a model that need not fit in memory, layer by layer, into a Hugging Face folder."""
     check_words(masks)
@@ -161,9 +162,9 @@ def stream(
         dtype=dtype, device=device, on_disk=on_disk, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if plan:
-        stream_command.show_plan(job, source, console)
+        stream_command.show_plan(job, source, console, json)
     else:
-        stream_command.stream(job, source, console, resume=resume)
+        stream_command.stream(job, source, console, resume=resume, json=json)
 
 
 @app.command()
@@ -181,6 +182,7 @@ def show(
     pipeline: Annotated[str | None, typer.Option(help="Passes without data to run first.")] = None,
     axes: Annotated[bool, typer.Option(help="Print the coupled axes instead.")] = False,
     cost: Annotated[bool, typer.Option(help="Print what a token costs instead.")] = False,
+    json: Json = None,
     *,
     loading: Loading,
 ) -> None:
@@ -188,7 +190,7 @@ def show(
     check_words(pipeline)
     from sparsify.commands.show import show as show_program
 
-    show_program(model, pipeline, axes, cost, answer, loading)
+    show_program(model, pipeline, axes, cost, answer, loading, json)
 
 
 app.command("passes")(show_passes)

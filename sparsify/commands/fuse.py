@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsify.commands.loudness import console
-from sparsify.commands.options import Formats, Out, Overwrite, loads_models, words
+from sparsify.commands.options import Formats, Json, Out, Overwrite, loads_models, words
 from sparsify.errors import OptionError
 from sparsify.pretrained.loading import Loading
 
@@ -28,6 +28,7 @@ def fuse_models(
     ] = "base",
     to: Formats = "safetensors",
     overwrite: Overwrite = False,
+    json: Json = None,
     *,
     loading: Loading,
 ) -> None:
@@ -36,7 +37,8 @@ def fuse_models(
         raise OptionError(f"--others is 'base' or 'mean', not '{others}'")
     from sparsify.commands.artifacts import open_program
     from sparsify.commands.bar import step
-    from sparsify.disk.files import require_free
+    from sparsify.commands.export import written_formats
+    from sparsify.disk.files import require_free, write_json
     from sparsify.engine.export import chosen_exporters
     from sparsify.engine.export import export as export_program
     from sparsify.fusion import Fusion, check_number, fuse, unfused
@@ -63,7 +65,14 @@ def fuse_models(
         paths = export_program(made, out, words(to), overwrite=overwrite)
     for name, path in paths.items():
         console.print(f"{name}: {path}", soft_wrap=True)
+    if json is not None:
+        figures = {"parameters": _count(made), "base": _count(first), "left": left}
+        write_json(json, {**figures, "formats": written_formats(paths)})
 
 
 def _parameters(program: "Program") -> str:
-    return f"{sum(value.numel() for value in program.module.parameters()):,} parameters"
+    return f"{_count(program):,} parameters"
+
+
+def _count(program: "Program") -> int:
+    return sum(value.numel() for value in program.module.parameters())

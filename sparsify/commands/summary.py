@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from sparsify.describe.facts import FILE, Facts, Share, read_facts
+from sparsify.describe.facts import Facts, Share, read_facts
+from sparsify.disk.files import folder_bytes
 
 
 def summary(model: str, dtype: str, out: Path, formats: Iterable[str], seconds: float) -> str:
@@ -17,7 +18,7 @@ def summary(model: str, dtype: str, out: Path, formats: Iterable[str], seconds: 
     found = read_facts(out / names[0])
     if found is None:  # of an exporter of another package
         return f"{model}, in {seconds:.0f} s: {out}"
-    sizes = [f"{_megabytes(_bytes(out / name))} MB ({name})" for name in names]
+    sizes = [f"{_megabytes(folder_bytes(out / name))} MB ({name})" for name in names]
     before = _megabytes(found.were * getattr(torch, dtype).itemsize)
     parts = (_parameters(found), _zeros(found), f"{before} -> {', '.join(sizes)}")
     return f"{model}: {', '.join(part for part in parts if part)}, in {seconds:.0f} s: {out}"
@@ -38,8 +39,3 @@ def _millions(number: int) -> str:
 
 def _megabytes(number: int) -> str:
     return f"{number / 1e6:.1f}" if number >= 100_000 else f"{number / 1e6:.3f}"
-
-
-def _bytes(folder: Path) -> int:
-    """The bytes of a format's files, without the figures about them."""
-    return sum(p.stat().st_size for p in folder.iterdir() if p.is_file() and p.name != FILE)
