@@ -41,10 +41,8 @@ def bench(
 
     What has no `model.onnx` yet is exported to a temporary folder. Raises OptionError for lengths below 1.
     """
-    if not tokens or min(tokens) < 1 or max(tokens) > LONGEST:
-        raise OptionError(
-            f"--tokens must be lengths of at least 1 and at most {LONGEST}, not {list(tokens)}"
-        )
+    _check_lengths(tokens)
+    _check_loading(Path(folder), loading)
     with tempfile.TemporaryDirectory() as scratch:
         paths, counts, vocabulary = {}, {}, 2**31
         for name, place in (("dense", against), ("sparse", folder)):
@@ -107,18 +105,30 @@ def _onnx(place: str, scratch: Path, loading: Loading) -> tuple[Path, Program | 
     """The ONNX file of a model and, when there is one beside it, its program."""
     path = Path(place)
     if path.suffix == ".onnx":
-        refuse_for_files(path, loading)
         return path, None
     holder = path if is_program(path) else path / "safetensors"
     program = open_program(place, loading) if is_program(holder) or not _find(path) else None
     found = _find(path)
-    if program is None:
-        refuse_for_files(path, loading)
     if found is None:
         whole = program or open_program(place, loading)
         with step("exporting onnx"):
             found = export(whole, scratch, ["onnx"])["onnx"] / "model.onnx"
     return found, program
+
+
+def _check_lengths(tokens: Sequence[int]) -> None:
+    if not tokens or min(tokens) < 1 or max(tokens) > LONGEST:
+        raise OptionError(
+            f"--tokens must be lengths of at least 1 and at most {LONGEST}, not {list(tokens)}"
+        )
+
+
+def _check_loading(path: Path, loading: Loading) -> None:
+    """Refuse an adapter or a revision where a program or an ONNX file will be opened; OptionError."""
+    program = next((p for p in (path, path / "safetensors") if is_program(p)), None)
+    ours = path if path.suffix == ".onnx" else program or _find(path)
+    if ours is not None:
+        refuse_for_files(ours, loading)
 
 
 def _find(folder: Path) -> Path | None:

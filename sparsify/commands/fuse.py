@@ -51,9 +51,8 @@ def fuse_models(
     siblings = [open_program(name, loading.of_another()) for name in words(experts)]
     with step("fusing"):
         made = fuse(first, siblings, how)
-    console.print(
-        f"{_parameters(first)} -> {_parameters(made)}: {', '.join(sorted(made.features))}"
-    )
+    sizes = f"{_count(first):,} parameters -> {_count(made):,} parameters"
+    console.print(f"{sizes}: {', '.join(sorted(made.features))}")
     left = unfused(first, siblings, how) if how.others == "base" else []
     if left:
         console.print(
@@ -68,10 +67,6 @@ def fuse_models(
     if json is not None:
         figures = {"parameters": _count(made), "base": _count(first), "left": left}
         write_json(json, {**figures, "formats": written_formats(paths)})
-
-
-def _parameters(program: "Program") -> str:
-    return f"{_count(program):,} parameters"
 
 
 def _count(program: "Program") -> int:
