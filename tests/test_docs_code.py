@@ -74,5 +74,6 @@ def test_pipelines_parse(page):
         "omission.md",
         "slim.md",
         "losa.md",
+        "sheared.md",
         "recipes.md",
     )
