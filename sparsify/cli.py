@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from sparsify.commands.catalogue import check_words, show_passes, show_recipes
 from sparsify.commands.config import typed_alone
 from sparsify.commands.export import export_model, kernels
 from sparsify.commands.fuse import fuse_models
+from sparsify.commands.loudness import Quiet, Verbose, answer, console, set_loudness
 from sparsify.commands.options import (
     Against,
     Batch,
@@ -45,6 +45,7 @@ from sparsify.commands.options import (
     words,
     writable_folder,
 )
+from sparsify.commands.push import push_folder
 from sparsify.commands.reading import Reading, reads_data
 from sparsify.errors import OptionError, SparsifyError, sentence_of
 from sparsify.measure.suite import Suite
@@ -56,17 +57,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console()
 
 
 @app.callback()
 def face(
+    context: typer.Context,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=say_version, is_eager=True),
     ] = False,
 ) -> None:
     """A compiler for sparse language models: trace, mask, train, prune, export, measure."""
+    set_loudness(context, quiet, verbose)
 
 
 @app.command()
@@ -121,7 +125,6 @@ def run(
         **asdict(reading),
     )  # fmt: skip
     _, report = run_command.run(job, console)
-    console.print(report.table())
     if json is not None:
         write_json(json, report.to_json())
 
@@ -147,6 +150,7 @@ def stream(
     plan: Annotated[bool, typer.Option(help="Only say what it would take.")] = False,
     trust_remote_code: Trust = False,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
+    json: Json = None,
 ) -> None:
     """Prune a model that need not fit in memory, layer by layer, into a Hugging Face folder."""
     check_words(masks)
@@ -158,9 +162,9 @@ def stream(
         dtype=dtype, device=device, on_disk=on_disk, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if plan:
-        stream_command.show_plan(job, source, console)
+        stream_command.show_plan(job, source, console, json)
     else:
-        stream_command.stream(job, source, console, resume=resume)
+        stream_command.stream(job, source, console, resume=resume, json=json)
 
 
 @app.command()
@@ -178,6 +182,7 @@ def show(
     pipeline: Annotated[str | None, typer.Option(help="Passes without data to run first.")] = None,
     axes: Annotated[bool, typer.Option(help="Print the coupled axes instead.")] = False,
     cost: Annotated[bool, typer.Option(help="Print what a token costs instead.")] = False,
+    json: Json = None,
     *,
     loading: Loading,
 ) -> None:
@@ -185,7 +190,7 @@ def show(
     check_words(pipeline)
     from sparsify.commands.show import show as show_program
 
-    show_program(model, pipeline, axes, cost, console, loading)
+    show_program(model, pipeline, axes, cost, answer, loading, json)
 
 
 app.command("passes")(show_passes)
@@ -238,6 +243,7 @@ app.command("fuse")(fuse_models)
 
 app.command("export")(export_model)
 app.command("kernels")(kernels)
+app.command("push")(push_folder)
 
 
 @app.command()

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from sparsify.commands.bar import step
 from sparsify.disk.files import WORK, folders
-from sparsify.errors import DataError, SparsifyError, reason_of
+from sparsify.errors import DataError, OptionError, SparsifyError, reason_of
 from sparsify.ir.facts.admission import (
     Admission,
     admission_in,
@@ -47,9 +49,24 @@ def open_program(name: str, loading: Loading = STRICT) -> Program:
     folder = Path(name)
     for place in (folder, folder / "safetensors"):
         if is_program(place):
-            return load(place, verify=loading.verify, trust_remote_code=loading.trust_remote_code)
-    model, tokenizer = load_model(name, **asdict(loading))
-    return trace(model, tokenizer=tokenizer)
+            refuse_for_files(place, loading)
+            with step(f"loading {name}"):
+                return load(
+                    place, verify=loading.verify, trust_remote_code=loading.trust_remote_code
+                )
+    return traced(*loaded(name, loading))
+
+
+def loaded(name: str, loading: Loading, dtype: str = "float32") -> tuple[PreTrainedModel, Any]:
+    """A Hugging Face model and its tokenizer, with a spinner."""
+    with step(f"loading {name}"):
+        return load_model(name, dtype, **asdict(loading))
+
+
+def traced(model: PreTrainedModel, tokenizer: Any) -> Program:
+    """The program of a model, with a spinner."""
+    with step("tracing"):
+        return trace(model, tokenizer=tokenizer)
 
 
 def artifacts(name: str, loading: Loading = STRICT) -> list[Artifact]:
@@ -61,8 +78,10 @@ def artifacts(name: str, loading: Loading = STRICT) -> list[Artifact]:
     found = []
     for place in (folder, *folders(folder)):
         if is_program(place):
+            refuse_for_files(place, loading)
             found.append(_program(place, loading))
         elif (place / "model.onnx").is_file():
+            refuse_for_files(place, loading)
             found.append(_onnx(place, loading))
         elif (place / "config.json").is_file():
             found.append(_huggingface(str(place), loading))
@@ -71,6 +90,16 @@ def artifacts(name: str, loading: Loading = STRICT) -> list[Artifact]:
         hint = "; a run is going on there or was interrupted" if begun else ""
         raise DataError(f"'{folder}' holds no program, model.onnx or Hugging Face model{hint}")
     return found or [_huggingface(name, loading)]
+
+
+def refuse_for_files(folder: Path, loading: Loading) -> None:
+    """Refuse what is said of a Hugging Face model where a program or an ONNX file is opened; OptionError."""
+    for option in ("adapter", "revision"):
+        if getattr(loading, option) is not None:
+            raise OptionError(
+                f"'{folder}' holds what we have written, and --{option} is for Hugging Face models; "
+                "give it where the model is first opened"
+            )
 
 
 def guarded(folder: Path, run: Run) -> Run:
@@ -122,7 +151,7 @@ def _onnx(folder: Path, loading: Loading) -> Artifact:
 
 
 def _huggingface(name: str, loading: Loading) -> Artifact:
-    model, tokenizer = load_model(name, **asdict(loading))
+    model, tokenizer = loaded(name, loading)
     accepted = set(inspect.signature(model.forward).parameters)
 
     def run(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:

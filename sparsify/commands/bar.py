@@ -1,9 +1,25 @@
-"""Progress of long passes as a bar in the terminal."""
+"""Progress in the terminal: a bar with the time left, a spinner with the time so far where none is known."""
 
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from sparsify.commands.loudness import console as shared
 
 
 class Bar:
@@ -14,7 +30,7 @@ class Bar:
             TextColumn("{task.description:>14}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            _Time(),
             TextColumn("{task.fields[figures]}"),
             console=console,
             transient=True,
@@ -34,8 +50,8 @@ class Bar:
     ) -> None:
         self._bar.stop()
 
-    def start(self, title: str, total: int) -> None:
-        """Replace the bar by a new one."""
+    def start(self, title: str, total: int | None) -> None:
+        """Replace the bar by a new one, which only moves where the total is None."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
         self._task = self._bar.add_task(title, total=total, figures="")
@@ -57,3 +73,29 @@ class Bar:
         """Another title, the bar going on."""
         if self._task is not None:
             self._bar.update(self._bar.task_ids[-1], description=title)
+
+
+@contextlib.contextmanager
+def step(title: str, console: Console = shared) -> Iterator[None]:
+    """A spinner with the seconds so far while the block runs; what it took goes into the log."""
+    started = time.perf_counter()
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), _Time())
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        progress.add_task(title, total=None)
+        yield
+    logging.getLogger("sparsify").info(f"{title}: {time.perf_counter() - started:.2f} s")
+
+
+class _Time(ProgressColumn):
+    """The time left where there is a total, else the seconds so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = TimeRemainingColumn()
+
+    def render(self, task: Task) -> Text:
+        """Of one bar."""
+        if task.total is None:
+            return Text(f"{task.elapsed or 0:.0f} s", style="progress.elapsed")
+        return self._left.render(task)

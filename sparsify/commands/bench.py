@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sparsify.commands.artifacts import open_program
+from sparsify.commands.artifacts import open_program, refuse_for_files
+from sparsify.commands.bar import step
 from sparsify.commands.options import LONGEST
 from sparsify.describe.count import Counts, count
 from sparsify.disk.files import write_json
@@ -40,27 +41,27 @@ def bench(
 
     What has no `model.onnx` yet is exported to a temporary folder. Raises OptionError for lengths below 1.
     """
-    if not tokens or min(tokens) < 1 or max(tokens) > LONGEST:
-        raise OptionError(
-            f"--tokens must be lengths of at least 1 and at most {LONGEST}, not {list(tokens)}"
-        )
+    _check_lengths(tokens)
+    _check_loading(Path(folder), loading)
     with tempfile.TemporaryDirectory() as scratch:
         paths, counts, vocabulary = {}, {}, 2**31
         for name, place in (("dense", against), ("sparse", folder)):
             admission_in(source_of(place)).check_length(max(tokens), "sequences")
-            paths[name], program = _onnx(place, Path(scratch) / name, loading)
+            which = loading if name == "sparse" else loading.of_another()
+            paths[name], program = _onnx(place, Path(scratch) / name, which)
             if program is not None:
                 counts[name] = count(program, 1, max(tokens))
                 vocabulary = min(vocabulary, _vocabulary(program))
-        timings = compare(
-            paths,
-            "dense",
-            [Shape(tokens=n) for n in tokens],
-            vocabulary=vocabulary if vocabulary < 2**31 else 1000,
-            threads=threads,
-            rounds=rounds,
-            verify=loading.verify,
-        )
+        with step("timing"):
+            timings = compare(
+                paths,
+                "dense",
+                [Shape(tokens=n) for n in tokens],
+                vocabulary=vocabulary if vocabulary < 2**31 else 1000,
+                threads=threads,
+                rounds=rounds,
+                verify=loading.verify,
+            )
         bytes_on_disk = {name: _bytes(path) for name, path in paths.items()}
         timed = "" if paths["sparse"].is_relative_to(scratch) else paths["sparse"].parent.name
     console.print(timing_table(timings, counts, bytes_on_disk))
@@ -110,8 +111,24 @@ def _onnx(place: str, scratch: Path, loading: Loading) -> tuple[Path, Program | 
     found = _find(path)
     if found is None:
         whole = program or open_program(place, loading)
-        found = export(whole, scratch, ["onnx"])["onnx"] / "model.onnx"
+        with step("exporting onnx"):
+            found = export(whole, scratch, ["onnx"])["onnx"] / "model.onnx"
     return found, program
+
+
+def _check_lengths(tokens: Sequence[int]) -> None:
+    if not tokens or min(tokens) < 1 or max(tokens) > LONGEST:
+        raise OptionError(
+            f"--tokens must be lengths of at least 1 and at most {LONGEST}, not {list(tokens)}"
+        )
+
+
+def _check_loading(path: Path, loading: Loading) -> None:
+    """Refuse an adapter or a revision where a program or an ONNX file will be opened; OptionError."""
+    program = next((p for p in (path, path / "safetensors") if is_program(p)), None)
+    ours = path if path.suffix == ".onnx" else program or _find(path)
+    if ours is not None:
+        refuse_for_files(ours, loading)
 
 
 def _find(folder: Path) -> Path | None:

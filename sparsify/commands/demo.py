@@ -8,7 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sparsify.commands.bar import Bar
+from sparsify.commands.artifacts import loaded, traced
+from sparsify.commands.bar import Bar, step
 from sparsify.commands.scenes import Variant, scene_of
 from sparsify.data.load import load_data
 from sparsify.data.sequences import Data, split
@@ -21,11 +22,11 @@ from sparsify.engine.pipeline import parse
 from sparsify.engine.report import Report
 from sparsify.errors import DataError
 from sparsify.ir.program import Program
-from sparsify.ir.trace.trace import trace
 from sparsify.measure.latency import Timing, compare, shape_words, to_json
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
-from sparsify.pretrained.load import EMBEDDED, load_model, load_tokenizer, source_of
+from sparsify.pretrained.load import EMBEDDED, load_tokenizer, source_of
+from sparsify.pretrained.loading import STRICT
 from sparsify.report.figure import bars
 from sparsify.report.found import find
 from sparsify.report.page import write_page
@@ -67,10 +68,11 @@ class _Demo:
         for variant in scene.variants:
             programs[variant.name] = self.compile(variant)
         console.print(f"exporting to {scene.format}, reading back, comparing")
-        paths = {
-            name: export(program, self.folder / name, [scene.format])[scene.format] / "model.onnx"
-            for name, program in programs.items()
-        }
+        paths = {}
+        for name, program in programs.items():
+            with step(name, console):
+                made = export(program, self.folder / name, [scene.format])
+            paths[name] = made[scene.format] / "model.onnx"
         for variant in scene.variants:
             if variant.also:
                 export(programs[variant.name], self.folder / variant.name, variant.also)
@@ -102,8 +104,7 @@ class _Demo:
 
     def traced(self) -> Program:
         """The model as a program of its own."""
-        model, tokenizer = load_model(self.model)
-        return trace(model, tokenizer=tokenizer)
+        return traced(*loaded(self.model, STRICT))
 
     def row(self, timing: Timing, program: Program, path: Path) -> dict[str, Any]:
         """Quality, size and speed of one variant."""

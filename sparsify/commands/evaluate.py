@@ -12,7 +12,8 @@ from rich.table import Table
 from torch import Tensor
 
 from sparsify.commands.artifacts import Artifact, artifacts
-from sparsify.commands.bar import Bar
+from sparsify.commands.bar import Bar, step
+from sparsify.commands.loudness import console as shared
 from sparsify.data.domains import DomainData
 from sparsify.data.load import load_data
 from sparsify.data.sequences import Data
@@ -58,7 +59,7 @@ def evaluate(
             "--tasks is for language models, --against for encoders; give one of them"
         )
     if job.against is not None:
-        dense = artifacts(job.against, loading)[0]
+        dense = artifacts(job.against, loading.of_another())[0]
         rows = [similarity(item, dense, job) for item in artifacts(name, loading)]
         console.print(_similarity_table(rows, job.against))
     else:
@@ -97,7 +98,9 @@ def measure(item: Artifact, data: str, job: Job) -> dict[str, Any]:
     Of domains each has its own, in `domains`; that of all is `exp(sum w_i loss_i)` by their weights.
     Raises DataError for a model that gives no logits over its vocabulary, or does not take the text.
     """
-    sequences = _first_of(load_data(data, item.tokenizer, job.length, holdout=0), job.limit)
+    with step("tokenising"):
+        read = load_data(data, item.tokenizer, job.length, holdout=0)
+    sequences = _first_of(read, job.limit)
     held = check_data(sequences, item.admission, f"the sequences of '{data}'")
     probe = _first(item, sequences)
     if probe.dim() != 3 or probe.shape[-1] <= held.largest:
@@ -121,7 +124,15 @@ def measure(item: Artifact, data: str, job: Job) -> dict[str, Any]:
 
 def _figures(item: Artifact, data: Data, job: Job) -> dict[str, Any]:
     """The perplexity of one model on one data set."""
-    figures = asdict(perplexity(lambda batch: item.run(batch)[0], data, job.batch, job.limit))
+    with Bar(shared) as bar:
+        bar.start(item.name, -(-min(len(data), job.limit or len(data)) // job.batch))
+
+        def logits(batch: dict[str, Tensor]) -> Tensor:
+            found = item.run(batch)[0]
+            bar.advance()
+            return found
+
+        figures = asdict(perplexity(logits, data, job.batch, job.limit))
     figures["perplexity"] = figures.pop("value")
     return figures
 

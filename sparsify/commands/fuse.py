@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from sparsify.commands.options import Formats, Out, Overwrite, loads_models, words
+from sparsify.commands.loudness import console
+from sparsify.commands.options import Formats, Json, Out, Overwrite, loads_models, words
 from sparsify.errors import OptionError
 from sparsify.pretrained.loading import Loading
 
@@ -28,6 +28,7 @@ def fuse_models(
     ] = "base",
     to: Formats = "safetensors",
     overwrite: Overwrite = False,
+    json: Json = None,
     *,
     loading: Loading,
 ) -> None:
@@ -35,7 +36,9 @@ def fuse_models(
     if others not in ("base", "mean"):
         raise OptionError(f"--others is 'base' or 'mean', not '{others}'")
     from sparsify.commands.artifacts import open_program
-    from sparsify.disk.files import require_free
+    from sparsify.commands.bar import step
+    from sparsify.commands.export import written_formats
+    from sparsify.disk.files import require_free, write_json
     from sparsify.engine.export import chosen_exporters
     from sparsify.engine.export import export as export_program
     from sparsify.fusion import Fusion, check_number, fuse, unfused
@@ -45,12 +48,11 @@ def fuse_models(
     how = Fusion(None if rank == _ALL else rank, gate, top, "mean" if others == "mean" else "base")
     check_number(how, len(words(experts)))  # before models are opened
     first = open_program(base, loading)
-    siblings = [open_program(name, loading) for name in words(experts)]
-    made = fuse(first, siblings, how)
-    console = Console()
-    console.print(
-        f"{_parameters(first)} -> {_parameters(made)}: {', '.join(sorted(made.features))}"
-    )
+    siblings = [open_program(name, loading.of_another()) for name in words(experts)]
+    with step("fusing"):
+        made = fuse(first, siblings, how)
+    sizes = f"{_count(first):,} parameters -> {_count(made):,} parameters"
+    console.print(f"{sizes}: {', '.join(sorted(made.features))}")
     left = unfused(first, siblings, how) if how.others == "base" else []
     if left:
         console.print(
@@ -58,9 +60,14 @@ def fuse_models(
             "--others mean takes the siblings' mean",
             soft_wrap=True,
         )
-    for name, path in export_program(made, out, words(to), overwrite=overwrite).items():
+    with step(f"exporting {to}"):
+        paths = export_program(made, out, words(to), overwrite=overwrite)
+    for name, path in paths.items():
         console.print(f"{name}: {path}", soft_wrap=True)
+    if json is not None:
+        figures = {"parameters": _count(made), "base": _count(first), "left": left}
+        write_json(json, {**figures, "formats": written_formats(paths)})
 
 
-def _parameters(program: "Program") -> str:
-    return f"{sum(value.numel() for value in program.module.parameters()):,} parameters"
+def _count(program: "Program") -> int:
+    return sum(value.numel() for value in program.module.parameters())

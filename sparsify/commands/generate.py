@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
+from sparsify.commands.loudness import answer
 from sparsify.disk.files import write_json
 from sparsify.errors import OptionError
 from sparsify.pretrained.loading import STRICT, Loading
@@ -33,7 +34,7 @@ def generate(
         raise OptionError(f"'{folder}' has no tokenizer, so that a text means nothing to it")
     for note in model.notes:
         console.print(note, style="dim", markup=False, soft_wrap=True)
-    console.print(prompt, end="", markup=False, highlight=False, soft_wrap=True)
+    answer.print(prompt, end="", markup=False, highlight=False, soft_wrap=True)
     seen: list[int] = []
     shown = ""
 
@@ -43,11 +44,11 @@ def generate(
         text = model.tokenizer.decode(seen, skip_special_tokens=True)
         # A character of several tokens is printed when it is whole.
         if not text.endswith("\ufffd"):
-            console.print(text[len(shown) :], end="", markup=False, highlight=False, soft_wrap=True)
+            answer.print(text[len(shown) :], end="", markup=False, highlight=False, soft_wrap=True)
             shown = text
 
     made = model.generate(prompt, tokens=tokens, temperature=temperature, seed=seed, watch=watch)
-    console.print()
+    answer.print()
     figures = {
         "prompt tokens": made.ids.shape[1] - len(seen),
         "new tokens": len(seen),

@@ -186,11 +186,20 @@ Verify = Annotated[
         "--verify/--no-verify", help="Hold files that we have written against their hashes."
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(help="A folder with an adapter to add to the model's weights (needs peft)."),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="The branch, tag or commit of a model that is a hub id.")
+]
 _LOADING = {
     "allow_partial": Partial,
     "trust_remote_code": Trust,
     "merge_adapter": Merge,
     "verify": Verify,
+    "adapter": Adapter,
+    "revision": Revision,
 }
 
 

@@ -1,14 +1,17 @@
 """`sparsify-fx run`: a model through a pipeline into a folder."""
 
 import contextlib
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from sparsify.commands.bar import Bar
+from sparsify.commands.artifacts import loaded, traced
+from sparsify.commands.bar import Bar, step
 from sparsify.commands.config import FILE, written
+from sparsify.commands.summary import summary
 from sparsify.data.domains import HOLDOUT, DomainData
 from sparsify.data.load import load_data
 from sparsify.data.sequences import Data
@@ -34,9 +37,7 @@ from sparsify.ir.device import move
 from sparsify.ir.facts.admission import admission_of_model
 from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.program import Program
-from sparsify.ir.trace.trace import trace
 from sparsify.measure.machine import machine
-from sparsify.pretrained.load import load_model
 from sparsify.pretrained.loading import STRICT, Loading
 from sparsify.signals import stop_of
 
@@ -97,11 +98,12 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
 def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     if job.threads:
         torch.set_num_threads(job.threads)
-    model, tokenizer = load_model(job.model, job.dtype, **asdict(job.loading))
+    started = time.perf_counter()
+    model, tokenizer = loaded(job.model, job.loading, job.dtype)
     data = open_data(job, tokenizer)
     if data is not None:
         check_data(data, admission_of_model(model), f"the sequences of '{job.data}'")
-    program = trace(model, tokenizer=tokenizer)
+    program = traced(model, tokenizer)
     move(program, job.device)
     report = Report()
     with Bar(console) as bar:
@@ -118,7 +120,8 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     move(program, "cpu")
 
     def write(folder: Path) -> None:
-        export(program, folder, job.to)
+        with step(f"exporting {', '.join(job.to)}", console):
+            export(program, folder, job.to)
         report.write(folder)
         domains = {"domains": data.described()} if isinstance(data, DomainData) else {}
         write_text(folder / FILE, written({**describe_job(job), **_more(job)}))
@@ -132,8 +135,13 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
         disk = isinstance(error, DataError) or isinstance(error.__cause__, DataError)
         way = "--resume when that is mended" if disk else "--resume and another --to"
         raise type(error)(f"{error}; what the passes made is kept: run again with {way}") from error
-    for text in job.to:
-        show_notes(job.out / parse_exporter(text).name, console)
+    names = [parse_exporter(text).name for text in job.to]
+    for name in names:
+        show_notes(job.out / name, console)
+    console.print(report.table())
+    seconds = time.perf_counter() - started
+    said = summary(job.model, job.dtype, job.out, names, seconds)
+    console.print(said, soft_wrap=True, highlight=False, markup=False)
     return program, report
 
 
@@ -157,6 +165,8 @@ def describe_job(job: Job) -> dict[str, object]:
         "seed": job.seed,
         "device": job.device,
         "dtype": job.dtype,
+        "adapter": job.loading.adapter,
+        "revision": job.loading.revision,
     }
 
 
@@ -203,7 +213,8 @@ def open_data(job: Job, tokenizer: object) -> Data | None:
     data: Data | None = None
     if job.data is not None:
         share = HOLDOUT if job.holdout is None else job.holdout
-        data = load_data(job.data, tokenizer, job.length, job.kind, holdout=share)
+        with step("tokenising"):
+            data = load_data(job.data, tokenizer, job.length, job.kind, holdout=share)
     if job.holdout is not None and not isinstance(data, DomainData):
         raise OptionError(
             f"--holdout {job.holdout:g} is for domains; name them, as in --data web=a.txt,code=b.txt"

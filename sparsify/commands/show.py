@@ -1,5 +1,7 @@
 """`sparsify-fx show`: programs, their axes and their cost as text."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -8,12 +10,16 @@ from rich.table import Table
 
 from sparsify.commands.artifacts import open_program
 from sparsify.commands.cost import show_cost
+from sparsify.describe.cost import cost as cost_of
+from sparsify.describe.of_program import usual_length
+from sparsify.disk.files import write_json
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.engine.registry import passes
 from sparsify.errors import OptionError
 from sparsify.ir.axes.summary import AxisRow, rows
 from sparsify.ir.axes.walk import analyse
+from sparsify.ir.program import Program
 from sparsify.ir.text import header, to_text
 from sparsify.pretrained.loading import STRICT, Loading
 
@@ -25,6 +31,7 @@ def show(
     cost: bool,
     console: Console,
     loading: Loading = STRICT,
+    json: Path | None = None,
 ) -> None:
     """Print a program as text, after a pipeline of passes that need no data, its coupled axes, or its cost.
 
@@ -36,6 +43,8 @@ def show(
     program = open_program(model, loading)
     if passes is not None:
         program = passes.run(program, Context())
+    if json is not None:
+        write_json(json, _figures(program, axes, cost))
     if axes:
         console.print(axes_table(program))
         return
@@ -44,6 +53,16 @@ def show(
         return
     console.out(header(program))
     console.out(to_text(program), end="")
+
+
+def _figures(program: Program, axes: bool, cost: bool) -> dict[str, Any]:
+    """What is printed, as JSON values: a row an axis, the cost of a token, or the text."""
+    if axes:
+        return {"axes": [asdict(row) for row in rows(analyse(program))]}
+    if cost:
+        return {"cost": asdict(cost_of(program, 1, max(1, usual_length(program))))}
+    features = sorted(program.features)
+    return {"class": program.source.model_class, "features": features, "text": to_text(program)}
 
 
 def axes_table(program: Any) -> Table:

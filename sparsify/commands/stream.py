@@ -1,15 +1,18 @@
 """`sparsify-fx stream`: one-shot pruning of a model that need not fit in memory."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sparsify.commands.bar import Bar
+from sparsify.commands.bar import Bar, step
 from sparsify.data.load import load_data
+from sparsify.disk.files import folder_bytes, write_json
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.facts.admission import admission_in
@@ -64,23 +67,30 @@ def job_of(model: str, text: str, source: Source, **others: Any) -> Job:
     )
 
 
-def stream(job: Job, source: Source, console: Console, *, resume: bool) -> None:
+def stream(
+    job: Job, source: Source, console: Console, *, resume: bool, json: Path | None = None
+) -> None:
     """Prune into the folder of the job and say what was done."""
     if source.data is None:
         raise DataError("pruning needs text to see what the linears are given; name it with --data")
-    data = load_data(
-        source.data,
-        load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
-        source.length,
-        holdout=0,
-    )
+    started = time.perf_counter()
+    with step("tokenising"):
+        data = load_data(
+            source.data,
+            load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
+            source.length,
+            holdout=0,
+        )
     check_data(data, admission_in(job.model), f"the sequences of '{source.data}'")
     with Bar(console) as bar:
         prune(job, data, bar, resume=resume)
     console.print(f"written: {job.out}", soft_wrap=True, markup=False)
+    if json is not None:
+        figures = {"folder": str(job.out), "bytes": folder_bytes(job.out)}
+        write_json(json, {**figures, "seconds": time.perf_counter() - started})
 
 
-def show_plan(job: Job, source: Source, console: Console) -> Plan:
+def show_plan(job: Job, source: Source, console: Console, json: Path | None = None) -> Plan:
     """Print what a run would take."""
     admission_in(job.model).check_length(source.length, "sequences")
     found = plan(job, source.length)
@@ -94,6 +104,8 @@ def show_plan(job: Job, source: Source, console: Console) -> Plan:
     table.add_row("together", _time(found.seconds))
     table.add_row("peak memory", f"{found.memory / 1e9:.1f} GB")
     console.print(table)
+    if json is not None:
+        write_json(json, {**asdict(found), "seconds": found.seconds})
     return found
 
 

@@ -40,6 +40,11 @@ def require_free(
         raise DataError(f"the folder '{folder}' is not empty; {advice}")
 
 
+def folder_bytes(folder: Path) -> int:
+    """The bytes of all files in a folder and below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends without an error.

@@ -74,8 +74,8 @@ def effect(
 class Progress(Protocol):
     """Where a long pass tells how far it is."""
 
-    def start(self, title: str, total: int) -> None:
-        """A new bar with a number of steps."""
+    def start(self, title: str, total: int | None) -> None:
+        """A new bar with a number of steps; None where nobody knows how many."""
 
     def advance(self, **figures: float) -> None:
         """One step further, with figures to show (loss, tokens per second)."""
@@ -87,7 +87,7 @@ class Progress(Protocol):
 class Silent:
     """A progress that shows nothing."""
 
-    def start(self, title: str, total: int) -> None:
+    def start(self, title: str, total: int | None) -> None:
         """Ignore."""
 
     def advance(self, **figures: float) -> None:

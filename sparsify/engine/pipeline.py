@@ -1,6 +1,7 @@
 """Pipelines: passes in order, checked against each other first, and against the laws after each step."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -159,6 +160,7 @@ class Pipeline:
             step = _Step(program, item, replace(context, scratch=scratch), where)
             row, outputs = step.run(outputs, compare)
             report.rows.append(row)
+            logging.getLogger("sparsify").info(f"{where}: {row.sentence()}")
             if dumper is not None:
                 dumper.step(number, item.name, program)
             if checkpoints is not None:
@@ -193,6 +195,7 @@ class _Step:
         unrounded = unrounded_outputs(self.program, self.program.sample) if rounds else None
         started = time.perf_counter()
         context = replace(self.context, notes=[])
+        context.progress.start(self.item.name, None)
         try:
             places = self.item.rewrite(self.program, context)
         except SparsifyError as error:
@@ -201,6 +204,7 @@ class _Step:
         self.program.features = self.item.effect().after(self.program.features)
         self.program.module.recompile()
         started = time.perf_counter()
+        context.progress.start("checking", None)
         verify(self.program)
         after = self.program.run() if compare else tuple(before)
         move = largest_difference(before, after)

@@ -31,6 +31,11 @@ class Row:
     move: float
     note: str = ""
 
+    def sentence(self) -> str:
+        """What the pass did, without its name."""
+        said = f"{self.places} places in {self.seconds:.2f} s, checked in {self.checking:.2f} s"
+        return f"{said}; {self.note}" if self.note else said
+
 
 @dataclass
 class Report:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -62,21 +63,42 @@ def without_adapter(base: str) -> Iterator[str]:
         yield scratch
 
 
+def adapter_at(folder: str) -> Path:
+    """The folder of an adapter that is named by itself.
+
+    Raises DataError where it holds none, and where the package peft is not installed.
+    """
+    found = adapter_in(folder)
+    if found is None:
+        raise DataError(
+            f"'{folder}' holds no adapter ({CONFIG}); name a folder that peft has saved one in"
+        )
+    _peft(folder)
+    return found
+
+
+def warn_of_another_base(adapter: Path, name: str) -> None:
+    """Warn where an adapter states that it was trained on a model of another name."""
+    stated = str(read_mapping(adapter / CONFIG).get("base_model_name_or_path") or "")
+    if stated and Path(stated).name != Path(name).resolve().name:
+        logging.getLogger("sparsify").warning(
+            f"the adapter in '{adapter}' was trained on '{stated}', and is put on '{name}'"
+        )
+
+
 def merged(model: PreTrainedModel, adapter: Path, name: str) -> PreTrainedModel:
     """The model with `W + scale B A` in place of every weight the adapter changes.
 
     Raises DataError without the package peft, for files that do not fit, and for adapters of another
     kind, which no weight can hold.
     """
-    try:
-        peft: Any = importlib.import_module("peft")
-    except ImportError as error:
-        raise DataError(
-            f"merging the adapter in '{name}' needs the package 'peft'; "
-            'run: pip install "sparsify-fx[peft]"'
-        ) from error
+    peft = _peft(name)
     try:
         with warnings.catch_warnings(action="ignore"):
+            config = peft.PeftConfig.from_pretrained(str(adapter))
+            if config.is_prompt_learning:
+                kind = str(config.peft_type.value)
+                raise DataError(f"a {kind} adds tokens, which no weight can hold")
             adapted = peft.PeftModel.from_pretrained(model, str(adapter))
             held = set(peft.utils.load_peft_weights(str(adapter), device="cpu"))
             wanted = set(peft.get_peft_model_state_dict(adapted))
@@ -89,3 +111,13 @@ def merged(model: PreTrainedModel, adapter: Path, name: str) -> PreTrainedModel:
     check_loaded(f"the adapter in its {CONFIG}", name, found)
     assert isinstance(whole, PreTrainedModel)
     return whole.requires_grad_(True)
+
+
+def _peft(name: str) -> Any:
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise DataError(
+            f"merging the adapter in '{name}' needs the package 'peft'; "
+            'run: pip install "sparsify-fx[peft]"'
+        ) from error

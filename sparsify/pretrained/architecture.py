@@ -14,12 +14,13 @@ from sparsify.errors import DataError, nearest
 
 # The word by which the library says that it would have to run code of others.
 _ASKED = "trust_remote_code"
+MAIN = "main"  # the revision of a hub id that names none
 
 
-def config_at(source: str, name: str, trust: bool = False) -> Any:
+def config_at(source: str, name: str, trust: bool = False, revision: str = MAIN) -> Any:
     """The config of a folder or hub id; DataError for one that needs code of its own."""
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust, revision=revision)
     except ValueError as error:
         if foreign_code(error):
             raise DataError(foreign_code(error, f"'{name}'")) from error
@@ -50,7 +51,9 @@ def foreign_code(error: Exception, what: str = "it") -> str:
     )
 
 
-def class_of_config(config: Any, source: str, name: str, trust: bool = False) -> Any:
+def class_of_config(
+    config: Any, source: str, name: str, trust: bool = False, revision: str = MAIN
+) -> Any:
     """The model class that a config names, or the one for generation where it can mean no other.
 
     Raises DataError for a class that the model library does not know, and for a config that leaves
@@ -64,7 +67,7 @@ def class_of_config(config: Any, source: str, name: str, trust: bool = False) ->
         return found
     own = _own_class(config, named)
     if own is not None and trust:
-        return get_class_from_dynamic_module(own, source)
+        return get_class_from_dynamic_module(own, source, revision=revision)
     if own is not None:
         raise DataError(foreign_code(ValueError(_ASKED), f"'{name}'"))
     known = [word for word in dir(transformers) if word.startswith(named[:3])]

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,16 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from sparsify.disk.files import require_files
 from sparsify.disk.hashes import check_hashes
 from sparsify.errors import DataError, OptionError, nearest, reason_of
-from sparsify.pretrained.adapters import adapter_in, base_of, merged, without_adapter
+from sparsify.pretrained.adapters import (
+    adapter_at,
+    adapter_in,
+    base_of,
+    merged,
+    warn_of_another_base,
+    without_adapter,
+)
 from sparsify.pretrained.architecture import (
+    MAIN,
     class_of_config,
     config_at,
     foreign_code,
@@ -47,6 +56,8 @@ def load_model(
     trust_remote_code: bool = False,
     merge_adapter: bool = False,
     verify: bool = True,
+    adapter: str | None = None,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """The model and its tokenizer (None when it has none), in evaluation mode.
 
@@ -59,36 +70,69 @@ def load_model(
         trust_remote_code: run the Python code that comes with a model or its tokenizer.
         merge_adapter: add an adapter of the package peft that the folder holds to the weights.
         verify: hold a folder that we have written against its hashes.
+        adapter: a folder that peft has saved an adapter in, which is added to the weights.
+        revision: a branch, tag or commit of a hub id.
 
     Raises:
         DataError: when there is no such model, its files are damaged, its tensors are not those of its
-            class, or it needs one of the options above.
-        OptionError: for a dtype.
+            class, the adapter is none of it, or it needs one of the options above.
+        OptionError: for a dtype, and a revision of what is no hub id.
     """
     chosen, source = dtype_of(dtype), source_of(name)
+    if revision is not None and Path(source).exists():
+        raise OptionError(f"'{name}' lies on this disk; --revision is for hub ids")
+    extra = None if adapter is None else adapter_at(adapter)
     if Path(source).is_file():
-        return _from_file(Path(source), name, chosen, allow_partial)
+        model, tokenizer = _from_file(Path(source), name, chosen, allow_partial)
+    else:
+        how = _How(chosen, allow_partial, trust_remote_code, revision or MAIN)
+        place = _checked(source, name, verify)
+        model, tokenizer = _with_adapter(place, name, how, merge_adapter)
+    if extra is not None:
+        warn_of_another_base(extra, name)
+        model = merged(model, extra, str(adapter))
+        tokenizer = load_tokenizer(str(extra), trust_remote_code=trust_remote_code) or tokenizer
+    _refuse_not_finite(model, name)
+    return model.eval(), tokenizer
+
+
+@dataclass(frozen=True)
+class _How:
+    """How the files of a model are read."""
+
+    dtype: torch.dtype
+    partial: bool
+    trust: bool
+    revision: str
+
+
+def _checked(source: str, name: str, verify: bool) -> str:
+    """The folder or hub id of a model; DataError for a folder that is not there, or not whole."""
     if not name or (not Path(source).is_dir() and _is_path(source)):
         raise DataError(f"there is no folder '{name}'; a model is a folder or a hub id")
-    if Path(source).is_dir():
-        require_files(Path(source))
-        if verify:
-            check_hashes(Path(source))
-        source = str(Path(source).resolve())  # the config keeps it, and is read from other places
+    if not Path(source).is_dir():
+        return source
+    require_files(Path(source))
+    if verify:
+        check_hashes(Path(source))
+    return str(Path(source).resolve())  # the config keeps it, and is read from other places
+
+
+def _with_adapter(source: str, name: str, how: _How, merge: bool) -> tuple[PreTrainedModel, Any]:
+    """The model and tokenizer of a folder or hub id, with the adapter that lies there merged."""
     adapter = adapter_in(source)
     if adapter is None:
-        model = _model(source, name, chosen, allow_partial, trust_remote_code)
+        model = _model(source, name, how)
     else:
-        base = base_of(adapter, name, merge=merge_adapter)
+        base = base_of(adapter, name, merge=merge)
         with without_adapter(base) as place:
-            model = _model(place, base, chosen, allow_partial, trust_remote_code)
+            model = _model(place, base, how)
             model = merged(model, adapter, name)
             model.config._name_or_path = base
-    _refuse_not_finite(model, name)
-    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(source, trust_remote_code=how.trust, revision=how.revision)
     if tokenizer is None and adapter is not None:
-        tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
-    return model.eval(), tokenizer
+        tokenizer = load_tokenizer(base, trust_remote_code=how.trust)
+    return model, tokenizer
 
 
 def _from_file(
@@ -96,9 +140,7 @@ def _from_file(
 ) -> tuple[PreTrainedModel, Any]:
     if not is_gguf(path):
         raise DataError(f"'{name}' is a file; a model is a folder, a hub id or a GGUF file")
-    model, tokenizer = load_gguf(path, name, dtype, partial=partial)
-    _refuse_not_finite(model, name)
-    return model.eval(), tokenizer
+    return load_gguf(path, name, dtype, partial=partial)
 
 
 def _refuse_not_finite(model: PreTrainedModel, name: str) -> None:
@@ -107,29 +149,29 @@ def _refuse_not_finite(model: PreTrainedModel, name: str) -> None:
             raise DataError(f"the model '{name}' holds values that are not finite in '{path}'")
 
 
-def _model(
-    source: str, name: str, dtype: torch.dtype, partial: bool, trust: bool
-) -> PreTrainedModel:
+def _model(source: str, name: str, how: _How) -> PreTrainedModel:
     """The model of a folder or hub id, held against what its class wants."""
     try:
         with quiet(), warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # what the files lack is drawn alike every time
-            config = config_at(source, name, trust)
-            model, found = class_of_config(config, source, name, trust).from_pretrained(
+            config = config_at(source, name, how.trust, how.revision)
+            made = class_of_config(config, source, name, how.trust, how.revision)
+            model, found = made.from_pretrained(
                 source,
-                dtype=dtype,
+                dtype=how.dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                trust_remote_code=trust,
+                trust_remote_code=how.trust,
+                revision=how.revision,
             )
     except DataError:
         raise
     except Exception as error:
-        _check_names(source, name, trust)
+        _check_names(source, name, how.trust)
         raise DataError(f"no model could be loaded from '{name}': {reason_of(error)}") from error
     if getattr(model, "peft_config", None):  # of a hub id: what lies in a folder was seen before
         raise DataError(f"'{name}' holds an adapter; download it and give merge_adapter=True")
-    check_loaded(type(model).__name__, name, found, partial=partial)
+    check_loaded(type(model).__name__, name, found, partial=how.partial)
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -195,14 +237,16 @@ def _packaged() -> str:
     return str(files[0])
 
 
-def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder or hub id; None when there is none.
+def load_tokenizer(source: str, *, trust_remote_code: bool = False, revision: str = MAIN) -> Any:
+    """The tokenizer of a folder or hub id at a revision; None when there is none.
 
     Raises DataError for files of a tokenizer that cannot be read, or that need code of their own.
     """
     try:
         with quiet(), warnings.catch_warnings(action="ignore"):
-            found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            found = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=trust_remote_code, revision=revision
+            )
     except Exception as error:
         if foreign_code(error):
             raise DataError(foreign_code(error, f"the tokenizer of '{source}'")) from error

@@ -1,6 +1,7 @@
 """The verbs one after the other on a small model: run, eval, bench, export, report, show."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -20,7 +21,9 @@ def out(tmp_path_factory, model, text, cli):
     folder = tmp_path_factory.mktemp("chain") / "out"
     words = ["run", "--model", model, "--data", text, "--pipeline", PIPELINE, "--out", folder]
     words += ["--length", 32, "--to", "safetensors,onnx,huggingface"]
-    assert cli(*words, "--dump", folder.parent / "dump")[0] == 0
+    code, printed, _ = cli(*words, "--dump", folder.parent / "dump")
+    assert code == 0
+    (folder.parent / "printed.txt").write_text(printed)
     return folder
 
 
@@ -51,6 +54,20 @@ def test_a_run_leaves_formats_and_reports_and_no_state(out):
     config = json.loads((out / "huggingface" / "config.json").read_text())
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (2, 1)
     assert config["intermediate_size"] == 48
+
+
+def test_a_run_ends_with_a_line_about_all_of_it(out, model):
+    facts = json.loads((out / "onnx" / "sparsify-facts.json").read_text())
+    before, after = (f"{facts[key] / 1e6:.2f} M" for key in ("were", "parameters"))
+    sizes = [
+        f"{sum(path.stat().st_size for path in (out / name).iterdir()) / 1e6:.1f} MB ({name})"
+        for name in ("safetensors", "onnx", "huggingface")
+    ]
+    last = (out.parent / "printed.txt").read_text().splitlines()[-1]
+    whole = f"{4 * facts['were'] / 1e6:.1f} -> {', '.join(sizes)}"
+    start, _, end = last.partition(", in ")
+    assert start == f"{model}: {before} -> {after} parameters, {whole}"
+    assert re.fullmatch(rf"\d+ s: {re.escape(str(out))}", end)
 
 
 def test_a_dump_has_a_text_and_a_difference_for_every_pass(out):

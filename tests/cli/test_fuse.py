@@ -1,5 +1,7 @@
 """`fuse` from the command line: what it writes, says and refuses."""
 
+import json
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -36,8 +38,26 @@ def fuse(cli, folders, out, experts, *more):
 
 def test_a_program_of_both(cli, folders, tmp_path):
     out = tmp_path / "out"
-    code, printed, error = fuse(cli, folders, out, ["one", "two"], "--rank", "4", "--gate", "2")
+    code, printed, error = fuse(
+        cli,
+        folders,
+        out,
+        ["one", "two"],
+        "--rank",
+        "4",
+        "--gate",
+        "2",
+        "--json",
+        tmp_path / "f.json",
+    )
     assert (code, error) == (0, "")
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert (figures["base"], figures["parameters"]) == (15712, 21280)
+    assert figures["left"][0].startswith("transformer.ln_f.")
+    size = sum(path.stat().st_size for path in (out / "safetensors").iterdir())
+    assert figures["formats"] == {
+        "safetensors": {"folder": str(out / "safetensors"), "bytes": size}
+    }
     assert "15,712 parameters -> 21,280 parameters: experts" in printed
     assert (
         "1 other tensors differ and stay as the base has them, transformer.ln_f.weight" in printed

@@ -142,7 +142,7 @@ def test_a_limit_of_memory_ends_a_run_with_a_sentence(cli, model, tmp_path, monk
     def none_left(*args, **kwargs):
         torch.empty(1 << 60)
 
-    monkeypatch.setattr("sparsify.commands.run.trace", none_left)
+    monkeypatch.setattr("sparsify.commands.run.traced", none_left)
     code, _, error = cli("run", "--model", model, "--pipeline", MASKS, "--out", tmp_path / "out")
     assert (code, error.startswith("error: there is not enough memory; ")) == (1, True)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

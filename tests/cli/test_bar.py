@@ -1,0 +1,44 @@
+"""What a terminal shows while a step runs: the time left where there is a total, else the time so far."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from sparsify.commands.bar import Bar, step
+
+
+@pytest.fixture
+def terminal():
+    return Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+
+
+def test_a_step_without_a_total_shows_seconds(terminal, caplog):
+    with caplog.at_level(logging.INFO, logger="sparsify"), step("tracing [x]", terminal):
+        pass
+    assert "tracing [x] 0 s" in terminal.file.getvalue()
+    assert caplog.messages[0].startswith("tracing [x]: 0.0")
+
+
+def test_a_bar_with_a_total_shows_steps_and_figures(terminal):
+    with Bar(terminal) as bar:
+        bar.start("train", 4)
+        bar.advance(loss=2.5)
+        bar.advance(loss=2.25)
+        bar._bar.refresh()
+        assert "2/4" in terminal.file.getvalue()
+        assert "loss 2.25" in terminal.file.getvalue()
+        bar.start("checking", None)
+        bar._bar.refresh()
+    assert terminal.file.getvalue().rsplit("checking", 1)[1].split("\n")[0].rstrip().endswith("0 s")
+
+
+def test_what_is_no_terminal_shows_nothing():
+    console = Console(file=io.StringIO(), force_terminal=False)
+    with step("tracing", console):
+        pass
+    with Bar(console) as bar:
+        bar.start("train", 4)
+        bar.advance()
+    assert console.file.getvalue() == ""
