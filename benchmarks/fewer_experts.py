@@ -4,7 +4,7 @@ A small decoder with E experts in every layer, two for each token, learns a text
 or seven eighths of its experts go: merged (router shared, or sliced), pruned by how often they are chosen, by
 their row of the router, by size. Beside them stand mixtures that had so few experts from the start and the
 same training, and every row again after a little more training. Perplexity of another text, bytes, and
-milliseconds on ONNX Runtime at 1 and 128 tokens.
+at the end all files on ONNX Runtime, in turns in one process, at 1 and 128 tokens.
 
     python benchmarks/fewer_experts.py --train FILE --test FILE [--experts 16] [--steps 600] [--more 60]
         [--limit 60] [--threads 1] [--json FILE]
@@ -12,8 +12,8 @@ milliseconds on ONNX Runtime at 1 and 128 tokens.
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -29,6 +29,7 @@ from sparsify.measure.latency import compare
 from sparsify.measure.machine import machine, machine_line
 from sparsify.measure.quality import perplexity
 
+FILE = "onnx/model.onnx"
 SEEN = "insert-probes{of=routers} | calibrate{samples=64}"
 SHAPE = {
     "hidden_size": 128,
@@ -83,18 +84,34 @@ def trained(experts: int, data: Data, options: argparse.Namespace) -> Program:
     return program
 
 
-def figures(program: Program, test: Data, options: argparse.Namespace) -> dict[str, Any]:
-    """Perplexity, and bytes and milliseconds of the ONNX file."""
-    quality = perplexity(lambda batch: program.run(batch)[0], test, 8, options.limit).value
-    with tempfile.TemporaryDirectory() as scratch:
-        path = export(program, Path(scratch), ["onnx"])["onnx"] / "model.onnx"
-        shapes = [Shape(1, 1), Shape(1, 128)]
-        timings = compare(
-            {"it": path}, "it", shapes, vocabulary=SHAPE["hidden_size"], threads=options.threads
+def written(program: Program, folder: Path) -> Path:
+    """The ONNX file of a row, made once."""
+    if not folder.is_dir():
+        export(program, folder, ["onnx"])
+    return folder / FILE
+
+
+def quality(program: Program, test: Data, options: argparse.Namespace) -> float:
+    """Perplexity on the first batches of the test text."""
+    return perplexity(lambda batch: program.run(batch)[0], test, 8, options.limit).value
+
+
+def timed(files: dict[str, Path], rows: Rows, options: argparse.Namespace) -> None:
+    """Milliseconds of every file, and how many times as fast as the first one."""
+    shapes = [Shape(1, 1), Shape(1, 128)]
+    first = next(iter(files))
+    timings = compare(
+        files, first, shapes, vocabulary=SHAPE["hidden_size"], threads=options.threads
+    )
+    for name in files:
+        mine = {str(row.tokens): row for row in timings if row.name == name}
+        rows.put(
+            name,
+            ms={tokens: row.median_ms for tokens, row in mine.items()},
+            ratio={
+                tokens: [row.ratio, row.ratio_low, row.ratio_high] for tokens, row in mine.items()
+            },
         )
-        size = sum(file.stat().st_size for file in path.parent.glob("model.onnx*"))
-    times = {str(row.tokens): row.median_ms for row in timings}
-    return {"perplexity": quality, "bytes": size, "ms": times}
 
 
 def main() -> None:
@@ -104,33 +121,44 @@ def main() -> None:
     _, tokenizer = load_model("embedded")
     train, test = (load_data(str(p), tokenizer, 128) for p in (options.train, options.test))
 
-    def put(name: str, program: Program) -> None:
+    place = options.keep or Path(tempfile.mkdtemp())
+    files: dict[str, Path] = {}
+
+    def put(name: str, make: Callable[[], Program]) -> None:
+        folder = place / "files" / name.replace(" ", "-")
+        if "after" in rows.get(name) and folder.is_dir():
+            files[name] = folder / FILE
+            return
+        program = make()
+        files[name] = written(program, folder)
+        size = sum(file.stat().st_size for file in files[name].parent.glob("model.onnx*"))
+        rows.put(name, bytes=size)
         if "after" in rows.get(name):
             return
-        rows.put(name, **figures(program, test, options))
+        rows.put(name, perplexity=quality(program, test, options))
         again = learnt(program, train, options.more, 0.0003, options.seed + 1)
-        more = perplexity(lambda batch: again.run(batch)[0], test, 8, options.limit)
-        rows.put(name, after=more.value)
+        rows.put(name, after=quality(again, test, options))
         print(name, rows.get(name), flush=True)
 
     whole = trained(options.experts, train, options)
-    put(f"{options.experts} experts", whole.clone())
+    put(f"{options.experts} experts", whole.clone)
     for factor in (2, 4, 8):
         left = options.experts // factor
         for name, text in ways(1 - 1 / factor).items():
-            label = f"{left} experts, {name}"
-            if "after" not in rows.get(label):
-                put(label, parse(text).run(whole.clone(), Context(data=train, seed=options.seed)))
-        put(f"{left} experts from the start", trained(left, train, options))
+            context = Context(data=train, seed=options.seed)
+            put(f"{left} experts, {name}", lambda: parse(text).run(whole.clone(), context))  # noqa: B023
+        put(f"{left} experts from the start", lambda: trained(left, train, options))  # noqa: B023
+    timed(files, rows, options)
     show(rows)
 
 
 def show(rows: Rows) -> None:
     table = Table(box=SIMPLE_HEAD)
-    for column in ("", "perplexity", "trained on", "MB", "ms, 1 token", "ms, 128"):
+    for column in ("", "perplexity", "trained on", "MB", "1 token, times as fast", "128 tokens"):
         table.add_column(column, justify="left" if not column else "right")
     for name, row in rows.rows.items():
-        ms = [f"{row['ms'][tokens]:.2f}" for tokens in ("1", "128")]
+        spreads = [row["ratio"][tokens] for tokens in ("1", "128")]
+        ms = [f"{ratio:.2f} ({low:.2f}-{high:.2f})" for ratio, low, high in spreads]
         values = [f"{row[key]:.2f}" for key in ("perplexity", "after")]
         table.add_row(name, *values, f"{row['bytes'] / 1e6:.1f}", *ms)
     Console().print(table)

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from exporters.beside.config_search import Misfit, Search, class_of, empty_model, holder
+from exporters.beside.fewer_layers import without_gaps
 from exporters.beside.head_counts import check_head_counts
 from exporters.beside.transformers_files import dtype_of, write_about, write_beside, write_config
 from sparsify.disk.weights_file import write_tensors
 from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.errors import DataError, ExportError
-from sparsify.ir.features.block_mask import KINDS
 from sparsify.ir.program import Program
 from sparsify.pretrained.completeness import check_loaded
 from sparsify.pretrained.load import config_of
@@ -43,17 +43,12 @@ class Huggingface(Exporter):
     library: ClassVar[str] = "transformers"
 
     def check(self, program: Program) -> None:
-        """Refuse a program without a model class of transformers, or with layers removed.
+        """Refuse a program without a model class of transformers, or without layers that every config has."""
+        without_gaps(program, class_of(program))
 
-        The layers a config names would be there again, filled with zeros: right, but no smaller.
-        """
-        class_of(program)
-        gone = [path for kind in KINDS for part in program.plan.get(kind, []) for path in part]
-        if gone:
-            raise ExportError(
-                f"huggingface cannot leave out the {len(gone)} layers or blocks that prune-layers removed; "
-                "export to onnx or safetensors"
-            )
+    def variant(self, program: Program) -> Program:
+        """The program with its layers numbered without gaps, as a smaller model has them."""
+        return without_gaps(program, class_of(program))
 
     def check_heads(self, program: Program, heads: Heads) -> None:
         """Refuse numbers of heads that no config of the class can say."""

@@ -5,17 +5,22 @@
 by AdamW or SGD. Masks stay as they are: a masked weight enters the program as zero and gets no gradient.
 With `masks=every{...}` they are chosen anew as the weights move, and every weight learns: a masked
 one gets the gradient of the zero in its place (DPF, AST) or takes part until the end (CAST,
-`decay=adams`), and `decay` pulls it towards zero. With `schedule=lors{...}` heads and channels are left
-out of each step, at a rate that falls to zero (SAT). Data with domains is drawn by their weights; with
-`domains=dynamic{...}` these follow how far each domain's held-out loss is above its reference (Sheared
-LLaMA's dynamic batch loading). The dense twin is the program as it was before the first pass. Resumes at
-its last checkpoint, bitwise.
+`decay=adams`), and `decay` pulls it towards zero. With `masks=learned{...}` those of layers, heads, channels
+and the residual width are drawn from log-alphas that learn with the weights, to a target shape
+
+    minimise  loss + sum over kinds of mean over rows of  lambda (e - t) + phi (e - t)^2
+
+where e is the expected sparsity of a row, t its target, and lambda and phi rise as long as e is not t; in the
+end exactly as many stay, and weights take soft values in (Sheared LLaMA). With `schedule=lors{...}` heads
+and channels are left out of each step, at a rate that falls to zero (SAT). Data with domains is drawn by
+their weights; with `domains=dynamic{...}` these follow how far each domain's held-out loss is above its
+reference (Sheared LLaMA's dynamic batch loading). The dense twin is the program as it was before the first
+pass. Resumes at its last checkpoint, bitwise.
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 from sparsify.data.domains import DomainData
@@ -27,19 +32,20 @@ from sparsify.ir.program import Program
 from sparsify.ir.run.recomputed_weights import recomputed_weights
 from sparsify.ir.views.convolution import convolutions
 from sparsify.ir.views.targets import targeted
-from sparsify.select.moving_groups import MovingGroups
-from sparsify.select.statistics import by_wanda
+from sparsify.select.groups import Amount, heads_left
+from sparsify.select.kinds.catalogue import KINDS
+from sparsify.select.learned import NOT_UNDER, check_learned, learning_of
+from sparsify.select.moving import sparse_of
+from sparsify.select.target_shape import Heads, Learned
 from sparsify.select.weights import Target, check_axes
 from sparsify.train.domains import CONSTANT, Constant, Dynamic, check_domains, unmeasured
 from sparsify.train.every import Every
 from sparsify.train.following import note_of, progress_figures
 from sparsify.train.loop import train
 from sparsify.train.losses import check_labels
-from sparsify.train.movable import Movable, MovingWeights
-from sparsify.train.moving_masks import Refresh
 from sparsify.train.options import AdamS, ArsSte, Kl, Lors, Squared, SrSte
 from sparsify.train.schedules import Shape, factor
-from sparsify.train.settings import Figures, Optimizer, Precision, Recompute, Settings, Sparse
+from sparsify.train.settings import Figures, Optimizer, Precision, Recompute, Settings
 from sparsify.train.trainable import select_trainable
 
 _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a thousand times
@@ -63,7 +69,8 @@ class Train(Pass):
     the share of tokens that go to expert i and P_i its mean probability. `masks` says when masks are chosen
     anew, `decay` how masked weights are pulled to zero, which is a part of AdamW's step. `optimizer=sgd` has
     a `momentum`, and its weight decay is a part of the gradient. `domains` says how data with domains is
-    drawn, and when the loss of what each holds out is measured. `save_every` steps lie between checkpoints.
+    drawn, and when the loss of what each holds out is measured. A learning rate that falls, falls to the
+    fraction `floor` of `lr`. `save_every` steps lie between checkpoints.
     """
 
     name: ClassVar[str] = "train"
@@ -78,7 +85,7 @@ class Train(Pass):
     clip: float = 1.0
     task: float = 1.0
     distill: Kl | Squared | None = None
-    masks: Every | None = None
+    masks: Every | Learned | None = None
     decay: SrSte | ArsSte | AdamS | None = None
     save_every: int = 100
     accumulate: int = 1
@@ -88,6 +95,7 @@ class Train(Pass):
     domains: Constant | Dynamic = CONSTANT
     optimizer: Optimizer = "adamw"
     momentum: float = 0.9
+    floor: float = 0.0
 
     def effect(self) -> Effect:
         """Needs data, branches when only they learn, moving masks, and the dense twin to distil."""
@@ -95,11 +103,14 @@ class Train(Pass):
         needed = {"prompt": ["prompt", "prompted"], "all": [], "norms": []}
         needs: list[str] = [*needed.get(self.update, [self.update])]
         bars: list[str] = []
-        if self.masks is not None:
+        if isinstance(self.masks, Every):
             needs += [f"mask.{kind}" for kind in self.masks.of]
             needs += ["stats"] if self.masks.score == "wanda" else []
             # What else reads a masked input, or rounds it, would see the mask lifted.
             bars = ["adapters", "experts", "slorb", "quantizers"] if self.masks.groups else []
+        elif self.masks is not None:
+            needs += [KINDS[kind].feature for kind in self.masks.sizes()]
+            bars = [*NOT_UNDER]
         wants = ["data"]
         if self._wants_dense:
             wants.append("dense.bf16" if self.precision == "bf16" else "dense")
@@ -114,8 +125,10 @@ class Train(Pass):
             raise OptionError("steps, batch, accumulate, save_every and lr must be positive")
         if not 0 <= self.momentum < 1:
             raise OptionError(f"momentum={self.momentum} is not in [0, 1)")
-        if not 0 <= self.warmup <= 1:
-            raise OptionError(f"warmup={self.warmup} is a fraction of the steps, from 0 to 1")
+        for name, part in (("warmup", self.warmup), ("floor", self.floor)):
+            if not 0 <= part <= 1:
+                of = "the steps" if name == "warmup" else "lr"
+                raise OptionError(f"{name}={part} is a fraction of {of}, from 0 to 1")
         if self.task == 0 and self.distill is None:
             raise OptionError("task=0 without distill leaves no loss")
         if isinstance(self.distill, Kl) and self.distill.temperature <= 0:
@@ -123,6 +136,21 @@ class Train(Pass):
         if isinstance(self.schedule, Lors):
             self.schedule.check()
         self._check_sparse(program)
+        if isinstance(self.masks, Learned):
+            if self.update != "all" or isinstance(self.schedule, Lors) or self.optimizer != "adamw":
+                raise OptionError(
+                    "masks=learned moves whole weights by AdamW, none of them left out: it needs update=all, "
+                    "and neither schedule=lors nor optimizer=sgd"
+                )
+            check_learned(program, self.masks)
+
+    def heads_left(self, program: Program) -> Heads | None:
+        """Those of the target shape, where masks are learnt."""
+        sizes = self.masks.sizes() if isinstance(self.masks, Learned) else {}
+        if "heads" not in sizes:
+            return None
+        left = heads_left(program, Amount(sizes=sizes))
+        return None if left is None else Heads(*left)
 
     def check_data(self, program: Program, data: Data) -> None:
         """A step must not go through the data over and over, and labels of tokens need logits for them."""
@@ -148,25 +176,7 @@ class Train(Pass):
     def rewrite(self, program: Program, context: Context) -> int:
         """Train in place; returns the number of tensors that learnt."""
         assert context.data is not None
-        sparse = self._sparse(program)
-        settings = Settings(
-            steps=self.steps,
-            batch=self.batch,
-            lr=self.lr,
-            shape=self._shape(),
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            task=self.task,
-            save_every=self.save_every,
-            seed=context.seed,
-            accumulate=self.accumulate,
-            precision=self.precision,
-            recompute=self.recompute,
-            balance=self.balance,
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-        )
+        moving = self.masks if isinstance(self.masks, Every) else None
         context.progress.start(self.name, self.steps)
 
         def show(figures: Figures) -> None:
@@ -175,15 +185,20 @@ class Train(Pass):
         unknown = unmeasured(program, context.data)
         # Whole weights that do not learn need no copy of their product with the mask.
         lean = recomputed_weights(program) if self.update == "lora" else nullcontext()
-        with select_trainable(program, self.update) as trained, lean:
+        with (
+            select_trainable(program, self.update) as trained,
+            lean,
+            learning_of(program, self.masks, context.seed, context.notes) as learned,
+        ):
             history = train(
                 program,
                 context.data,
-                settings,
+                self._settings(context.seed),
                 dense=context.dense if self._wants_dense else None,
                 distillation=self.distill,
-                sparse=sparse,
+                sparse=sparse_of(moving, self.decay, self.steps) if moving else None,
                 omission=self.schedule.omission if isinstance(self.schedule, Lors) else None,
+                learned=learned,
                 domains=None if unknown else self.domains,
                 device=context.device,
                 scratch=context.scratch,
@@ -197,12 +212,33 @@ class Train(Pass):
             context.notes.append(note)
         return len(trained)
 
+    def _settings(self, seed: int) -> Settings:
+        return Settings(
+            steps=self.steps,
+            batch=self.batch,
+            lr=self.lr,
+            shape=self._shape(),
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            task=self.task,
+            save_every=self.save_every,
+            seed=seed,
+            accumulate=self.accumulate,
+            precision=self.precision,
+            recompute=self.recompute,
+            balance=self.balance,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            floor=self.floor,
+        )
+
     @property
     def _wants_dense(self) -> bool:
         return self.distill is not None or self.domains.measures_dense
 
     def _check_sparse(self, program: Program) -> None:
-        if self.masks is None:
+        if not isinstance(self.masks, Every):
             if self.decay is not None:
                 raise OptionError(
                     "decay pulls on weights whose masks move; add masks=every{steps=10}"
@@ -255,25 +291,3 @@ class Train(Pass):
     def _shape(self) -> Shape:
         """How the learning rate goes."""
         return self.schedule.shape if isinstance(self.schedule, Lors) else self.schedule
-
-    def _sparse(self, program: Program) -> Sparse | None:
-        if self.masks is None:
-            return None
-        every = self.masks
-        refresh = Refresh(
-            every.steps,
-            every.nm,
-            sparsity=every.sparsity or 0.0,
-            cubic=every.schedule == "cubic",
-            end=every.end(self.steps),
-            feedback=every.feedback,
-            find=partial(_movable, every),
-        )
-        return Sparse(refresh, self.decay, dense_forward=isinstance(self.decay, AdamS))
-
-
-def _movable(every: Every, program: Program) -> Movable:
-    if every.groups:
-        return MovingGroups(program, every.of)
-    score = by_wanda(program) if every.score == "wanda" else None
-    return MovingWeights(program, every.of, every.nm, score)

@@ -43,7 +43,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 class Block(NamedTuple):
-    """A fenced block: its language (none for pipelines, formulas, output), and why it is not run."""
+    """A fenced block: its language (none or `text` for pipelines, formulas, output), and why it is not run."""
 
     language: str
     code: str
@@ -64,7 +64,7 @@ def test_every_block_is_checked_or_says_why_not(page):
     assert text.count("```") == 2 * len(blocks(page)), "a fence is not closed, or not at the margin"
     assert text.count("<!-- not run") == sum(block.why is not None for block in blocks(page))
     for block in blocks(page):
-        assert block.language in ("", "python", "sh", "yaml", "toml") or block.why, block.code
+        assert block.language in ("", "text", "python", "sh", "yaml", "toml") or block.why, block.code
         assert block.language or not re.match(COMMAND, block.code), f"```sh:\n{block.code}"
     assert not re.search(rf"^    {COMMAND}", BLOCK.sub("", text), re.MULTILINE), "fence it as sh"
 
@@ -284,5 +284,6 @@ def test_pipelines_parse(page):
         "omission.md",
         "slim.md",
         "losa.md",
+        "sheared.md",
         "recipes.md",
     )

@@ -75,7 +75,7 @@ class Search:
         # Changes that the class itself will not have, and its words.
         self.refused: dict[str, str] = {}
         self._program = program
-        self._unset = {path for path, value in _entries(self.source) if value is None}
+        self._unset = {path for path, value in entries(self.source) if value is None}
         self._old = self._shapes(self.source)
 
     def configs(self) -> Iterator[dict[str, Any]]:
@@ -102,7 +102,7 @@ class Search:
                 reached: set[str] = set().union(*(moved for _, moved in chosen))
                 if len(paths) < size or not wrong <= reached:
                     continue
-                config = _with(base, [change for change, _ in chosen])
+                config = with_changes(base, [change for change, _ in chosen])
                 if self._fits(config):
                     yield config
 
@@ -111,7 +111,7 @@ class Search:
         pairs = self._changed_sizes()
         homeless = any(misfit.there is None for misfit in self._misfits(self._old))
         changes: dict[Change, None] = {}
-        for path, value in _entries(base):
+        for path, value in entries(base):
             if isinstance(value, bool):
                 if homeless:
                     changes[path, not value] = None
@@ -134,7 +134,7 @@ class Search:
 
     def _moves(self, base: dict[str, Any], change: Change, wrong: set[str]) -> set[str]:
         """The misfits that a change moves; none when it moves a tensor that fitted before."""
-        changed = _with(base, [change])
+        changed = with_changes(base, [change])
         try:
             shapes = self._shapes(changed)
         except Exception as error:
@@ -206,18 +206,19 @@ class Search:
         return misfits
 
 
-def _entries(
+def entries(
     config: Mapping[str, Any], prefix: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], int | None]]:
     """Whole numbers, switches and unset entries of a config and of the configs inside it."""
     for key, value in config.items():
         if isinstance(value, Mapping) and key.endswith("_config"):
-            yield from _entries(value, (*prefix, key))
+            yield from entries(value, (*prefix, key))
         elif value is None or isinstance(value, int):
             yield (*prefix, key), value
 
 
-def _with(config: dict[str, Any], changes: list[Change]) -> dict[str, Any]:
+def with_changes(config: dict[str, Any], changes: list[Change]) -> dict[str, Any]:
+    """A config with other values at some entries."""
     changed = copy.deepcopy(config)
     for path, value in changes:
         place = changed

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.plugins import PASSES, offered, plugins
-from sparsify.recipes.catalogue import recipe, recipes
+from sparsify.recipes.catalogue import recipe, recipes, template
 from sparsify.recipes.recipe import Recipe
 from sparsify.text import catalogue as plain
 from sparsify.text.catalogue import Entry, catalogue, entry_of, unknown_name
@@ -40,7 +40,7 @@ def show_passes(name: Annotated[str | None, typer.Argument()] = None, json: Json
 def show_recipes(name: Annotated[str | None, typer.Argument()] = None, json: Json = False) -> None:
     """List the recipes, or print the pipeline of one, a pass a line."""
     console = Console()
-    items = recipes() if name is None else (recipe(name),)
+    items = recipes() if name is None else ((recipe if "{" in name else template)(name),)
     if json:
         rows = [{**asdict(item), "needs": list(needs(item))} for item in items]
         print(json_text.dumps(rows, indent=1))

@@ -150,10 +150,15 @@ def _gone(program: Program, weights: Sequence[Weight]) -> list[Weight]:
 
 
 def pattern_of(weight: Tensor) -> str:
-    """The tightest N:M, M of 4 or 8, that the zeros of `W [..., out, in]` have; empty for none."""
-    size = weight.shape[-1]
+    """The tightest N:M, M of 4 or 8, that the zeros of `W [..., out, in]` have; empty for none.
+
+    Zeros that are whole columns are channels that are masked, and no pattern, however they lie.
+    """
+    size, live = weight.shape[-1], weight != 0
+    if torch.equal(live, live.any(-2, keepdim=True).expand_as(live)):
+        return ""
     for m in (m for m in _MS if size % m == 0):
-        kept = (weight != 0).reshape(*weight.shape[:-1], size // m, m).sum(-1).amax()
+        kept = live.reshape(*weight.shape[:-1], size // m, m).sum(-1).amax()
         if 0 < int(kept) < m:
             return f"{int(kept)}:{m}"
     return ""

@@ -90,6 +90,18 @@ def sweep(program: Program) -> list[str]:
     return orphans
 
 
+def renamed(program: Program, rename: Callable[[str], str]) -> Program:
+    """The program with every tensor under the path that `rename` gives for its own; tensors are shared."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    for node in graph.find_nodes(op="get_attr"):
+        node.target = rename(str(node.target))
+    tensors = {rename(path): value for path, value in program.tensors()}
+    made = program.over(fx.GraphModule(tensors, graph))
+    made.aliases = {rename(a): rename(b) for a, b in program.aliases.items()}
+    return made
+
+
 def _drop_empty(module: torch.nn.Module) -> None:
     for name, child in list(module.named_children()):
         _drop_empty(child)

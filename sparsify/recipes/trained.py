@@ -1,4 +1,4 @@
-"""Recipes whose training is the method: AST, CAST, DPF, SAT, LoSA."""
+"""Recipes whose training is the method: AST, CAST, DPF, SAT, LoSA, Sheared LLaMA."""
 
 from sparsify.recipes.recipe import Recipe
 from sparsify.tensors.ladder import cubic
@@ -82,5 +82,16 @@ RECIPES = (
         "losa-n8",
         "as losa, with N of each 8 kept, N by layer, a quarter in all",
         _losa(0.75, " m=8"),
+    ),
+    Recipe(
+        "sheared",
+        "the layers, heads, channels and width that its options say: masks learnt with the weights, what "
+        "they leave out removed, and training going on (2310.06694)",
+        "insert-masks{of=layers,heads,channels,hidden} | "
+        "train{steps=400 batch=16 lr=0.0005 warmup=0.1 floor=0.1 "
+        "masks=learned{layers=4 heads=4 channels=352 hidden=192 lr=0.5 ramp=0.4}} | "
+        "prune-heads | prune-channels | prune-layers | prune-hidden | "
+        "train{steps=400 batch=16 lr=0.001 floor=0.1}",
+        ("layers", "heads", "channels", "hidden"),
     ),
 )

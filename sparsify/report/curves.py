@@ -35,6 +35,7 @@ class Panel:
         return lines
 
 
+_LEARNT = ("layers", "heads", "channels", "hidden")  # that masks are learnt of
 PANELS = (
     Panel("loss, nats a token", ("loss", "task", "distill")),
     Panel("learning rate", ("lr",)),
@@ -45,6 +46,8 @@ PANELS = (
     Panel("masks, number that came back", ("reactivated",)),
     Panel("mean |W| under and beside the mask", ("masked", "kept")),
     Panel("strength of the pull", ("strength",)),
+    *(Panel(f"{k}: expected sparsity", (f"{k}_sparsity", f"{k}_target")) for k in _LEARNT),
+    *(Panel(f"{k}: multipliers", (f"{k}_lambda", f"{k}_phi")) for k in _LEARNT),
     Panel("held-out loss of domains, nats a token", (), "validation."),
     Panel("weights of domains", (), "weight."),
 )

@@ -70,8 +70,19 @@ def bars_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
     return figure
 
 
+def longest_bar(ends: Sequence[tuple[float, float]]) -> float:
+    """How far the scale of bars goes, given each bar and the end of its spread, in the bars' unit.
+
+    Far enough for every spread but those that would shrink all bars: these end at one and a half times the
+    longest bar.
+    """
+    return min(max(high for _, high in ends), 1.5 * max(value for value, _ in ends))
+
+
 def _panel(axis: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
-    largest = 0.0
+    measured = [row for row in rows if row.get(panel.key) is not None]
+    ends = [(row[panel.key], row.get(f"{panel.key}_high") or row[panel.key]) for row in measured]
+    largest = longest_bar(ends)
     for place, row in enumerate(rows):
         value = row.get(panel.key)
         if value is None:
@@ -81,10 +92,10 @@ def _panel(axis: Axes, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
         low, high = row.get(f"{panel.key}_low"), row.get(f"{panel.key}_high")
         end = float(value)
         if low is not None and high is not None:
-            axis.plot([low, high], [place, place], color="#1b1f24", linewidth=1.4)
-            end = max(end, float(high))
+            high = min(float(high), largest)
+            axis.plot([min(low, high), high], [place, place], color="#1b1f24", linewidth=1.4)
+            end = max(end, high)
         note(axis, end, place, panel.write(value))
-        largest = max(largest, end)
     axis.set_title(panel.title, fontsize=10)
     # Room on the right for the longest number.
     axis.set_xlim(0, largest * 1.45 or 1)

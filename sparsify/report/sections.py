@@ -9,6 +9,7 @@ from sparsify.measure.latency import shape_words
 from sparsify.measure.machine import machine_line
 from sparsify.measure.tasks import metric_names, metric_words
 from sparsify.report.curves import curves
+from sparsify.report.figure import longest_bar
 from sparsify.report.found import Found, Row
 from sparsify.report.heat import heat_maps
 from sparsify.report.html import Html, Part, bar, join, section, size, table, tag, unmeasured
@@ -82,7 +83,7 @@ def speed(found: Found) -> Html:
     if not timings:
         command = f"sparsify-fx bench {found.folder} --against DENSE"
         return section("Speed", unmeasured("Speed was not measured here.", command))
-    top = max(row["ratio_high"] for row in timings)
+    top = longest_bar([(row["ratio"], row["ratio_high"]) for row in timings])
     header = ("model", "fed", "times as fast as dense", "10\u201390 %", "median ms", "10\u201390 %")
     facts = [f"{found.bench['threads']} thread(s)"] if "threads" in found.bench else []
     facts += [machine_line(found.bench["machine"])] if "machine" in found.bench else []
@@ -91,7 +92,7 @@ def speed(found: Found) -> Html:
 
 
 def _timing(row: Row, top: float) -> tuple[Part, ...]:
-    spread = (row["ratio_low"] / top, row["ratio_high"] / top)
+    spread = (min(1, row["ratio_low"] / top), min(1, row["ratio_high"] / top))
     return (
         row["name"],
         shape_words(row),

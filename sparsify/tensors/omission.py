@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import SparsifyError
+from sparsify.tensors.seeds import generator_of
 
 Runs = Sequence[Sequence[int]]
 # Entries of |W| that are made at once: they stay in the cache.
@@ -123,11 +124,7 @@ def choose(scores: Tensor, groups: int, count: int, noise: Tensor | None = None)
 
 def gumbel(size: int, seeds: Iterable[int]) -> Tensor:
     """Gumbel noise `[size]`, float32, from a tuple of seeds: the same on every process."""
-    mixed = 0
-    for seed in seeds:
-        mixed = (mixed * 1_000_003 + seed + 1) % (2**63 - 25)
-    generator = torch.Generator().manual_seed(mixed)
-    uniform = torch.rand(size, generator=generator).clamp_min(1e-20)
+    uniform = torch.rand(size, generator=generator_of(seeds)).clamp_min(1e-20)
     return -torch.log((-torch.log(uniform)).clamp_min(1e-20))
 
 

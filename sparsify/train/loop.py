@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import Parameter
 
 from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data, order
@@ -22,6 +21,7 @@ from sparsify.train.domains import Constant, Dynamic
 from sparsify.train.following import Following
 from sparsify.train.forward import Teacher, Trained
 from sparsify.train.heap import give_back
+from sparsify.train.learned_masks import LearnedMasks
 from sparsify.train.losses import Distillation
 from sparsify.train.moving_masks import AdaptiveMasks
 from sparsify.train.objective import Objective
@@ -43,6 +43,7 @@ def train(
     sparse: Sparse | None = None,
     omission: Callable[[float], float] | None = None,
     domains: Constant | Dynamic | None = None,
+    learned: LearnedMasks | None = None,
     device: str = "cpu",
     scratch: Path | None = None,
     on_step: Callable[[Figures], None] = lambda figures: None,
@@ -52,7 +53,8 @@ def train(
     With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
     With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one the loss on its batch
     of the dense weights (`unpruned`) and of the masked ones (`pruned`). `omission` gives
-    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `domains` says
+    the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `learned` are
+    masks that learn too; rows hold what `LearnedMasks.figures` tells. `domains` says
     when the held-out losses of domains are measured and whether weights follow them; rows hold what
     `Following` tells. Without it weights stay and nothing is measured. Raises SparsifyError when the loss is
     no longer finite; checkpoints from before then stay.
@@ -67,7 +69,7 @@ def train(
         validation = None
         if domains is not None:
             validation = Validation(program, twin, settings, accelerator, domains.samples)
-        run = _Run(program, data, settings, objective, sparse, omission, accelerator)
+        run = _Run(program, data, settings, objective, sparse, omission, learned, accelerator)
         if isinstance(data, DomainData):
             run.follow(data, domains or Constant(), validation)
         done, history = 0, list[Figures]()
@@ -99,9 +101,9 @@ def step_indices(size: int, seed: int, step: int, batch: int) -> list[int]:
 
 
 def _optimizer(
-    trained: list[Parameter], settings: Settings, rule: Rule | None
+    trained: list[dict[str, Any]], settings: Settings, rule: Rule | None
 ) -> torch.optim.Optimizer:
-    """The optimiser of a run; betas of AdamW are those of language models."""
+    """The optimiser of a run over groups of tensors; betas of AdamW are those of language models."""
     how: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
         return torch.optim.SGD(trained, momentum=settings.momentum, **how)
@@ -120,10 +122,11 @@ class _Run:
         objective: Objective,
         sparse: Sparse | None,
         omission: Callable[[float], float] | None,
+        learned: LearnedMasks | None,
         accelerator: Accelerator,
     ) -> None:
         self.program, self.data, self.settings = program, data, settings
-        self.objective, self.accelerator = objective, accelerator
+        self.objective, self.accelerator, self.learned = objective, accelerator, learned
         # By name: a program loaded from disk may hold its parameters in another order, and the
         # optimiser's state is kept by number.
         named = sorted(program.module.named_parameters(), key=lambda item: item[0])
@@ -132,13 +135,15 @@ class _Run:
             raise SparsifyError(
                 "no parameter is to be trained; choose update=all or insert a branch"
             )
-        optimizer = _optimizer(trained, settings, None if sparse is None else sparse.rule)
+        groups = [{"params": trained}, *self._others()]
+        optimizer = _optimizer(groups, settings, None if sparse is None else sparse.rule)
         self.rules = optimizer if isinstance(optimizer, SparseAdamW) else None
         model = Trained(program, settings.recompute)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         # Asked of the optimiser: sharding puts other tensors in place of the parameters.
         groups = self.optimizer.param_groups
         self.trained = [parameter for group in groups for parameter in group["params"]]
+        self.peaks = [group["lr"] for group in groups]
         self.model.train()
         # After the program has moved to its device, where its masks are.
         self.masks: AdaptiveMasks | None = None
@@ -178,9 +183,9 @@ class _Run:
         """One optimiser step; the figures to show."""
         started = time.perf_counter()
         settings = self.settings
-        lr = settings.lr * factor(settings.shape, step, settings.steps, settings.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        part = factor(settings.shape, step, settings.steps, settings.warmup, settings.floor)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * part
         moved = self._before(step)
         figures, tokens = self._gradients(step)
         if settings.clip:
@@ -192,7 +197,8 @@ class _Run:
         if self.omitting is not None:
             moved = {**moved, **self.omitting.figures()}
         seconds = time.perf_counter() - started
-        return {"step": step + 1, "lr": lr, **figures, **moved, "tokens_per_s": tokens / seconds}
+        done = {"step": step + 1, "lr": settings.lr * part}
+        return {**done, **figures, **moved, "tokens_per_s": tokens / seconds}
 
     def _gradients(self, step: int) -> tuple[Figures, int]:
         """Put the gradients of a step into the parameters; its losses, and its number of tokens."""
@@ -200,6 +206,8 @@ class _Run:
         figures: Figures = {}
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
+            if self.learned is not None:
+                self.learned.place()
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, found = self.objective(self.model, part)
                 if not math.isfinite(found["loss"]):
@@ -212,6 +220,8 @@ class _Run:
             if self.settings.recompute != "none":
                 give_back()
             figures = {key: figures.get(key, 0.0) + value for key, value in found.items()}
+        if self.learned is not None:
+            self.accelerator.backward(self.learned.penalty())
         ids = (part.batch.get("input_ids") for part in parts)
         return figures, sum(each.numel() for each in ids if each is not None)
 
@@ -240,6 +250,9 @@ class _Run:
         if self.omitting is not None and self.rate is not None:
             self.omitting.begin(step, self.rate(step / self.settings.steps))
         found = {} if self.following is None else self.following.begin(step)
+        if self.learned is not None:
+            self.learned.begin(step, step / self.settings.steps)
+            found = {**found, **self.learned.figures()}
         if self.masks is None:
             return found
         figures = {**found, **(self.masks.refresh(step) if self.masks.due(step) else {})}
@@ -247,6 +260,16 @@ class _Run:
             return figures
         self.rules.progress = step / self.settings.steps
         return {"strength": self.rules.rule.strength(self.rules.progress), **figures}
+
+    def _others(self) -> list[dict[str, Any]]:
+        """What learns beside parameters, with learning rates of its own."""
+        if self.learned is None:
+            return []
+        if self.accelerator.num_processes > 1:
+            raise SparsifyError("masks are learnt in one process; start a single one")
+        self.learned.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(self.learned)
+        return self.learned.groups()
 
     def _batches(self, step: int) -> list[dict[str, Tensor]]:
         """The micro-batches of a step, this process's part of each."""

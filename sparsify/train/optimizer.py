@@ -39,7 +39,7 @@ class SparseAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
         rule: Rule,
         *,
         lr: float,

@@ -22,7 +22,7 @@ class Settings:
     steps between checkpoints. In `precision` bf16 products are taken in bfloat16 of float32 weights.
     `recompute` says what the backward pass computes again in place of keeping it: nothing, whole layers, or
     (`selective`) all of them but products and attention. `balance` weighs the loss that spreads tokens over
-    experts. `momentum` is that of `optimizer` sgd.
+    experts, `momentum` is that of `optimizer` sgd, `floor` the fraction of `lr` that a falling rate falls to.
     """
 
     steps: int
@@ -41,6 +41,7 @@ class Settings:
     balance: float = 0.0
     optimizer: Optimizer = "adamw"
     momentum: float = 0.9
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -156,4 +156,4 @@ def test_catalogues(cli):
     assert "insert-lora" in cli("passes")[1]
     assert "W + c B A" in cli("passes", "insert-lora")[1]
     assert "structured" in cli("recipes")[1]
-    assert cli("recipes", "wanda")[1].startswith("insert-probes | calibrate")
+    assert cli("recipes", "wanda")[1].startswith("insert-probes |\ncalibrate{samples=128} |\n")

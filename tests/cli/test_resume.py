@@ -201,17 +201,18 @@ def test_overwriting_forgets_formats_that_are_not_written_again(model, tmp_path,
         "safetensors",
         "report.json",
         "run.json",
+        "run.yaml",
     }
 
 
 def test_an_export_that_fails_loses_nothing(model, text, tmp_path, cli, monkeypatch):
-    chosen = "choose-masks{of=layers score=influence sparsity=0.5}"
+    chosen = "choose-masks{of=blocks score=influence sparsity=0.25}"
     words = ["run", "--model", model, "--data", text, "--length", 32, "--out", tmp_path / "out"]
-    words += ["--pipeline", f"insert-masks{{of=layers}} | {chosen} | prune-layers"]
+    words += ["--pipeline", f"insert-masks{{of=blocks}} | {chosen} | prune-layers{{of=blocks}}"]
     code, _, error = cli(*words, "--to", "huggingface")
     assert code == 1
-    assert "cannot leave out the 1 layers" in error
+    assert "cannot leave out the 1 blocks" in error
     assert "run again with --resume and another --to" in error
     monkeypatch.setattr("passes.prune_layers.PruneLayers.rewrite", None)  # not called again
     assert cli(*words, "--to", "safetensors", "--resume")[0] == 0
-    assert len(load(tmp_path / "out" / "safetensors").plan["layers"]) == 1
+    assert len(load(tmp_path / "out" / "safetensors").plan["blocks"]) == 1

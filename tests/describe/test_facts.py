@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from sparsify.describe.count import count
 from sparsify.describe.facts import FILE, Share, kind, read_facts, write_facts
@@ -104,15 +105,25 @@ def test_the_tightest_pattern_is_found(traced):
     weight = traced("mlp").tensor("up.weight").detach().clone()
     assert pattern_of(weight) == ""
     weight[:, 0] = weight[:, 5] = 0
+    weight[0, 3] = 0
+    weight[0, 0] = 1
     assert pattern_of(weight) == "3:4"
-    weight[:, 2] = 0
-    weight[:, 7] = 0
+    weight[:, 2] = weight[:, 7] = 0
     assert pattern_of(weight) == "2:4"
     weight[:] = 1
     weight[:, 4:] = 0
+    weight[0, 0] = 0
     assert pattern_of(weight) == "4:8"
     assert pattern_of(weight[:, :7]) == ""
     assert pattern_of(0 * weight) == ""
+
+
+def test_masked_channels_are_no_pattern(traced):
+    weight = torch.ones_like(traced("mlp").tensor("up.weight"))
+    weight[:, ::8] = 0
+    assert pattern_of(weight) == ""
+    weight[0, 1] = 0  # one weight more, and the zeros are no channels alone
+    assert pattern_of(weight) == "7:8"
 
 
 def test_figures_come_back_or_the_damage_is_told(traced, tmp_path):

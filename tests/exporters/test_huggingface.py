@@ -192,9 +192,32 @@ def test_tokenizer_and_generation_config(programs, tokenizer, tmp_path):
     assert {"tokenizer.json", "tokenizer_config.json"} <= found
 
 
-def test_removed_layers_are_refused(programs, tmp_path):
+@pytest.mark.parametrize(
+    ("family_", "count", "last"),
+    [
+        ("llama", "num_hidden_layers", "model.layers.0.mlp.down_proj.weight"),
+        ("qwen3", "num_hidden_layers", "model.layers.0.mlp.down_proj.weight"),  # says `layer_types`
+        ("gpt2", "n_layer", "transformer.h.0.mlp.c_proj.weight"),
+        ("distilbert", "n_layers", "distilbert.transformer.layer.1.ffn.lin2.weight"),
+    ],
+)
+def test_layers_that_stay_are_numbered_without_gaps(family_, count, last, tmp_path):
+    program = parse("insert-masks{of=layers}").run(family_traced(family_))
+    program.tensor(f"{last}_layers_mask").fill_(False)
+    parse("prune-layers").run(program)
+    folder = write_checked(Huggingface(), program, tmp_path)
+    assert config_of(folder)[count] == 1
+    check_stock(program, folder)
+    model = stock(program, folder)
+    assert not any(last.replace(".0.", ".1.") in name for name in model.state_dict())
+    assert program.has(last.replace(".0.", ".1.")) == (".0." in last)  # the program keeps its names
+
+
+def test_removed_blocks_are_refused(programs, tmp_path):
     program = parse(
-        "insert-masks{of=layers} | choose-masks{of=layers sparsity=0.5} | prune-layers"
+        "insert-masks{of=blocks} | choose-masks{of=blocks sparsity=0.25} | prune-layers{of=blocks}"
     ).run(programs("llama"), Context())
-    with pytest.raises(ExportError, match="cannot leave out the 1 layers or blocks that prune-l"):
+    with pytest.raises(
+        ExportError, match="cannot leave out the 1 blocks that prune-layers removed"
+    ):
         write_checked(Huggingface(), program, tmp_path)

@@ -214,7 +214,7 @@ def test_passes_that_do_not_fit_each_other(pipeline, sentence, traced):
         ("insert-lora{rnk=4}", "'insert-lora' has no option 'rnk'; did you mean 'rank'?"),
         (
             "fold-masks{of=weigths}",
-            "fold-masks{of} cannot be 'weigths'; it takes weights|channels|heads",
+            "fold-masks{of} cannot be 'weigths'; it takes weights|convolutions|channels|heads",
         ),
         ("insert-lora{rank=four}", "insert-lora{rank} cannot be 'four'; it takes int"),
         ("insert-lora{rank=4,5}", "insert-lora{rank} takes one value, not 2"),

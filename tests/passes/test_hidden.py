@@ -142,3 +142,15 @@ def norm_outputs(program, ids):
     return list(
         Values(program, [x for x in wanted if x not in attention]).of({"input_ids": ids}).values()
     )
+
+
+def test_a_width_to_a_size(traced):
+    masked = run(
+        traced("llama"), "insert-masks{of=hidden} | choose-masks{of=hidden to=shape{hidden=40}}"
+    )
+    (mask,) = width_masks(masked)
+    assert int(masked.tensor(mask.path).sum()) == 40
+    with pytest.raises(OptionError, match="hidden=65 cannot be kept of the 64 hidden that"):
+        run(
+            traced("llama"), "insert-masks{of=hidden} | choose-masks{of=hidden to=shape{hidden=65}}"
+        )

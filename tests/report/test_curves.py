@@ -70,3 +70,25 @@ def test_trainings_one_after_the_other_are_parted_by_a_line():
     rows = [{"step": step, "loss": 1.0 + step} for step in (1, 2, 1, 2)]
     (start,) = re.findall('d="M([^"]*)" class="start"', curves(rows))
     assert start == "666.7,0.0 666.7,400.0"
+
+
+def test_learned_masks_have_a_panel_for_each_kind():
+    rows = [
+        {
+            "step": 1,
+            "hidden_sparsity": 0.1,
+            "hidden_target": 0.2,
+            "hidden_lambda": -3.0,
+            "hidden_phi": 4.0,
+        },
+        {
+            "step": 2,
+            "hidden_sparsity": 0.2,
+            "hidden_target": 0.2,
+            "hidden_lambda": -1.0,
+            "hidden_phi": 5.0,
+        },
+    ]
+    text = curves(rows)
+    assert re.findall("<b>(.*?)</b>", text) == ["hidden: expected sparsity", "hidden: multipliers"]
+    assert "hidden_lambda -1" in text

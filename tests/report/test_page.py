@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sparsify.errors import DataError
-from sparsify.report.figure import PANELS, bars, bars_figure, save, short
+from sparsify.report.figure import PANELS, bars, bars_figure, longest_bar, save, short
 from sparsify.report.found import find
 from sparsify.report.page import write_page
 
@@ -64,6 +64,14 @@ def texts(axis):
 )
 def test_counts_are_written_short(value, words):
     assert short(value) == words
+
+
+def test_a_noisy_spread_does_not_shrink_the_bars():
+    assert longest_bar([(1.0, 1.1), (2.0, 2.2)]) == 2.2
+    assert longest_bar([(1.0, 1.1), (2.0, 40.0)]) == 3.0
+    noisy = {"name": "b", "ratio": 2.0, "ratio_low": 0.5, "ratio_high": 40.0}
+    (axis,) = bars_figure([{"name": "a", "ratio": 1.0}, noisy], "title").axes
+    assert axis.get_xlim()[1] == pytest.approx(3.0 * 1.45)
 
 
 def test_bars_have_a_panel_a_measure_and_say_what_was_not_measured():

@@ -30,3 +30,12 @@ def test_what_follows():
 def test_stable_falls_over_the_last_fifth():
     assert [at("stable", step) for step in (10, 50, 80)] == [1.0, 1.0, 1.0]
     assert [at("stable", step) for step in (85, 90, 99)] == pytest.approx([0.75, 0.5, 0.05])
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "stable"])
+def test_what_falls_falls_to_the_floor(shape):
+    """The floor is a fraction of the peak: a fall from 1 to 0 becomes one from 1 to 0.1."""
+    for step in (5, 10, 40, 90, 99):
+        plain, floored = at(shape, step), factor(shape, step, STEPS, 0.1, 0.1)
+        assert floored == pytest.approx(plain if step < 10 else 0.1 + 0.9 * plain)
+    assert factor("constant", 99, STEPS, 0.1, 0.1) == 1.0

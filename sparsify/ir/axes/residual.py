@@ -81,6 +81,14 @@ def blocks(analysis: Analysis, kind: str) -> list[Block]:
     return [block for block in found if block.last is not None and last.count(block.last) == 1]
 
 
+def terms_of(analysis: Analysis, block: Block) -> list[tuple[fx.Node, fx.Node]]:
+    """The terms that residual sums inside a block add to the stream, each with the op that adds it."""
+    flow = flow_of(analysis)
+    inside = [item for item in flow.sums if flow.between(block.x, block.y, item.root)]
+    terms = [term for item in inside for term in item.terms]
+    return [(term, user) for term in terms for user in term.users if user.target is _ADD]
+
+
 def streams(analysis: Analysis) -> list[fx.Node]:
     """The values that residual sums add to."""
     return list(dict.fromkeys(item.x for item in flow_of(analysis).sums))

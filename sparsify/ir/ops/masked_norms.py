@@ -6,7 +6,8 @@
     masked_rms_norm    x / sqrt(sum(x^2 mask) / n + eps) * w
 
 `x [..., features]`, `mask [features]` boolean, `w`, `b` `[features]`. With an all-true mask each is the
-plain op, bitwise. What stands at masked features means nothing: whoever reads it masks it.
+plain op, bitwise. What stands at masked features means nothing: whoever reads it masks it. Of a mask that is
+learnt, with values from 0 to 1, all but the zeros are kept features.
 """
 
 from typing import Any
@@ -59,6 +60,10 @@ def masked_rms_norm(
 
 
 def _mean(x: Tensor, mask: Tensor, keepdim: bool) -> Tensor:
+    if mask.dtype != torch.bool:
+        # Drawn masks may be zero all over.
+        mask = mask != 0
+        return (x * mask).sum(-1, keepdim=keepdim) / mask.sum().clamp_min(1)
     return (x * mask).sum(-1, keepdim=keepdim) / mask.sum()
 
 

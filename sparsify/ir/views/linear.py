@@ -183,7 +183,9 @@ def bias_path(linear: Linear) -> str | None:
 
 
 def own_bias(linear: Linear) -> fx.Node | None:
-    """The node that a linear adds as its bias."""
+    """The node that a linear adds as its bias; None where it has none, as experts stored together."""
+    if str(linear.node.target) in GROUPED:
+        return None
     args, place = linear.node.args, 0 if linear.transposed else 2
     bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")
     return bias if isinstance(bias, fx.Node) else None

@@ -19,7 +19,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
 from sparsify.select.groups import Amount, keep_some
 from sparsify.select.influence import influences
-from sparsify.select.kinds.kind import Choice, Kind
+from sparsify.select.kinds.kind import Choice, Kind, Units
 from sparsify.tensors.masks import keep_top
 
 
@@ -60,6 +60,15 @@ class Blocks(Kind):
     def most(self, program: Program) -> int:
         """How many there are in all."""
         return len(blocks(analyse(program), self.name))
+
+    def units(self, program: Program) -> list[Units]:
+        """All layers; blocks are not learnt."""
+        if self.name != "layers":
+            return super().units(program)
+        stand = {mask.path for mask in block_masks(program, self.name)}
+        paths = [block_mask_path(block) for block in blocks(analyse(program), self.name)]
+        index = {path: torch.tensor([i]) for i, path in enumerate(paths) if path in stand}
+        return [Units(paths[0], len(paths), 1, index)] if paths else []
 
     def remove(self, program: Program) -> int:
         """Take masked blocks out of the graph; weights that nobody reads any more go with them."""

@@ -1,6 +1,7 @@
 """Channels and attention heads: a mask where the coupled axis is taken in."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -20,7 +21,7 @@ from sparsify.ir.views.linear import Linear, effective_weight, out_in, product_a
 from sparsify.select.groups import MaskedAxis, keep, of_one_axis, prunable, sites, unit_cost
 from sparsify.select.importance import OF_DATA, OF_STATISTICS, gather, importance
 from sparsify.select.kinds.cut import cut
-from sparsify.select.kinds.kind import Choice, Kind
+from sparsify.select.kinds.kind import Choice, Kind, Units
 from sparsify.select.kinds.weights import refuse_branch
 
 
@@ -84,6 +85,19 @@ class Coupled(Kind):
     def most(self, program: Program) -> int:
         """The size of the largest axis."""
         return max((group.size for group in prunable(analyse(program), self.name)), default=0)
+
+    def units(self, program: Program) -> list[Units]:
+        """Channels, or KV groups; query heads where one group serves all of them."""
+        analysis, found = analyse(program), dict[object, Units]()
+        for of in prunable(analysis, self.name):
+            width = of.rep_size if isinstance(of, Heads) and of.kv is not None else 1
+            found[of.key] = Units(of.consumers[0].weight, of.size // width, width, {})
+        for site in sites(analysis, group_masks(program), self.name):
+            units = found[site.of.key]
+            entries = torch.arange(units.size).repeat_interleave(units.width)
+            index = {**units.index, site.mask.path: entries}
+            found[site.of.key] = replace(units, index=index)
+        return list(found.values())
 
     def fold(self, program: Program) -> int:
         """`W'_ij = W_ij mask_j`; the zeros keep their place and cost. OptionError for a branch."""

@@ -11,11 +11,12 @@ from sparsify.ir.axes.shrink.keep import Keep
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.width_mask import add_width_mask, drop_width_mask, width_masks
 from sparsify.ir.program import Program
+from sparsify.ir.tensor_names import group_mask
 from sparsify.ir.views.linear import Linear
 from sparsify.select.importance import OF_GRADIENTS
 from sparsify.select.kinds.cut import cut
 from sparsify.select.kinds.indices import choose_indices
-from sparsify.select.kinds.kind import Choice, Kind
+from sparsify.select.kinds.kind import Choice, Kind, Units
 
 
 class Hidden(Kind):
@@ -46,6 +47,20 @@ class Hidden(Kind):
         found = {mask.path: _width_at(analysis, mask.weight) for mask in width_masks(program)}
         return choose_indices(program, found, choice.by, choice.amount, self.name)
 
+    def most(self, program: Program) -> int:
+        """The largest width; 0 where none may shrink."""
+        return max((units.size for units in self.units(program)), default=0)
+
+    def units(self, program: Program) -> list[Units]:
+        """The features of every width."""
+        stand = {mask.path for mask in width_masks(program)}
+        found = []
+        for group in _free_widths(analyse(program)):
+            path = group_mask(group.key[0], self.name)
+            index = {path: torch.arange(group.size)} if path in stand else {}
+            found.append(Units(group.key[0], group.size, 1, index))
+        return found
+
     def remove(self, program: Program) -> int:
         """Slice every tensor that carries a masked width."""
         masks = width_masks(program)
@@ -58,11 +73,17 @@ class Hidden(Kind):
         return len(masks)
 
 
-def _widths(analysis: Analysis) -> list[Group]:
-    """The residual widths that nothing pins; OptionError when there are none."""
+def _free_widths(analysis: Analysis) -> list[Group]:
+    """The residual widths that nothing pins."""
     found = [group for group in groups(analysis) if group.kind == "hidden"]
-    free = [group for group in found if group.prunable and group.consumers]
+    return [group for group in found if group.prunable and group.consumers]
+
+
+def _widths(analysis: Analysis) -> list[Group]:
+    """As `_free_widths`; OptionError when there are none."""
+    free = _free_widths(analysis)
     if not free:
+        found = [group for group in groups(analysis) if group.kind == "hidden"]
         why = "; ".join(found[0].pins[:2]) if found else "there is no residual sum x + f(x)"
         raise OptionError(f"the program has no prunable hidden size: {why}")
     return free

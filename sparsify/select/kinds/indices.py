@@ -13,6 +13,7 @@ from sparsify.select.gradients import gradient_moments
 from sparsify.select.groups import Amount, keep_some, matrices
 from sparsify.select.importance import Criterion, Evidence, sensitivities, weight_norm
 from sparsify.select.statistics import statistics_of
+from sparsify.tensors.masks import keep_top
 
 
 def choose_indices(
@@ -32,7 +33,10 @@ def keep_indices(
 ) -> int:
     """Set the masks at these paths by scores `[size]`, the same fraction of each; returns how many."""
     for (path, group), score in zip(found.items(), scores, strict=True):
-        kept = keep_some(score, amount.sparsity, amount.step(kind), group.least)
+        if kind in amount.sizes:
+            kept = keep_top(score, amount.sizes[kind])
+        else:
+            kept = keep_some(score, amount.sparsity, amount.step(kind), group.least)
         with torch.no_grad():
             program.tensor(path).copy_(kept)
     return len(found)

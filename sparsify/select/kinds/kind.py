@@ -1,8 +1,10 @@
 """The kind: what a mask may stand for, and everything passes do with such masks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
@@ -29,6 +31,20 @@ class Choice:
     scales: str | None = None
     start: Callable[[int], None] = lambda count: None
     advance: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is ranked together: `size` units, each `width` entries of a mask (the query heads of a KV group).
+
+    `index` says of each entry of a mask which unit it belongs to, by the path of the mask; empty where none
+    stands. `key` is a tensor that the units live in, to tell people.
+    """
+
+    key: str
+    size: int
+    width: int
+    index: Mapping[str, Tensor]
 
 
 class Kind(ABC):
@@ -89,6 +105,10 @@ class Kind(ABC):
     def most(self, program: Program) -> int:
         """How many there are at one place at most; the bound of a target shape."""
         return 0
+
+    def units(self, program: Program) -> list[Units]:
+        """The units of every axis, or of all layers at once; OptionError for a kind that is not learnt."""
+        raise OptionError(f"masks of {self.name} are not learnt; choose-masks chooses them")
 
     def fold(self, program: Program) -> int:
         """Make what masks leave out zeros of the weights, and drop the masks; returns how many."""
