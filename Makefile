@@ -13,7 +13,7 @@ SEED_FROM ?= 0
 # Runs, streams and exports that are killed.
 KILLS ?= 200
 
-.PHONY: demo demo-real test lint real browser versions ecosystem docs bench kernels fuzz fuzz-kernels kills cross clean
+.PHONY: demo demo-real test lint real browser versions ecosystem docs docs-site bench kernels fuzz fuzz-kernels kills cross clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
@@ -85,6 +85,10 @@ kills: $(VENV)/.ready
 # Writes the pages of docs/ that come from the code.
 docs: $(VENV)/.ready
 	$(BIN)/python docs/generate.py
+
+# Builds docs/ as pages of HTML into build/site, which open from there; a link that leads nowhere is an error.
+docs-site: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/structured_latency.py
