@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effect
+from sparsify.errors import OptionError
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
 from sparsify.select.kinds.catalogue import KINDS, Name, kinds_of
@@ -44,7 +45,13 @@ class InsertMasks(Pass):
     def check(self, program: Program) -> None:
         """Globs must match, something must be prunable, and linears alone may read a masked weight."""
         for kind in kinds_of(self.of):
-            kind.check(program, self._views(kind, program))
+            views = self._views(kind, program)
+            if kind.masked_weights(views) == frozenset():
+                raise OptionError(
+                    f"of={kind.name} finds nothing to mask: what makes the program's output stays unless "
+                    "targets name it, as in targets=head.weight; name it, or leave the kind out"
+                )
+            kind.check(program, views)
 
     def featured_weights(self, program: Program) -> Mapping[str, frozenset[str]]:
         """The weights that get a mask of their own."""

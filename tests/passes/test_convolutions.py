@@ -11,7 +11,7 @@ from sparsify.describe.count import count
 from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
-from sparsify.errors import SparsifyError
+from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
@@ -167,3 +167,23 @@ def test_a_program_without_them_and_a_weight_with_another_reader(traced):
     program = trace(Shared(), {"x": torch.randn(3, 2, 5)}, {"x": {0: "batch"}})
     with pytest.raises(SparsifyError, match=r"@conv.weight is no weight of convolutions alone"):
         run(program, "insert-masks{of=convolutions}")
+
+
+class HeadAlone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, pixels):
+        return self.head(self.seen(pixels).amax((-2, -1)))
+
+
+def test_a_head_alone_is_nothing_to_mask():
+    program = trace(
+        HeadAlone().eval(), {"pixels": torch.randn(2, 1, 8, 8)}, {"pixels": {0: "batch"}}
+    )
+    with pytest.raises(OptionError, match=r"of=weights finds nothing to mask.*name it"):
+        run(program, "insert-masks{of=weights,convolutions}")
+    run(program, "insert-masks{targets=head.weight} | insert-masks{of=convolutions}")
+    assert program.features == {"mask.weights", "mask.convolutions"}
