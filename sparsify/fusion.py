@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-import sparsify.ir.features.catalogue  # noqa: F401  verify knows features from it
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.features.beside import add_beside
 from sparsify.ir.features.experts import Form, Tensors, add_experts

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import sparsify.ir.features.catalogue  # noqa: F401 (what passes may put into programs)
 from sparsify.describe.count import count_parameters, count_zeros
 from sparsify.disk.locks import locked
 from sparsify.engine.contract import Context, Pass

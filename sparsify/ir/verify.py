@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+import sparsify.ir.features.catalogue  # noqa: F401 (registers the features that are told apart here)
 from sparsify.errors import VerifyError, reason_of
 from sparsify.ir.ops.allowed import allowed
 from sparsify.ir.program import Program

@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 
-import sparsify.ir.features.catalogue  # noqa: F401 (what stored programs may hold)
 from sparsify.disk.files import new_folder, read_json, require_file, require_files, write_json
 from sparsify.disk.hashes import check_equal, of_json, of_tensor
 from sparsify.disk.locks import locked
