@@ -36,6 +36,11 @@ def zeros_of(size: int, sparsity: float) -> int:
     return math.floor(size * (sparsity + 1e-12))
 
 
+def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return the weight with zeros where its mask is False; infinite entries and NaN go as well."""
+    return torch.where(mask, weight, torch.zeros_like(weight))
+
+
 def keep_top(scores: Tensor, count: int) -> Tensor:
     """Keep exactly the `count` best entries of one tensor.
 

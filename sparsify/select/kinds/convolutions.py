@@ -15,7 +15,7 @@ from sparsify.ir.views.convolution import convolution_at
 from sparsify.ir.views.linear import Linear, consumers
 from sparsify.ir.views.targets import targeted_convolutions
 from sparsify.select.kinds.kind import Choice, Kind
-from sparsify.tensors.masks import keep_across, keep_rows
+from sparsify.tensors.masks import keep_across, keep_global, keep_rows, zeroed
 from sparsify.tensors.scores import magnitude
 
 
@@ -67,7 +67,7 @@ class Convolutions(Kind):
         elif scope == "row":
             masks = [keep_rows(s.flatten(1), sparsity).view_as(s) for s in scores]
         else:
-            masks = [keep_across([score], sparsity)[0] for score in scores]
+            masks = [keep_global(score, sparsity) for score in scores]
         with torch.no_grad():
             for path, mask in zip(found.values(), masks, strict=True):
                 program.tensor(path).copy_(mask)
@@ -80,7 +80,7 @@ class Convolutions(Kind):
             assert view.mask is not None
             weight, mask = program.tensor(view.weight), program.tensor(view.mask)
             with torch.no_grad():
-                weight.copy_(torch.where(mask, weight, torch.zeros_like(weight)))
+                weight.copy_(zeroed(weight, mask))
         for view in views:
             drop_convolution_mask(program, view)
         return len({view.weight for view in views})

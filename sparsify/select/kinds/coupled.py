@@ -23,6 +23,7 @@ from sparsify.select.importance import OF_DATA, OF_STATISTICS, gather, importanc
 from sparsify.select.kinds.cut import cut
 from sparsify.select.kinds.kind import Choice, Kind, Units
 from sparsify.select.kinds.weights import refuse_branch
+from sparsify.tensors.masks import zeroed
 
 
 class Coupled(Kind):
@@ -109,7 +110,7 @@ class Coupled(Kind):
             weight = out_in(view, effective_weight(program, view))
             kept = expand_group_mask(program, mask, weight.shape[-1])
             with torch.no_grad():
-                stored.copy_(out_in(view, torch.where(kept, weight, torch.zeros_like(weight))))
+                stored.copy_(out_in(view, zeroed(weight, kept)))
             drop_group_mask(program, mask)
         return len(found)
 

@@ -17,6 +17,7 @@ from sparsify.select.importance import OF_STATISTICS
 from sparsify.select.kinds.kind import Choice, Kind
 from sparsify.select.one_shot import Method, OneShot, prune_linears
 from sparsify.select.weights import Target, choose_together, masked, store_masks, targets_of
+from sparsify.tensors.masks import zeroed
 
 
 class Weights(Kind):
@@ -74,7 +75,7 @@ class Weights(Kind):
             if view.weight not in folded:
                 weight, mask = program.tensor(view.weight), program.tensor(view.mask)
                 with torch.no_grad():
-                    weight.copy_(torch.where(mask, weight, torch.zeros_like(weight)))
+                    weight.copy_(zeroed(weight, mask))
                 folded.add(view.weight)
             drop_composition(program, view, mask=True)
         return len(folded)
