@@ -8,6 +8,7 @@ import importlib
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -100,7 +101,9 @@ def test_python_compiles_and_names_what_there_is(page):
 
 def undefined(folder):
     """What ruff says of names that Python files use and never define."""
-    words = ["ruff", "check", "--isolated", "--select=F821", "--output-format=concise", str(folder)]
+    options = ("--isolated", "--select=F821", "--output-format=concise", str(folder))
+    # By its module: the folder of its script need not be on the path.
+    words = [sys.executable, "-m", "ruff", "check", *options]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
 
