@@ -10,6 +10,7 @@ from torch import fx, nn
 from sparsify.errors import TraceError
 from sparsify.ir.mode import is_switch
 from sparsify.ir.trace.functional import Offence, functionalise, module_of
+from sparsify.ir.trace.picks import as_slices
 from sparsify.ir.trace.products import as_linears
 
 aten = torch.ops.aten
@@ -49,6 +50,7 @@ def normalise(module: fx.GraphModule) -> fx.GraphModule:
         elif node.target is aten.cat.default:
             _drop_empty_operands(module.graph, node)
     as_linears(module)
+    as_slices(module)
     _sweep(module.graph)
     offences += [found for node in module.graph.nodes if (found := _offence(node))]
     if offences:
