@@ -163,16 +163,9 @@ def texts(tokenizer: Any, options: argparse.Namespace) -> tuple[Data, Data]:
 
 def show(rows: Rows, options: argparse.Namespace) -> None:
     table = Table(box=SIMPLE_HEAD)
-    for column in (
-        "layers/heads/channels/hidden",
-        "",
-        "parameters",
-        "removed",
-        "recovered",
-        "speed 1",
-        "128",
-    ):
-        table.add_column(column)
+    columns = ("layers/heads/channels/hidden", "", "parameters", "removed", "recovered")
+    for column in (*columns, "speed at 1", "at 128"):
+        table.add_column(column, no_wrap=True)
     one = rows.get("dense")
     table.add_row("dense", "", f"{one['parameters']:,}", f"{one['after']:.2f}", "", "1.00", "1.00")
     for shape in options.shapes.split(","):
@@ -187,7 +180,7 @@ def show(rows: Rows, options: argparse.Namespace) -> None:
                 continue
             figures = [_spread(found, key) for key in ("pruned", "after")]
             table.add_row(shape, way, f"{found[0]['parameters']:,}", *figures, *ratios)
-    Console().print(table)
+    Console(width=140).print(table)
     Console().print(machine_line(machine()))
 
 
