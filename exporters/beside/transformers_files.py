@@ -1,5 +1,7 @@
 """Files beside the weights, spelt so that releases of transformers before and after 5 read them alike."""
 
+import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,11 @@ _OF_LOADING = ("is_local", "local_files_only", "name_or_path")
 
 
 def spelt_for_all(config: PreTrainedConfig) -> dict[str, Any]:
-    """Every entry of a config outright, since defaults differ between releases, in old words and new."""
+    """Every entry of a config outright, since defaults differ between releases, in old words and new.
+
+    Old words of rotary positions are left out where this release would understand something else by them:
+    those models are younger than the words.
+    """
     said = config.to_dict()
     said.pop("_name_or_path", None)
     for old in _RENAMED:
@@ -31,7 +37,28 @@ def spelt_for_all(config: PreTrainedConfig) -> dict[str, Any]:
         if entry in said:
             said[old] = said[entry]
     rope = said.get("rope_parameters")
-    return {**said, **_older_rope(rope)} if isinstance(rope, dict) else said
+    if not isinstance(rope, dict):
+        return said
+    both = {**said, **_older_rope(rope)}
+    return both if _rope_of(config, both) == _rope_of(config, said) else said
+
+
+def _rope_of(config: PreTrainedConfig, said: dict[str, Any]) -> Any:
+    """The rotary positions that the config's class reads from some entries; None where it refuses them."""
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the older words, which are there on purpose
+            rope = type(config).from_dict(copy.deepcopy(said)).rope_parameters
+    except (KeyError, ValueError, TypeError):
+        return None
+    # `type` is an older word too, and stands beside the newer one.
+    return {
+        kind: {key: entry for key, entry in value.items() if key != "type"}
+        if isinstance(value, dict)
+        else value
+        for kind, value in rope.items()
+        if kind != "type"
+    }
 
 
 def _older_rope(rope: dict[str, Any]) -> dict[str, Any]:

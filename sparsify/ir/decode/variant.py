@@ -5,6 +5,7 @@ it from the plan (layers, heads, channels, width, experts), then it takes the pr
 ones by name, packed ones and biases where the program has them.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,13 +93,20 @@ def _cache_shapes(cls: type[PreTrainedModel], config: Any) -> list[tuple[int, in
     with torch.device("meta"), torch.no_grad():
         if config.is_encoder_decoder:
             raise TraceError(refusal)
-        # Shapes alone are wanted, and products of experts on this device exist in bfloat16 alone.
-        model = cls(config).eval().to(torch.bfloat16)
+        # Attention spelled out, since some models ask the values of a mask which way it may go; and
+        # products of experts exist on this device in bfloat16 alone.
+        plain = copy.deepcopy(config)
+        plain._attn_implementation = "eager"
+        model = cls(plain).eval().to(torch.bfloat16)
         result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
-    found = getattr(result.past_key_values, "layers", None)
-    if not found or any(getattr(layer, "keys", None) is None for layer in found):
+    found = getattr(result.past_key_values, "layers", None) or []
+    held = [layer for layer in found if getattr(layer, "keys", None) is not None]
+    # A decoder alone has a cache as long as its encoder would be; what is behind its own layers is unused.
+    unused = found[len(held) :]
+    strange = any(type(layer) is not type(found[0]) for layer in unused)
+    if not held or held != found[: len(held)] or strange:
         raise TraceError(refusal)
-    return [(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in found]
+    return [(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in held]
 
 
 def _in_two_steps(made: Program, batch: Mapping[str, Tensor]) -> Tensor:

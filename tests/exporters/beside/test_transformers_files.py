@@ -93,6 +93,15 @@ def test_positions_in_old_words_and_new(config, older):
     assert {key: again[key] for key in config.rope_parameters} == config.rope_parameters
 
 
+def test_old_words_that_would_mean_something_else_are_left_out():
+    """Kinds of layers with rotations of their own are younger than the words for one rotation."""
+    config = transformers.Gemma4TextConfig(num_hidden_layers=2)
+    assert config.rope_parameters["full_attention"]["rope_type"] == "proportional"
+    said = json.loads(json.dumps(spelt_for_all(config)))
+    assert not {"rope_theta", "rope_scaling", "partial_rotary_factor"} & set(said)
+    assert type(config).from_dict(said).rope_parameters == config.rope_parameters
+
+
 def test_a_tokenizer_for_all_releases(tokenizer, tmp_path):
     tokenizer.add_special_tokens({"extra_special_tokens": ["<x>"]})
     tokenizer.model_input_names = ["input_ids", "attention_mask"]

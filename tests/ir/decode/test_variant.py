@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BartConfig, BartForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
@@ -119,6 +119,20 @@ def test_a_cache_changes_nothing(family, pipeline):
     assert sum(p.numel() for p in made.module.parameters()) == sum(
         p.numel() for p in program.module.parameters()
     )
+
+
+def test_a_decoder_that_asks_its_mask_which_way_it_goes():
+    """BART's decoder alone makes a mask of ones where none is given, and asks for its values."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "decoder_ffn_dim": 48, "decoder_attention_heads": 4}
+    config = BartConfig(vocab_size=60, decoder_layers=2, max_position_embeddings=64, **sizes)
+    program = trace(BartForCausalLM(config), copy=True)
+    made = decoder(program)
+    ids = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(5))
+    whole = program.run({"input_ids": ids})[0]
+    logits, past = stepped(made, ids, (5, 1, 6))
+    assert float((logits - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
+    assert len(past) == 4
 
 
 def test_the_caches_have_the_size_of_what_is_left():
