@@ -47,6 +47,8 @@ class _Types:
         if held is not None and held.signature == signature and not _replaced(held.mode):
             return held
         mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=True)
+        # Torch's own cache checks what it keeps by making it twice, and `seen` asks for nothing twice.
+        mode.cache_enabled = False
         made = cls(signature, mode, _symbolic_inputs(program, mode))
         program.module.meta[_KEY] = made
         return made
