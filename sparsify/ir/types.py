@@ -106,11 +106,11 @@ def _typed(
     if node.op == "output":
         return fx.node.map_arg(node.args, lambda n: known[n])[0]
     if node.op == "get_attr":
-        # A fresh view: the mode would remember the tensor itself, whose shape may change.
-        tensor = program.tensor(str(node.target)).detach()
+        tensor = program.tensor(str(node.target))
         call = _type_key(tensor)
         if call not in types.seen:
-            types.seen[call] = types.mode.from_tensor(tensor, static_shapes=True)
+            # A fresh view: the mode would remember the tensor itself, whose shape may change.
+            types.seen[call] = types.mode.from_tensor(tensor.detach(), static_shapes=True)
         return types.seen[call]
     call = _call_key(node, keys)
     if call not in types.seen:
