@@ -81,25 +81,25 @@ def check_decoder(program: Program) -> type[PreTrainedModel]:
 
 
 def _traced(program: Program) -> Program:
-    cls = check_decoder(program)
+    check_decoder(program)
     dtype = next(p.dtype for p in program.module.parameters() if p.is_floating_point())
     config = json.dumps(dict(program.source.config), sort_keys=True)
-    made = _of_class(cls, config, dtype, positions="position_ids" in program.sample).shared()
+    positions = "position_ids" in program.sample
+    made = _of_class(program.source.model_class, config, dtype, positions=positions).shared()
     made.source = replace(program.source, outputs=made.source.outputs)
     return made
 
 
 @functools.lru_cache(_KEPT)
-def _of_class(
-    cls: type[PreTrainedModel], config: str, dtype: torch.dtype, *, positions: bool
-) -> Program:
+def _of_class(name: str, config: str, dtype: torch.dtype, *, positions: bool) -> Program:
     """A variant before anything of a program is carried to it, without weights: never changed, but copied."""
-    values = json.loads(config)
+    values, cls = json.loads(config), class_named(name)
+    assert cls is not None
     with quiet():
         made = config_of(cls, values)
         shapes = _cache_shapes(cls, made)
         model = weightless(cls, made, dtype)
-        source = Source(values, cls.__name__, "", ())
+        source = Source(values, name, "", ())
         return trace_cached(model, shapes, source, positions=positions)
 
 
