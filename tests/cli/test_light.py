@@ -40,7 +40,8 @@ for words in json.load(sys.stdin):
         os._exit(0)
     os.close(write)
     with open(read) as said:
-        print(json.dumps(said.read()))
+        # At once, or the next fork would say it again.
+        print(json.dumps(said.read()), flush=True)
     os.wait()
 """
 ANSWERS = (
