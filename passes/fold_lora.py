@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import SparsifyError
-from sparsify.ir.features.composed import drop_composition
+from sparsify.ir.features.composed import take_out
 from sparsify.ir.features.lora import branched_linears
+from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, branched_weight, out_in
 from sparsify.tensors.lowrank import delta
@@ -47,7 +48,8 @@ class FoldLora(Pass):
                 with torch.no_grad():
                     weight.copy_(new)
                 merged.add(view.weight)
-            drop_composition(program, view, branch=True)
+            take_out(program, view, branch=True)
+        sweep(program)
         return len(merged)
 
 

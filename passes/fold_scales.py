@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
-from sparsify.ir.features.composed import drop_composition
+from sparsify.ir.features.composed import take_out
 from sparsify.ir.features.row_scales import scaled_linears
+from sparsify.ir.graph import sweep
 from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 
@@ -39,5 +40,6 @@ class FoldScales(Pass):
                 with torch.no_grad():
                     weight.copy_(scale_weight(weight, scales, view.transposed))
                 folded.add(view.weight)
-            drop_composition(program, view, scales=True)
+            take_out(program, view, scales=True)
+        sweep(program)
         return len(folded)

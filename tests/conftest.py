@@ -1,16 +1,20 @@
 """Small models with weights that are nowhere trivial, and their programs, traced once a session."""
 
+import functools
 import os
 from collections.abc import Callable
 
 # Read when the hub's client is imported: a name that is no folder fails at once, on every machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Read when torch is imported: in models of two layers its cache of fake ops costs a third of a trace.
+os.environ["TORCH_FAKE_TENSOR_DISPATCH_CACHE"] = "0"
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.onnx._internal.exporter import _registration as torch_translations
 
 from sparsify.data.sequences import TextData
 from sparsify.ir.program import Program
@@ -135,6 +139,13 @@ def _roughen(model: nn.Module) -> nn.Module:
             else:
                 value.copy_(0.1 * noise)
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _translations_once() -> None:
+    """Have `torch.onnx` read the source of its translations once, not again for every export."""
+    apis = torch_translations.onnxscript_apis
+    apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 @pytest.fixture(params=tuple(_MODELS))

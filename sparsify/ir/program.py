@@ -215,7 +215,9 @@ class Program:
         """A program with its own graph whose module holds the very tensors of this one."""
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))
-        return self.over(fx.GraphModule(self.module, graph))
+        module = fx.GraphModule(self.module, graph)
+        module.meta.update(self.module.meta)  # the types of ops among them, known as to a clone
+        return self.over(module)
 
     def over(self, module: fx.GraphModule) -> "Program":
         """What the program says, over another module; neither sees what the other changes later."""

@@ -47,6 +47,8 @@ class _Types:
         if held is not None and held.signature == signature and not _replaced(held.mode):
             return held
         mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=True)
+        # Torch's own cache checks what it keeps by making it twice, and `seen` asks for nothing twice.
+        mode.cache_enabled = False
         made = cls(signature, mode, _symbolic_inputs(program, mode))
         program.module.meta[_KEY] = made
         return made
@@ -104,11 +106,11 @@ def _typed(
     if node.op == "output":
         return fx.node.map_arg(node.args, lambda n: known[n])[0]
     if node.op == "get_attr":
-        # A fresh view: the mode would remember the tensor itself, whose shape may change.
-        tensor = program.tensor(str(node.target)).detach()
+        tensor = program.tensor(str(node.target))
         call = _type_key(tensor)
         if call not in types.seen:
-            types.seen[call] = types.mode.from_tensor(tensor, static_shapes=True)
+            # A fresh view: the mode would remember the tensor itself, whose shape may change.
+            types.seen[call] = types.mode.from_tensor(tensor.detach(), static_shapes=True)
         return types.seen[call]
     call = _call_key(node, keys)
     if call not in types.seen:

@@ -1,6 +1,7 @@
 """Help, catalogues and wrong usage answer without torch: counted in modules, not in seconds."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,64 +22,83 @@ HEAVY = (
 )
 # What may be imported before a verb runs; `typer` and `rich` alone are two thirds of it.
 MOST = 900
+# Each line of words is answered by a fork of a process that has imported the entry point and no more.
 WATCH = """
-import sys
+import json, os, sys
 from sparsify.cli import main
-sys.argv[1:] = {words!r}
-try:
-    main()
-except SystemExit as stop:
-    heavy = sorted(name for name in {heavy!r} if name in sys.modules)
-    print("HEAVY", heavy, len(sys.modules), stop.code)
+for words in json.load(sys.stdin):
+    read, write = os.pipe()
+    if not os.fork():
+        for stream in (1, 2):
+            os.dup2(write, stream)
+        sys.argv[1:] = words
+        try:
+            main()
+        except SystemExit as stop:
+            heavy = sorted(name for name in {heavy!r} if name in sys.modules)
+            print("HEAVY", heavy, len(sys.modules), stop.code, flush=True)
+        os._exit(0)
+    os.close(write)
+    with open(read) as said:
+        # At once, or the next fork would say it again.
+        print(json.dumps(said.read()), flush=True)
+    os.wait()
 """
+ANSWERS = (
+    (["--help"], 0, "Usage"),
+    (["run", "--help"], 0, "--pipeline"),
+    (["--version"], 0, "sparsify-fx "),
+    (["passes"], 0, "insert-masks"),
+    (["passes", "choose-masks"], 0, "sparsity"),
+    (["recipes"], 0, "sparsegpt"),
+    (["recipes", "sparsegpt"], 0, "insert-probes{gram=true} |\n"),
+    (["recipes", "sparsgpt"], 1, "did you mean 'sparsegpt'"),
+    (["passes", "prune-head"], 1, "did you mean 'prune-heads'"),
+    (["run", "--nonsense"], 2, "No such option"),
+    (["run", "--model", "embedded", "--out", "x", "--recipe", "nil"], 1, "no recipe is called"),
+    (
+        ["run", "--model", "embedded", "--out", "x", "--pipeline", "insert-mask"],
+        1,
+        "did you mean 'insert-masks'",
+    ),
+    (
+        ["run", "--model", "embedded", "--out", "x", "--pipeline", "choose-masks{ratio=1}"],
+        1,
+        "has no option 'ratio'",
+    ),
+    (["run", "--model", "embedded", "--out", "x", "--json", "no/such/f.json"], 1, "no folder"),
+    (["show", "embedded", "--pipeline", "prune-headz"], 1, "did you mean 'prune-heads'"),
+    (["eval", "embedded", "--limit", "0"], 1, "--limit 0 must be from 1"),
+)
 
 
-def run(*words):
-    text = WATCH.format(words=list(words), heavy=HEAVY)
+@pytest.fixture(scope="module")
+def answered():
+    """What the process says to each line of words, and what it has imported then."""
     done = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", WATCH.format(heavy=HEAVY)],
+        input=json.dumps([words for words, _, _ in ANSWERS]),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
-    last = done.stdout.splitlines()[-1]
-    heavy, count, code = last.removeprefix("HEAVY ").rsplit(" ", 2)
-    return ast.literal_eval(heavy), int(count), int(code), done.stdout + done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    return {" ".join(words): text for (words, _, _), text in zip(ANSWERS, said, strict=True)}
 
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
-    [
-        (["--help"], 0, "Usage"),
-        (["run", "--help"], 0, "--pipeline"),
-        (["--version"], 0, "sparsify-fx "),
-        (["passes"], 0, "insert-masks"),
-        (["passes", "choose-masks"], 0, "sparsity"),
-        (["recipes"], 0, "sparsegpt"),
-        (["recipes", "sparsegpt"], 0, "insert-probes{gram=true} |\n"),
-        (["recipes", "sparsgpt"], 1, "did you mean 'sparsegpt'"),
-        (["passes", "prune-head"], 1, "did you mean 'prune-heads'"),
-        (["run", "--nonsense"], 2, "No such option"),
-        (["run", "--model", "embedded", "--out", "x", "--recipe", "nil"], 1, "no recipe is called"),
-        (
-            ["run", "--model", "embedded", "--out", "x", "--pipeline", "insert-mask"],
-            1,
-            "did you mean 'insert-masks'",
-        ),
-        (
-            ["run", "--model", "embedded", "--out", "x", "--pipeline", "choose-masks{ratio=1}"],
-            1,
-            "has no option 'ratio'",
-        ),
-        (["run", "--model", "embedded", "--out", "x", "--json", "no/such/f.json"], 1, "no folder"),
-        (["show", "embedded", "--pipeline", "prune-headz"], 1, "did you mean 'prune-heads'"),
-        (["eval", "embedded", "--limit", "0"], 1, "--limit 0 must be from 1"),
-    ],
+    ANSWERS,
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_answers_without_what_takes_seconds_to_import(words, code, said):
-    heavy, count, exit_code, output = run(*words)
+def test_answers_without_what_takes_seconds_to_import(words, code, said, answered):
+    output, last = answered[" ".join(words)].rsplit("HEAVY ", 1)
+    heavy, count, exit_code = last.rsplit(" ", 2)
     assert said in output
-    assert exit_code == code
-    assert heavy == []
-    assert count < MOST
+    assert int(exit_code) == code
+    assert ast.literal_eval(heavy) == []
+    assert int(count) < MOST
 
 
 def test_the_package_alone_imports_next_to_nothing():

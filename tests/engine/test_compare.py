@@ -1,12 +1,16 @@
 """Rounded exports: right ones pass however far rounding falls the other way, wrong ones do not."""
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
-from exporters.onnx import Onnx
+from exporters.onnx import FILE, Onnx
 from exporters.onnx_decode import OnnxDecode
 from sparsify import Context, parse
 from sparsify.engine.export import write_checked
@@ -33,23 +37,29 @@ WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
 @dataclass(frozen=True)
 class Damaged(OnnxDecode):
-    """Writes other scales for some `rows` of one layer than the program has."""
+    """Puts other scales for some `rows` of one layer into the files of `right` than the program has."""
 
     name: ClassVar[str] = "damaged"
+    right: Path = Path()
     factor: float = 1.0
     rows: int = 1
 
     def write(self, program, folder):
-        damaged = program.clone()
-        views = [view for view in packed_linears(damaged) if view.weight.startswith(WEIGHT)]
+        shutil.copytree(self.right, folder, dirs_exist_ok=True)
+        model = onnx.load(folder / FILE)
+        views = [view for view in packed_linears(program) if view.weight.startswith(WEIGHT)]
+        name = views[0].weight if views else f"{WEIGHT}_block_scales"
+        (stored,) = (item for item in model.graph.initializer if item.name == name)
+        value = torch.from_numpy(numpy_helper.to_array(stored).copy())
+        assert torch.equal(value, program.tensor(name).to(value.dtype))
         if views:
-            stored = damaged.tensor(views[0].weight)
-            codes, scales = unpack(stored, views[0].layout)
+            codes, scales = unpack(value, views[0].layout)
             scales[: self.rows] *= self.factor
-            stored.copy_(pack(codes, views[0].layout, scales))
+            value = pack(codes, views[0].layout, scales)
         else:
-            damaged.tensor(f"{WEIGHT}_block_scales")[: self.rows] *= self.factor
-        super().write(damaged, folder)
+            value[: self.rows] *= self.factor
+        stored.CopyFrom(numpy_helper.from_array(value.numpy(), name))
+        onnx.save(model, folder / FILE)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -70,11 +80,15 @@ def test_a_file_in_pieces_is_its_program_to_the_last_digits(name, exporter, trac
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_wrong_scale_in_one_layer_is_refused(name, traced, tmp_path):
     program = parse(PIPELINES[name]).run(traced("llama"), Context())
-    write_checked(Damaged(), program, tmp_path)
-    for wrong in (Damaged(factor=1.02, rows=128), Damaged(factor=1.25), Damaged(factor=0.5)):
+    right, out = tmp_path / "right", tmp_path / "out"
+    right.mkdir()
+    OnnxDecode().write(OnnxDecode().variant(program), right)
+    for factor, rows in ((1.02, 128), (1.25, 1), (0.5, 1)):
+        wrong = Damaged(right=right, factor=factor, rows=rows)
         with pytest.raises(ExportError, match=rf"output of the product with @{WEIGHT}_\w+ differs"):
-            write_checked(wrong, program, tmp_path / "wrong")
-    assert list(tmp_path.iterdir()) == [tmp_path / "damaged"]
+            write_checked(wrong, program, out)
+    assert not out.exists() or not list(out.iterdir())
+    write_checked(Damaged(right=right), program, out)
 
 
 def test_another_product_in_the_file_is_refused(traced, tmp_path):

@@ -2,9 +2,11 @@ import os
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsify.engine.pipeline import parse
 from sparsify.errors import VerifyError
+from sparsify.ir import types
 from sparsify.ir.verify import verify
 
 
@@ -25,6 +27,22 @@ def test_good_programs_pass(family, traced):
 @pytest.mark.parametrize("name", ["mlp", "block"])
 def test_good_hand_made_programs_pass(name, traced):
     verify(traced(name))
+
+
+def test_an_op_is_run_on_the_same_types_once(traced, monkeypatch):
+    """A program, its clones and the graphs that share its tensors type each other's ops."""
+    program = traced("llama")
+
+    def again(*given, **named):
+        raise AssertionError("run again")
+
+    monkeypatch.setattr(types, "within_bounds", again)
+    monkeypatch.setattr(FakeTensorMode, "from_tensor", again)
+    for made in (program, program.clone(), program.shared()):
+        verify(made)
+    types.propagate(program.shared())
+    program.put("lm_head.weight", torch.ones(301, 64), trainable=True)
+    assert "run again" in message(program)
 
 
 @pytest.mark.parametrize("trainable", [True, None])

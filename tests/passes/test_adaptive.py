@@ -16,7 +16,7 @@ from sparsify.train.moving_masks import AdaptiveMasks, Refresh
 from sparsify.train.program_model import ProgramModel
 
 AST = (
-    "insert-masks | choose-masks{{pattern={0}}} | train{{steps=40 batch=8 lr=0.003 distill=kl "
+    "insert-masks | choose-masks{{pattern={0}}} | train{{steps={2} batch=8 lr=0.003 distill=kl "
     "masks=every{{steps=5 pattern={0}}} decay={1}}}"
 )
 CAST = (
@@ -42,7 +42,7 @@ def stated(program, view):
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8", "2:8"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_result_is_exactly_n_of_m_along_the_inputs(name, pattern, traced, text):
-    program, _ = run(traced(name), AST.format(pattern, "ars-ste"), text)
+    program, _ = run(traced(name), AST.format(pattern, "ars-ste", 12), text)
     for view in masked(program):
         check_nm(stated(program, view)[1], Pattern.parse(pattern))
     wanted = program.clone()
@@ -87,7 +87,7 @@ def test_masked_weights_get_the_gradient_of_the_zero_in_their_place(traced, toke
 
 
 def test_weights_come_back_and_masks_settle(traced, text):
-    _, rows = run(traced("llama"), AST.format("2:4", "ars-ste"), text)
+    _, rows = run(traced("llama"), AST.format("2:4", "ars-ste", 40), text)
     flips = [row["flips"] for row in rows[:-1] if "flips" in row]
     assert len(flips) == 7  # before steps 5, 10, ..., 35
     assert flips[0] > 0
@@ -103,7 +103,7 @@ def test_weights_come_back_and_masks_settle(traced, text):
 def test_a_strong_pull_freezes_the_masks(traced, text):
     drift = {}
     for decay in ("ars-ste{peak=0.0}", "ars-ste", "ars-ste{peak=100.0 ramp=0.0}"):
-        _, rows = run(traced("llama"), AST.format("2:4", decay), text)
+        _, rows = run(traced("llama"), AST.format("2:4", decay, 40), text)
         drift[decay] = rows[-1]["drift"]
     free, usual, strong = drift.values()
     assert strong < usual <= free
@@ -219,7 +219,7 @@ def test_masks_that_do_not_exist_cannot_move(traced, tokens):
     ],
 )
 def test_the_result_goes_straight_on_to_packed_weights(deployed, traced, text):
-    trained, _ = run(traced("llama"), f"{AST.format('2:4', 'ars-ste')} | fold-masks", text)
+    trained, _ = run(traced("llama"), f"{AST.format('2:4', 'ars-ste', 12)} | fold-masks", text)
     dense = sum(trained.tensor(view.weight).nbytes for view in linears(trained))
     batch, before = text.batch([0, 1]), trained.clone()
     packed, _ = run(trained, deployed, text)

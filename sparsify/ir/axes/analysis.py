@@ -103,6 +103,7 @@ class Analysis:
     averaged: list[tuple[Axis, fx.Node]] = field(default_factory=list)
     _found: dict[str, Any] = field(default_factory=dict)
     _symbols: dict[Any, int] = field(default_factory=dict)
+    _lengths: dict[Any, tuple[int, bool]] = field(default_factory=dict)
 
     def once(self, name: str, find: Callable[["Analysis"], Found]) -> Found:
         """What `find` says of the finished analysis, found the first time only; nobody may change it."""
@@ -115,11 +116,13 @@ class Analysis:
         if isinstance(size, int):
             return size, False
         expression = size.node.expr
-        symbols = sorted(expression.free_symbols, key=str)
-        for symbol in symbols:
-            self._symbols.setdefault(symbol, prime(len(self._symbols)))
-        value = expression.subs({symbol: self._symbols[symbol] for symbol in symbols})
-        return int(value), bool(symbols)
+        if expression not in self._lengths:
+            symbols = sorted(expression.free_symbols, key=str)
+            for symbol in symbols:
+                self._symbols.setdefault(symbol, prime(len(self._symbols)))
+            value = expression.subs({symbol: self._symbols[symbol] for symbol in symbols})
+            self._lengths[expression] = int(value), bool(symbols)
+        return self._lengths[expression]
 
     def fresh(self, size: int | torch.SymInt, reason: str | None = None) -> Axis:
         """A new axis, pinned for a reason if one is given."""

@@ -6,7 +6,10 @@ ones by name, packed ones and biases where the program has them.
 """
 
 import copy
+import functools
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +27,7 @@ from sparsify.ir.features.block_mask import (
     KINDS,
 )
 from sparsify.ir.features.catalogue import carried
-from sparsify.ir.program import Program
+from sparsify.ir.program import Program, Source
 from sparsify.ir.run.unrounded import unrounded_outputs
 from sparsify.ir.tensor_names import value_features
 from sparsify.ir.trace.weightless import weightless
@@ -35,6 +38,8 @@ from sparsify.pretrained.rope import switch_length
 from sparsify.tensors.precision import relative_difference
 
 _TOLERANCE = 1e-4
+# Traces that are kept: the variants that a process makes are mostly of a few models.
+_KEPT = 8
 
 
 def decoder(program: Program) -> Program:
@@ -77,14 +82,26 @@ def check_decoder(program: Program) -> type[PreTrainedModel]:
 
 
 def _traced(program: Program) -> Program:
-    cls = check_decoder(program)
-    config = config_of(cls, program.source.config)
+    check_decoder(program)
     dtype = next(p.dtype for p in program.module.parameters() if p.is_floating_point())
+    config = json.dumps(dict(program.source.config), sort_keys=True)
+    positions = "position_ids" in program.sample
+    made = _of_class(program.source.model_class, config, dtype, positions=positions).shared()
+    made.source = replace(program.source, outputs=made.source.outputs)
+    return made
+
+
+@functools.lru_cache(_KEPT)
+def _of_class(name: str, config: str, dtype: torch.dtype, *, positions: bool) -> Program:
+    """A variant before anything of a program is carried to it, without weights: never changed, but copied."""
+    values, cls = json.loads(config), class_named(name)
+    assert cls is not None
     with quiet():
-        shapes = _cache_shapes(cls, config)
-        model = weightless(cls, config, dtype)
-        positions = "position_ids" in program.sample
-        return trace_cached(model, shapes, program.source, positions=positions)
+        made = config_of(cls, values)
+        shapes = _cache_shapes(cls, made)
+        model = weightless(cls, made, dtype)
+        source = Source(values, name, "", ())
+        return trace_cached(model, shapes, source, positions=positions)
 
 
 def _cache_shapes(cls: type[PreTrainedModel], config: Any) -> list[tuple[int, int, int]]:

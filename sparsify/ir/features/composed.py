@@ -23,6 +23,19 @@ def drop_composition(
     scales: bool = False,
 ) -> None:
     """Take the mask, the branch or the scales of rows out of the weight of a linear."""
+    take_out(program, linear, mask=mask, branch=branch, scales=scales)
+    sweep(program)
+
+
+def take_out(
+    program: Program,
+    linear: Linear,
+    *,
+    mask: bool = False,
+    branch: bool = False,
+    scales: bool = False,
+) -> None:
+    """The same for one of many linears: what nobody reads any more is left for a `sweep` after the last."""
     # Read afresh: a shared weight may have lost its composition with another of its linears.
     view = linear_at(program, linear.node)
     assert view is not None
@@ -32,7 +45,6 @@ def drop_composition(
             inner = node.args[0]
             assert isinstance(inner, fx.Node)
             redirect(node, inner)
-    sweep(program)
 
 
 def compose(program: Program, linear: Linear, part: Callable[[Writer, fx.Node], fx.Node]) -> None:

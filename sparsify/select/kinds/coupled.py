@@ -12,10 +12,10 @@ from sparsify.ir.axes.shrink.keep import Keep
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.group_mask import (
     add_group_mask,
-    drop_group_mask,
     expand_group_mask,
     group_masks,
 )
+from sparsify.ir.graph import redirect, sweep
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, effective_weight, out_in, product_at
 from sparsify.select.groups import MaskedAxis, keep, of_one_axis, prunable, sites, unit_cost
@@ -111,7 +111,8 @@ class Coupled(Kind):
             kept = expand_group_mask(program, mask, weight.shape[-1])
             with torch.no_grad():
                 stored.copy_(out_in(view, zeroed(weight, kept)))
-            drop_group_mask(program, mask)
+            redirect(mask.product, mask.x)
+        sweep(program)
         return len(found)
 
     def remove(self, program: Program) -> int:
@@ -130,5 +131,6 @@ class Coupled(Kind):
                 keep_.group(site.of, kept)
         cut(program, keep_)
         for mask in [m for m in group_masks(program) if m.kind == self.name]:
-            drop_group_mask(program, mask)
+            redirect(mask.product, mask.x)
+        sweep(program)
         return len(found)

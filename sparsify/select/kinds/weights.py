@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError
-from sparsify.ir.features.composed import drop_composition
+from sparsify.ir.features.composed import take_out
 from sparsify.ir.features.weight_mask import add_mask, masked_linears
+from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, linears
 from sparsify.ir.views.targets import refuse_shared
@@ -77,7 +78,8 @@ class Weights(Kind):
                 with torch.no_grad():
                     weight.copy_(zeroed(weight, mask))
                 folded.add(view.weight)
-            drop_composition(program, view, mask=True)
+            take_out(program, view, mask=True)
+        sweep(program)
         return len(folded)
 
     def _together(

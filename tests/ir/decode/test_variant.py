@@ -1,5 +1,7 @@
 """The decode variant, step by step with its cache, against the program on the whole sequence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import BartConfig, BartForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -7,9 +9,10 @@ from transformers import BartConfig, BartForCausalLM, LlamaConfig, LlamaForCausa
 from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.errors import TraceError
+from sparsify.errors import TraceError, VerifyError
 from sparsify.ir.decode.caches import empty_past, past_inputs, public_name
 from sparsify.ir.decode.variant import decoder
+from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.packed import block_weights
 from tests.ir.axes.families import traced as family_traced
@@ -151,6 +154,22 @@ def test_tensors_are_shared():
     made = decoder(program)
     for path, value in program.module.named_parameters():
         assert made.tensor(path).data_ptr() == value.data_ptr()
+
+
+def test_variants_of_one_model_leave_each_other_alone():
+    """The trace they begin with is kept by config; what is done to one must not show in the next."""
+    dense, less = family_traced("llama"), parse(f"{HALVED} | {PACKED}").run(family_traced("llama"))
+    first = decoder(dense)
+    text, outputs = to_text(first), first.run()
+    small = decoder(less)
+    again = decoder(dense)
+    assert to_text(small) != text == to_text(first) == to_text(again)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, first.run(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(outputs, again.run(), strict=True))
+    other = {**dense.source.config, "rms_norm_eps": 0.1}
+    dense.source = replace(dense.source, config=other)
+    with pytest.raises(VerifyError, match="the program with a cache gives logits that differ by"):
+        decoder(dense)
 
 
 def test_a_folded_bias_comes_along():
