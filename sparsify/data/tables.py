@@ -92,7 +92,8 @@ def extra(module: str, purpose: str) -> Any:
 def _json_texts(path: Path, column: str) -> Iterator[str]:
     for where, row in json_rows(path):
         if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            advice = f"; its fields are: {', '.join(row)}" if isinstance(row, dict) else ""
+            lacks = isinstance(row, dict) and column not in row
+            advice = f"; its fields are: {', '.join(row)}" if lacks else ""
             raise DataError(f"{where} has no string field '{column}'{advice}")
         yield row[column]
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
@@ -44,7 +45,7 @@ def test_a_step_that_counts_shows_how_much_and_the_time_left(terminal, caplog):
         bar._bar.refresh()
         last = terminal.file.getvalue().rsplit("tokenising", 1)[1]
         assert "2/4" in last
-        assert "0:00:00" in last
+        assert re.search(r"2/4 0:00:\d\d", last)
     assert caplog.messages[0].startswith("tokenising: 0.0")
 
 

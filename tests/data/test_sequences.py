@@ -223,7 +223,7 @@ FILES = [
     ("a.jsonl", b"\n{one", "'{}' line 2 is not JSON: "
      "Expecting property name enclosed in double quotes"),
     ("a.jsonl", ROW, "'{}' line 1 has no string field 'text'; its fields are: body"),
-    ("a.csv", b"one", "'{}' is not a kind of text we read; "
+    ("a.xml", b"one", "'{}' is not a kind of text we read; "
      "there are: .txt, .md, .rst, .jsonl, .csv, .tsv, .parquet"),
 ]  # fmt: skip
 
