@@ -133,7 +133,7 @@ def run(
 @app.command()
 def stream(
     model: Annotated[str, typer.Option(help="A Hugging Face folder, or 'embedded'.")],
-    masks: Annotated[str, typer.Option(help="As in choose-masks{score=sparsegpt pattern=2:4}.")],
+    masks: Annotated[str, typer.Option(help="One pass, as in choose-masks{pattern=2:4}")],
     out: Annotated[
         Path, typer.Option(help="The new Hugging Face folder.", callback=writable_folder)
     ],

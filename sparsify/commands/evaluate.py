@@ -174,7 +174,7 @@ def _tables(rows: list[dict[str, Any]], job: Job) -> Iterator[Table]:
     if job.data is not None:
         domains = list(rows[0].get("domains", {}))
         header = ("model", "kind", "perplexity", *domains, "tokens", "context")
-        table = Table(*header, title=f"perplexity on {job.data}")
+        table = Table(*header, title=f"perplexity on {job.data}", box=SIMPLE_HEAD)
         for row in rows:
             values = [row, *(row["domains"][name] for name in domains)]
             figures = [f"{value['perplexity']:.3f}" for value in values]
@@ -201,7 +201,8 @@ def _score_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
 
 
 def _similarity_table(rows: list[dict[str, Any]], against: str) -> Table:
-    table = Table("model", "kind", "mean cosine", "lowest", "sentences", title=f"against {against}")
+    header = ("model", "kind", "mean cosine", "lowest", "sentences")
+    table = Table(*header, title=f"against {against}", box=SIMPLE_HEAD)
     for row in rows:
         figures = (f"{row['mean']:.4f}", f"{row['lowest']:.4f}", str(row["sentences"]))
         table.add_row(row["name"], row["kind"], *figures)

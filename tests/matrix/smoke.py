@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-PIPELINE = "insert-masks | choose-masks{pattern=2:4} | fold-masks | pack-nm{values=int8 group=32}"
+PIPELINE = "insert-masks | choose-masks{pattern=2:4} | fold-masks | pack-nm"
 PACKAGES = ("sparsify-fx", "torch", "transformers", "onnxruntime", "onnx", "numpy")
 
 
