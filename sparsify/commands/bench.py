@@ -88,9 +88,8 @@ def timing_table(
     """Medians with their spread, the ratio to dense, and what stands in the file."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("model", "tokens", "ms (10-90 %)", "speed (10-90 %)", "multiply-adds", "file"):
-        table.add_column(
-            column, no_wrap=column in ("model", "tokens")
-        )  # figures may break, not be cut
+        # Figures may break, and are never cut.
+        table.add_column(column, no_wrap=column in ("model", "tokens"), overflow="fold")
     for row in timings:
         known = counts.get(row.name)
         table.add_row(
