@@ -1,15 +1,16 @@
-"""The embedded model made smaller to two shapes: sheared (masks learnt to the shape), or removed at once.
+"""A model made smaller to some shapes: sheared (masks learnt to the shape), or removed at once.
 
-Every row sees the same number of tokens: sheared ones a part of them while masks are learnt and the rest
-afterwards, the others all of them afterwards, with whole weights or with low-rank branches. Removed at once,
-the layers by block influence: heads and channels by Taylor scores and the width by first-order ones, or heads
-and channels by fluctuation (FLAP) and the width by its activations. Perplexity of text that no row has
-trained on, after removal and after recovery; latency on ONNX Runtime against the dense model, the two taking
-turns in one process.
+Every row sees the same number of tokens, but for `taylor, less`: sheared ones a part of them while masks are
+learnt and the rest afterwards, the others all of them afterwards, with whole weights or with low-rank
+branches; `taylor, less` only the rest, which tells what the tokens of the masks would have been worth to it.
+Removed at once, the layers by block influence: heads and channels by Taylor scores and the width by
+first-order ones, or heads and channels by fluctuation (FLAP) and the width by its activations. Perplexity of
+text that no row has trained on, after removal and after recovery; latency on ONNX Runtime against the dense
+model, the two taking turns in one process.
 
-    python benchmarks/sheared.py --json FILE [--data FILE] [--test FILE] [--shapes 4/4/352/192,3/2/176/128]
-        [--masks 400] [--more 400] [--rate 0.5] [--ramp 0.4] [--batch 16] [--seeds 3] [--limit 100]
-        [--threads 1] [--rounds 30]
+    python benchmarks/sheared.py --json FILE [--data FILE] [--test FILE] [--model embedded]
+        [--shapes 4/4/352/192,3/2/176/128] [--masks 400] [--more 400] [--rate 0.5] [--ramp 0.4] [--lr 0.001]
+        [--precision float32] [--batch 16] [--seeds 3] [--limit 100] [--threads 1] [--rounds 30]
 
 Trains on the first four fifths of the held-out text and tests on the rest, unless files are given. A run that
 was stopped goes on where it ended.
@@ -43,7 +44,7 @@ SEEN = "insert-probes | calibrate{samples=128}"
 
 def ways(sizes: dict[str, int], options: argparse.Namespace) -> dict[str, tuple[str, str]]:
     """Removal, and what makes good for it, by the name of the row."""
-    whole = f"batch={options.batch} floor=0.1"
+    whole = f"batch={options.batch} floor=0.1 precision={options.precision}"
     steps = options.masks + options.more
     target = " ".join(f"{kind}={size}" for kind, size in sizes.items())
     target += f" lr={options.rate} ramp={options.ramp}"
@@ -59,19 +60,20 @@ def ways(sizes: dict[str, int], options: argparse.Namespace) -> dict[str, tuple[
         f"choose-masks{{of=hidden score=activation {width}}} | remove-probes | {PRUNE}"
     )
     learnt = (
-        f"train{{steps={options.masks} lr=0.0005 warmup=0.1 {whole} masks=learned{{{target}}}}}"
+        f"train{{steps={options.masks} lr={options.lr / 2} warmup=0.1 {whole} "
+        f"masks=learned{{{target}}}}}"
     )
     branches = (
-        f"insert-lora{{rank=16 alpha=16.0}} | train{{steps={steps} lr=0.003 update=lora {whole}}} | "
-        "fold-lora"
+        f"insert-lora{{rank=16 alpha=16.0}} | "
+        f"train{{steps={steps} lr={3 * options.lr} update=lora {whole}}} | fold-lora"
     )
-    all_of_it = f"train{{steps={steps} lr=0.001 {whole}}}"
+    rest, all_of_it = (
+        f"train{{steps={count} lr={options.lr} {whole}}}" for count in (options.more, steps)
+    )
     return {
-        "sheared": (
-            f"{INSERT} | {learnt} | {PRUNE}",
-            f"train{{steps={options.more} lr=0.001 {whole}}}",
-        ),
+        "sheared": (f"{INSERT} | {learnt} | {PRUNE}", rest),
         "taylor, all weights": (taylor, all_of_it),
+        "taylor, less": (taylor, rest),
         "taylor, branches": (taylor, branches),
         "flap, all weights": (flap, all_of_it),
     }
@@ -118,7 +120,7 @@ def time_of(
             files,
             "dense",
             [Shape(1, 1), Shape(1, 128)],
-            vocabulary=4096,
+            vocabulary=dense.source.config["vocab_size"],
             threads=options.threads,
             rounds=options.rounds,
         )
@@ -134,7 +136,7 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     rows = Rows(options.json)
-    model, tokenizer = load_model("embedded")
+    model, tokenizer = load_model(options.model)
     dense = trace(model, tokenizer=tokenizer)
     train, test = texts(tokenizer, options)
     if "after" not in rows.get("dense"):
@@ -161,16 +163,9 @@ def texts(tokenizer: Any, options: argparse.Namespace) -> tuple[Data, Data]:
 
 def show(rows: Rows, options: argparse.Namespace) -> None:
     table = Table(box=SIMPLE_HEAD)
-    for column in (
-        "layers/heads/channels/hidden",
-        "",
-        "parameters",
-        "removed",
-        "recovered",
-        "speed 1",
-        "128",
-    ):
-        table.add_column(column)
+    columns = ("layers/heads/channels/hidden", "", "parameters", "removed", "recovered")
+    for column in (*columns, "speed at 1", "at 128"):
+        table.add_column(column, no_wrap=True)
     one = rows.get("dense")
     table.add_row("dense", "", f"{one['parameters']:,}", f"{one['after']:.2f}", "", "1.00", "1.00")
     for shape in options.shapes.split(","):
@@ -180,9 +175,12 @@ def show(rows: Rows, options: argparse.Namespace) -> None:
         ]
         for way in ways(dict.fromkeys(KINDS, 1), options):
             found = [rows.get(f"{shape} {way} {seed}") for seed in range(options.seeds)]
+            found = [row for row in found if "after" in row]
+            if not found:
+                continue
             figures = [_spread(found, key) for key in ("pruned", "after")]
             table.add_row(shape, way, f"{found[0]['parameters']:,}", *figures, *ratios)
-    Console().print(table)
+    Console(width=140).print(table)
     Console().print(machine_line(machine()))
 
 
@@ -198,6 +196,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="text to train on")
     parser.add_argument("--test", type=Path, help="text to test on")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--precision", default="float32", help="or bf16")
+    parser.add_argument("--lr", type=float, default=0.001, help="peak learning rate of weights")
     parser.add_argument("--shapes", default="4/4/352/192,3/2/176/128")
     numbers = {"masks": 400, "more": 400, "batch": 16, "seeds": 3, "limit": 100}
     for name, value in {**numbers, "threads": 1, "rounds": 30}.items():

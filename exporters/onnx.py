@@ -17,6 +17,7 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from torch import Tensor
 
 from exporters.beside.transformers_files import slow_notes, write_about, write_beside, write_config
@@ -24,6 +25,7 @@ from exporters.onnx_graph import packed_dense as onnx_blocks
 from exporters.onnx_graph import packed_nm as onnx_packed
 from exporters.onnx_graph.experts import translations
 from exporters.onnx_graph.pieces import piece_reader
+from exporters.onnx_graph.rotary import give_every_row
 from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.exclusive import EXCLUSIVE
@@ -191,6 +193,9 @@ def _export(program: Program, opset: int) -> ir.Model:
     model = exported.model
     model.metadata_props.clear()
     onnx_packed.complete(model, opset)
+    # Rotations of all layers read one table of angles, which torch.onnx makes anew for each.
+    CommonSubexpressionEliminationPass()(model)
+    give_every_row(model)
     # What a runtime must understand of the file, which is less than torch.onnx states.
     model.ir_version = 9 if opset <= 20 else 10
     return model

@@ -10,6 +10,8 @@ from torch import fx, nn
 from sparsify.errors import TraceError
 from sparsify.ir.mode import is_switch
 from sparsify.ir.trace.functional import Offence, functionalise, module_of
+from sparsify.ir.trace.picks import as_slices
+from sparsify.ir.trace.products import as_linears
 
 aten = torch.ops.aten
 _END = 9223372036854775807
@@ -30,7 +32,7 @@ class Impure(TraceError):
 
 
 def normalise(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop guards, asserts and no-ops, inline gradient switches, make in-place ops functional.
+    """Drop guards, asserts and no-ops, inline gradient switches, make in-place ops functional, name linears.
 
     Raises Impure for what a function of the inputs cannot do: state, random numbers other than dropout,
     writes without a functional form, control flow.
@@ -47,6 +49,8 @@ def normalise(module: fx.GraphModule) -> fx.GraphModule:
             module.graph.erase_node(node)
         elif node.target is aten.cat.default:
             _drop_empty_operands(module.graph, node)
+    as_linears(module)
+    as_slices(module)
     _sweep(module.graph)
     offences += [found for node in module.graph.nodes if (found := _offence(node))]
     if offences:
