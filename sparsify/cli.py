@@ -15,7 +15,7 @@ from sparsify.commands.catalogue import check_words, show_passes, show_recipes
 from sparsify.commands.config import typed_alone
 from sparsify.commands.export import export_model, kernels
 from sparsify.commands.fuse import fuse_models
-from sparsify.commands.loudness import Quiet, Verbose, answer, console, set_loudness
+from sparsify.commands.loudness import Quiet, Verbose, console, set_loudness
 from sparsify.commands.options import (
     Against,
     Batch,
@@ -47,6 +47,7 @@ from sparsify.commands.options import (
 )
 from sparsify.commands.push import push_folder
 from sparsify.commands.reading import Reading, reads_data
+from sparsify.commands.saved_text import show_model
 from sparsify.errors import OptionError, SparsifyError, sentence_of
 from sparsify.measure.suite import Suite
 from sparsify.pretrained.loading import Loading
@@ -132,7 +133,7 @@ def run(
 @app.command()
 def stream(
     model: Annotated[str, typer.Option(help="A Hugging Face folder, or 'embedded'.")],
-    masks: Annotated[str, typer.Option(help="As in choose-masks{score=sparsegpt pattern=2:4}.")],
+    masks: Annotated[str, typer.Option(help="One pass, as in choose-masks{pattern=2:4}")],
     out: Annotated[
         Path, typer.Option(help="The new Hugging Face folder.", callback=writable_folder)
     ],
@@ -175,24 +176,7 @@ def schema() -> None:
     print(json_text.dumps(schema_of(run), indent=1, ensure_ascii=False))
 
 
-@app.command()
-@loads_models
-def show(
-    model: Model,
-    pipeline: Annotated[str | None, typer.Option(help="Passes without data to run first.")] = None,
-    axes: Annotated[bool, typer.Option(help="Print the coupled axes instead.")] = False,
-    cost: Annotated[bool, typer.Option(help="Print what a token costs instead.")] = False,
-    json: Json = None,
-    *,
-    loading: Loading,
-) -> None:
-    """Print a model as a program, its coupled axes with their pins, or what a token costs."""
-    check_words(pipeline)
-    from sparsify.commands.show import show as show_program
-
-    show_program(model, pipeline, axes, cost, answer, loading, json)
-
-
+app.command("show")(show_model)
 app.command("passes")(show_passes)
 app.command("recipes")(show_recipes)
 

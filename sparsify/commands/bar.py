@@ -64,15 +64,25 @@ class Bar:
             )
             self._bar.update(self._bar.task_ids[-1], advance=1, figures=shown)
 
-    def advance_to(self, done: int) -> None:
-        """So many steps from the beginning."""
+    def watch(self, done: int, total: int) -> None:
+        """So many steps of so many, for those who count themselves."""
         if self._task is not None:
-            self._bar.update(self._bar.task_ids[-1], completed=done)
+            self._bar.update(self._bar.task_ids[-1], completed=done, total=total)
 
     def rename(self, title: str) -> None:
         """Another title, the bar going on."""
         if self._task is not None:
             self._bar.update(self._bar.task_ids[-1], description=title)
+
+
+@contextlib.contextmanager
+def counted(title: str, console: Console = shared) -> Iterator[Bar]:
+    """As `step`, for a block that says to the bar how far it is."""
+    started = time.perf_counter()
+    with Bar(console) as bar:
+        bar.start(title, None)
+        yield bar
+    _log(title, started)
 
 
 @contextlib.contextmanager
@@ -84,6 +94,10 @@ def step(title: str, console: Console = shared) -> Iterator[None]:
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         progress.add_task(title, total=None)
         yield
+    _log(title, started)
+
+
+def _log(title: str, started: float) -> None:
     logging.getLogger("sparsify").info(f"{title}: {time.perf_counter() - started:.2f} s")
 
 

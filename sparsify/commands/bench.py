@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.commands.artifacts import open_program, refuse_for_files
-from sparsify.commands.bar import step
+from sparsify.commands.bar import counted
 from sparsify.commands.options import LONGEST
 from sparsify.describe.count import Counts, count
 from sparsify.disk.files import write_json
@@ -52,7 +52,7 @@ def bench(
             if program is not None:
                 counts[name] = count(program, 1, max(tokens))
                 vocabulary = min(vocabulary, _vocabulary(program))
-        with step("timing"):
+        with counted("timing") as bar:
             timings = compare(
                 paths,
                 "dense",
@@ -61,6 +61,7 @@ def bench(
                 threads=threads,
                 rounds=rounds,
                 verify=loading.verify,
+                watch=bar.watch,
             )
         bytes_on_disk = {name: _bytes(path) for name, path in paths.items()}
         timed = "" if paths["sparse"].is_relative_to(scratch) else paths["sparse"].parent.name
@@ -87,7 +88,8 @@ def timing_table(
     """Medians with their spread, the ratio to dense, and what stands in the file."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("model", "tokens", "ms (10-90 %)", "speed (10-90 %)", "multiply-adds", "file"):
-        table.add_column(column, no_wrap=True)
+        # Figures may break, and are never cut.
+        table.add_column(column, no_wrap=column in ("model", "tokens"), overflow="fold")
     for row in timings:
         known = counts.get(row.name)
         table.add_row(
@@ -111,8 +113,8 @@ def _onnx(place: str, scratch: Path, loading: Loading) -> tuple[Path, Program | 
     found = _find(path)
     if found is None:
         whole = program or open_program(place, loading)
-        with step("exporting onnx"):
-            found = export(whole, scratch, ["onnx"])["onnx"] / "model.onnx"
+        with counted("exporting") as bar:
+            found = export(whole, scratch, ["onnx"], progress=bar)["onnx"] / "model.onnx"
     return found, program
 
 

@@ -1,6 +1,8 @@
 """`sparsify-fx passes` and `recipes`: what there is, from plain data, so that it answers at once."""
 
 import json as json_text
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -45,7 +47,8 @@ def show_recipes(name: Annotated[str | None, typer.Argument()] = None, json: Jso
         rows = [{**asdict(item), "needs": list(needs(item))} for item in items]
         print(json_text.dumps(rows, indent=1))
     elif name is not None:
-        console.out("\n".join(passes_of(items[0].text)), highlight=False)
+        for line in passes_of(items[0].text):
+            console.out("\n".join(folded(line, console.width)), highlight=False)
     else:
         lines = [(item.name, item.about, ", ".join(needs(item)) or "-") for item in items]
         console.print(listed(("recipe", "what comes out", "needs"), lines))
@@ -82,7 +85,7 @@ def explain(item: Entry, console: Console) -> None:
     if item.example:
         console.print("\nfor example")
         for line in passes_of(item.example):
-            console.out(f"  {line}", highlight=False)
+            console.out("\n".join(folded(f"  {line}", console.width)), highlight=False)
 
 
 def _said(item: Entry, console: Console) -> None:
@@ -98,7 +101,7 @@ def _said(item: Entry, console: Console) -> None:
 
 
 def filled(paragraph: str, console: Console) -> None:
-    """Print prose over the width that there is, and indented lines as they stand."""
+    """Print prose over the width that there is, and indented lines each by itself."""
     prose: list[str] = []
     for line in [*paragraph.splitlines(), ""]:
         if line and not line.startswith(" "):
@@ -108,7 +111,29 @@ def filled(paragraph: str, console: Console) -> None:
             console.print(" ".join(prose), highlight=False, markup=False)
             prose = []
         if line:
-            console.out(line, highlight=False)
+            console.out("\n".join(folded(line, console.width)), highlight=False)
+
+
+def folded(line: str, width: int) -> list[str]:
+    """A line broken where it is too wide, at columns or else at spaces, what follows set in.
+
+    A pipeline stays what it is: options may stand on several lines.
+    """
+    if len(line) <= width:
+        return [line]
+    lead = line[: len(line) - len(line.lstrip())]
+    gaps = [gap for gap in re.finditer(r"(?<=\S) {3,}(?=\S)", line) if gap.start() <= width]
+    if gaps:
+        rest = f"{lead}    {line[gaps[-1].end() :]}"
+        return [line[: gaps[-1].start()], *folded(rest, width)]
+    return textwrap.wrap(
+        line.strip(),
+        width,
+        initial_indent=lead,
+        subsequent_indent=f"{lead}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def passes_of(text: str) -> list[str]:

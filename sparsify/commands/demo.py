@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsify.commands.artifacts import loaded, traced
-from sparsify.commands.bar import Bar, step
+from sparsify.commands.bar import Bar, counted
 from sparsify.commands.scenes import Variant, scene_of
 from sparsify.data.load import load_data
 from sparsify.data.sequences import Data, split
@@ -70,8 +70,8 @@ class _Demo:
         console.print(f"exporting to {scene.format}, reading back, comparing")
         paths = {}
         for name, program in programs.items():
-            with step(name, console):
-                made = export(program, self.folder / name, [scene.format])
+            with counted(name, console) as bar:
+                made = export(program, self.folder / name, [scene.format], progress=bar)
             paths[name] = made[scene.format] / "model.onnx"
         for variant in scene.variants:
             if variant.also:

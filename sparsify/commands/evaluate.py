@@ -12,11 +12,12 @@ from rich.table import Table
 from torch import Tensor
 
 from sparsify.commands.artifacts import Artifact, artifacts
-from sparsify.commands.bar import Bar, step
+from sparsify.commands.bar import Bar, counted
 from sparsify.commands.loudness import console as shared
 from sparsify.data.domains import DomainData
 from sparsify.data.load import load_data
 from sparsify.data.sequences import Data
+from sparsify.data.spec import without_folders
 from sparsify.disk.files import write_json
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.facts.fitting import check_data
@@ -80,14 +81,8 @@ def _measured(item: Artifact, job: Job, loaded: Loaded | None, console: Console)
         row |= measure(item, job.data, job)
     if loaded is not None:
         with Bar(console) as bar:
-
-            def watch(done: int, total: int) -> None:
-                if done == 0:
-                    bar.start(item.name, total)
-                else:
-                    bar.advance_to(done)
-
-            scores = score(item, loaded, watch)
+            bar.start(item.name, None)
+            scores = score(item, loaded, bar.watch)
         row["tasks"] = {found.task: asdict(found) for found in scores}
     return row
 
@@ -98,8 +93,8 @@ def measure(item: Artifact, data: str, job: Job) -> dict[str, Any]:
     Of domains each has its own, in `domains`; that of all is `exp(sum w_i loss_i)` by their weights.
     Raises DataError for a model that gives no logits over its vocabulary, or does not take the text.
     """
-    with step("tokenising"):
-        read = load_data(data, item.tokenizer, job.length, holdout=0)
+    with counted("tokenising") as bar:
+        read = load_data(data, item.tokenizer, job.length, holdout=0, watch=bar.watch)
     sequences = _first_of(read, job.limit)
     held = check_data(sequences, item.admission, f"the sequences of '{data}'")
     probe = _first(item, sequences)
@@ -109,7 +104,7 @@ def measure(item: Artifact, data: str, job: Job) -> dict[str, Any]:
             "perplexity is for language models; compare an encoder with --against"
         )
     if not isinstance(sequences, DomainData):
-        return {"data": data, **_figures(item, sequences, job)}
+        return {"data": without_folders(data), **_figures(item, sequences, job)}
     found = {d.name: _figures(item, d.data, job) for d in sequences.domains}
     loss = math.fsum(d.weight * found[d.name]["loss"] for d in sequences.domains)
     tokens = sum(each["tokens"] for each in found.values())
@@ -119,7 +114,7 @@ def measure(item: Artifact, data: str, job: Job) -> dict[str, Any]:
         "loss": loss,
         "perplexity": to_perplexity(loss),
     }
-    return {"data": data, **whole, "domains": found}
+    return {"data": without_folders(data), **whole, "domains": found}
 
 
 def _figures(item: Artifact, data: Data, job: Job) -> dict[str, Any]:
@@ -152,7 +147,10 @@ def _first(item: Artifact, sequences: Data) -> Tensor:
 def similarity(item: Artifact, dense: Artifact, job: Job) -> dict[str, Any]:
     """Cosine similarity of the embeddings of two encoders, over the lines of a text."""
     data = str(job.data)
-    loaded = load_data(data, item.tokenizer, job.length, "sentences", holdout=0)
+    with counted("tokenising") as bar:
+        loaded = load_data(
+            data, item.tokenizer, job.length, "sentences", holdout=0, watch=bar.watch
+        )
     sentences = _first_of(loaded, job.limit)
     limit = None if isinstance(sentences, DomainData) else job.limit
     for one in (item, dense):
@@ -162,7 +160,12 @@ def similarity(item: Artifact, dense: Artifact, job: Job) -> dict[str, Any]:
         embed(lambda batch: item.run(batch)[0], sentences, job.batch, limit),
         embed(lambda batch: dense.run(batch)[0], sentences, job.batch, limit),
     )
-    about = {"name": item.name, "kind": item.kind, "data": data, "context": job.length}
+    about = {
+        "name": item.name,
+        "kind": item.kind,
+        "data": without_folders(data),
+        "context": job.length,
+    }
     return {**about, **asdict(found)}
 
 
@@ -171,7 +174,7 @@ def _tables(rows: list[dict[str, Any]], job: Job) -> Iterator[Table]:
     if job.data is not None:
         domains = list(rows[0].get("domains", {}))
         header = ("model", "kind", "perplexity", *domains, "tokens", "context")
-        table = Table(*header, title=f"perplexity on {job.data}")
+        table = Table(*header, title=f"perplexity on {job.data}", box=SIMPLE_HEAD)
         for row in rows:
             values = [row, *(row["domains"][name] for name in domains)]
             figures = [f"{value['perplexity']:.3f}" for value in values]
@@ -198,7 +201,8 @@ def _score_table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
 
 
 def _similarity_table(rows: list[dict[str, Any]], against: str) -> Table:
-    table = Table("model", "kind", "mean cosine", "lowest", "sentences", title=f"against {against}")
+    header = ("model", "kind", "mean cosine", "lowest", "sentences")
+    table = Table(*header, title=f"against {against}", box=SIMPLE_HEAD)
     for row in rows:
         figures = (f"{row['mean']:.4f}", f"{row['lowest']:.4f}", str(row["sentences"]))
         table.add_row(row["name"], row["kind"], *figures)

@@ -35,15 +35,15 @@ def export_model(
 ) -> None:
     """Export a program or model to other formats, each read back and compared."""
     from sparsify.commands.artifacts import open_program
-    from sparsify.commands.bar import step
+    from sparsify.commands.bar import counted
     from sparsify.commands.run import show_notes
     from sparsify.engine.export import chosen_exporters, export
 
     chosen_exporters(words(to))
     program = open_program(folder, loading)
     place = out or (Path(folder) if Path(folder).is_dir() else Path(Path(folder).name))
-    with step(f"exporting {to}"):
-        made = export(program, place, words(to), overwrite=overwrite)
+    with counted("exporting") as bar:
+        made = export(program, place, words(to), overwrite=overwrite, progress=bar)
     for name, path in made.items():
         console.print(f"{name}: {path}")
         show_notes(path, console)

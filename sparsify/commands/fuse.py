@@ -36,7 +36,7 @@ def fuse_models(
     if others not in ("base", "mean"):
         raise OptionError(f"--others is 'base' or 'mean', not '{others}'")
     from sparsify.commands.artifacts import open_program
-    from sparsify.commands.bar import step
+    from sparsify.commands.bar import counted, step
     from sparsify.commands.export import written_formats
     from sparsify.disk.files import require_free, write_json
     from sparsify.engine.export import chosen_exporters
@@ -60,8 +60,8 @@ def fuse_models(
             "--others mean takes the siblings' mean",
             soft_wrap=True,
         )
-    with step(f"exporting {to}"):
-        paths = export_program(made, out, words(to), overwrite=overwrite)
+    with counted("exporting") as bar:
+        paths = export_program(made, out, words(to), overwrite=overwrite, progress=bar)
     for name, path in paths.items():
         console.print(f"{name}: {path}", soft_wrap=True)
     if json is not None:

@@ -94,8 +94,9 @@ Source = Annotated[
 Text = Annotated[
     str | None,
     typer.Option(
-        help="A text, jsonl or parquet file, a folder, or name[:config][:split]; several with commas; "
-        "domains as web=a.txt:0.7,code=b.txt:0.3."
+        help="A text, jsonl, csv or parquet file, a folder, or name[:config][:split]; the column of rows "
+        "as rows.csv#body; several with commas; domains as web=a.txt,code=b.txt, with weights as "
+        "web=a.txt:0.7."
     ),
 ]
 Config = Annotated[

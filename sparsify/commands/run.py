@@ -9,12 +9,13 @@ import torch
 from rich.console import Console
 
 from sparsify.commands.artifacts import loaded, traced
-from sparsify.commands.bar import Bar, step
+from sparsify.commands.bar import Bar, counted
 from sparsify.commands.config import FILE, written
 from sparsify.commands.summary import summary
 from sparsify.data.domains import HOLDOUT, DomainData
 from sparsify.data.load import load_data
 from sparsify.data.sequences import Data
+from sparsify.data.spec import without_folders
 from sparsify.disk.files import (
     WORK,
     notes,
@@ -39,6 +40,7 @@ from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.program import Program
 from sparsify.measure.machine import machine
 from sparsify.pretrained.loading import STRICT, Loading
+from sparsify.pretrained.origin import short_name
 from sparsify.signals import stop_of
 
 RUN = "run.json"
@@ -120,12 +122,12 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     move(program, "cpu")
 
     def write(folder: Path) -> None:
-        with step(f"exporting {', '.join(job.to)}", console):
-            export(program, folder, job.to)
+        with counted("exporting", console) as bar:
+            export(program, folder, job.to, progress=bar)
         report.write(folder)
         domains = {"domains": data.described()} if isinstance(data, DomainData) else {}
         write_text(folder / FILE, written({**describe_job(job), **_more(job)}))
-        write_json(folder / RUN, {**describe_job(job), **domains, "machine": machine()})
+        write_json(folder / RUN, {**_told(job), **domains, "machine": machine()})
         for name, rows in context.figures.items():
             write_json(folder / f"{name}.json", rows)
 
@@ -167,6 +169,17 @@ def describe_job(job: Job) -> dict[str, object]:
         "dtype": job.dtype,
         "adapter": job.loading.adapter,
         "revision": job.loading.revision,
+    }
+
+
+def _told(job: Job) -> dict[str, object]:
+    """The same for what travels with the result: names of files and folders, not where they lie here."""
+    adapter, data = job.loading.adapter, job.data
+    return {
+        **describe_job(job),
+        "model": short_name(job.model),
+        "data": None if data is None else without_folders(data),
+        "adapter": None if adapter is None else short_name(adapter),
     }
 
 
@@ -213,8 +226,10 @@ def open_data(job: Job, tokenizer: object) -> Data | None:
     data: Data | None = None
     if job.data is not None:
         share = HOLDOUT if job.holdout is None else job.holdout
-        with step("tokenising"):
-            data = load_data(job.data, tokenizer, job.length, job.kind, holdout=share)
+        with counted("tokenising") as bar:
+            data = load_data(
+                job.data, tokenizer, job.length, job.kind, holdout=share, watch=bar.watch
+            )
     if job.holdout is not None and not isinstance(data, DomainData):
         raise OptionError(
             f"--holdout {job.holdout:g} is for domains; name them, as in --data web=a.txt,code=b.txt"

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sparsify.commands.bar import Bar, step
+from sparsify.commands.bar import Bar, counted
 from sparsify.data.load import load_data
 from sparsify.disk.files import folder_bytes, write_json
 from sparsify.engine.pipeline import parse
@@ -74,12 +74,13 @@ def stream(
     if source.data is None:
         raise DataError("pruning needs text to see what the linears are given; name it with --data")
     started = time.perf_counter()
-    with step("tokenising"):
+    with counted("tokenising") as bar:
         data = load_data(
             source.data,
             load_tokenizer(job.model, trust_remote_code=job.trust_remote_code),
             source.length,
             holdout=0,
+            watch=bar.watch,
         )
     check_data(data, admission_in(job.model), f"the sequences of '{source.data}'")
     with Bar(console) as bar:

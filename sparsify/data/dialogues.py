@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsify.data.sources import json_rows
+from sparsify.data.files import suffix_of
+from sparsify.data.tables import json_rows
 from sparsify.errors import DataError, reason_of
 
 # A label that no loss counts.
@@ -12,14 +13,15 @@ IGNORED = -100
 
 
 def read_dialogues(spec: str) -> list["Turns"]:
-    """The rows of a .jsonl file, or of every one in a folder, in the order of their paths.
+    """The rows of a .jsonl file (also as .gz), or of every one in a folder, in the order of their paths.
 
     A row has `prompt` and `response`, or `messages`, a list of `{"role": ..., "content": ...}`.
     Raises DataError for anything else, with file and line.
     """
     path = Path(spec).expanduser()
-    files = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() and file.suffix == ".jsonl" for file in files):
+    within = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in within if file.is_file() and suffix_of(file) == ".jsonl"]
+    if not files:
         raise DataError(f"the dialogues '{spec}' must be a .jsonl file, or a folder that has some")
     rows = [row for file in files for row in _rows(file)]
     if not rows:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from sparsify.data.dialogues import IGNORED, encode
+from sparsify.data.watch import Watch, unwatched, watched
 from sparsify.errors import DataError
 
 # A piece of text is tokenised at once; pieces end at a line end where there is one.
 _PIECE_CHARACTERS = 1 << 20
+_TOGETHER = 256  # sentences, or dialogues
 
 
 class Data(Protocol):
@@ -111,12 +113,16 @@ class SentenceData(_Padded):
     Raises DataError when there is no sentence or no tokenizer.
     """
 
-    def __init__(self, sentences: Sequence[str], tokenizer: Any, length: int) -> None:
+    def __init__(
+        self, sentences: Sequence[str], tokenizer: Any, length: int, watch: Watch = unwatched
+    ) -> None:
         _check_length(length, 2)
         check_tokenizer(tokenizer)
         if not sentences:
             raise DataError("the data has no sentence")
-        encoded = tokenizer(list(sentences), truncation=True, max_length=length)["input_ids"]
+        encoded: list[list[int]] = []
+        for some in watched(sentences, watch, _TOGETHER):
+            encoded += tokenizer(some, truncation=True, max_length=length)["input_ids"]
         rows = [{"input_ids": torch.tensor(row, dtype=torch.long)} for row in encoded]
         super().__init__(rows, tokenizer, length)
 
@@ -128,10 +134,20 @@ class ChatData(_Padded):
     is no tokenizer.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, length: int) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        length: int,
+        watch: Watch = unwatched,
+    ) -> None:
         _check_length(length, 2)
         check_tokenizer(tokenizer)
-        encoded = [encode(row, tokenizer, length) for row in rows]
+        encoded = [
+            encode(row, tokenizer, length)
+            for some in watched(rows, watch, _TOGETHER)
+            for row in some
+        ]
         # The first token is never predicted.
         kept = [item for item in encoded if any(label != IGNORED for label in item[1][1:])]
         if not kept:
@@ -240,10 +256,10 @@ def split(data: Data, fraction: float) -> tuple[Part, Part]:
     return Part(data, 0, border), Part(data, border, size)
 
 
-def tokenize(text: str, tokenizer: Any) -> Tensor:
+def tokenize(text: str, tokenizer: Any, watch: Watch = unwatched) -> Tensor:
     """Token ids `[n]` of a text of any size, without special tokens."""
     ids: list[int] = []
-    for piece in _pieces(text):
+    for (piece,) in watched(list(_pieces(text)), watch):
         # verbose=False: the text is cut into sequences later, its length here means nothing.
         ids.extend(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
     return torch.tensor(ids, dtype=torch.long)

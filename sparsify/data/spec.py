@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsify.data.files import suffix_of
+from sparsify.data.sources import SUFFIXES
 from sparsify.errors import DataError
 
 # What may stand in a figure's name and in the text of a pipeline.
@@ -59,13 +61,17 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def without_folders(spec: str) -> str:
-    """A spec for people: files without their folders."""
+    """A spec for people: files without their folders, datasets with their owners."""
     return ",".join(_without_folder(part) for part in _parts(spec))
 
 
 def _without_folder(part: str) -> str:
     name, text = _named(part)
-    return Path(text).name if name is None else f"{name}={Path(text).name}"
+    place = re.split("[:#]", text)[0]
+    owned = place.count("/") == 1 and not place.startswith((".", "~", "/")) and not _is_there(place)
+    if not owned or suffix_of(Path(place)) in SUFFIXES:  # else a dataset with its owner
+        text = Path(text).name
+    return text if name is None else f"{name}={text}"
 
 
 def _parts(spec: str) -> list[str]:

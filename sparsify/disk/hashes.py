@@ -4,15 +4,14 @@ They tell damage, not intent: whoever can change a file can change its hash.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsify.disk.files import ABOUT, read_json, require_file, write_json
+from sparsify.disk.digests import of_file
+from sparsify.disk.files import ABOUT, read_json, write_json
 from sparsify.errors import DataError
 
 # The files of an export that hold its weights and its graph. Others may be edited by whoever owns the folder.
@@ -28,19 +27,6 @@ def of_tensor(value: Tensor) -> str:
     if flat.numel():
         found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def of_json(value: Any) -> str:
-    """SHA-256 of a value of JSON, whatever its spaces and the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def of_file(path: Path) -> str:
-    """SHA-256 of a file; DataError when it is no plain file."""
-    require_file(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_hashes(folder: Path) -> None:

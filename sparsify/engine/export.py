@@ -5,40 +5,52 @@ from pathlib import Path
 
 import torch
 
-from sparsify.describe.card import CARD, card, carry_over
+from sparsify.describe.card import card
 from sparsify.describe.facts import write_facts
 from sparsify.describe.of_program import facts_of
 from sparsify.disk.files import new_folder
 from sparsify.disk.hashes import write_hashes
 from sparsify.disk.locks import InUse, locked
 from sparsify.engine.compare import compare_export
-from sparsify.engine.contract import Exporter
+from sparsify.engine.contract import Exporter, Progress, Silent
 from sparsify.engine.registry import parse_exporter
 from sparsify.engine.remedies import remedies
 from sparsify.errors import DataError, ExportError, OptionError
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import FACTORS, PACKED, value_features
+from sparsify.pretrained.origin import CARD, write_terms
 from sparsify.select.target_shape import Heads
 
 # As an exporter's `accepts`: the format holds whatever a pass may put into a program.
 EVERY_FEATURE = frozenset({"*"})
+_STEPS = 4  # that `write_checked` tells
 
 
 def export(
-    program: Program, folder: str | Path, to: Sequence[str], *, overwrite: bool = False
+    program: Program,
+    folder: str | Path,
+    to: Sequence[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Path]:
     """Export a program to several formats, each into `folder/<format>`; the paths by format.
 
     `to` holds words like `onnx` or calls like `onnx{opset=20}`. All formats are checked before the
-    first is written. Raises ExportError, PipelineError for an unknown format, OptionError for its
+    first is written. `progress` is told when a format was prepared, written, read back, and described.
+    Raises ExportError, PipelineError for an unknown format, OptionError for its
     options, InUse when another process is writing there.
     """
     chosen = check_exports(program, to, program.features)
+    progress, made = progress or Silent(), {}
+    progress.start("exporting", _STEPS * len(chosen))
     with locked(Path(folder)):
-        return {
-            exporter.name: write_checked(exporter, program, Path(folder), overwrite)
-            for exporter in chosen
-        }
+        for exporter in chosen:
+            progress.rename(exporter.name)
+            made[exporter.name] = write_checked(
+                exporter, program, Path(folder), overwrite, progress
+            )
+    return made
 
 
 def check_exports(
@@ -70,7 +82,11 @@ def chosen_exporters(to: Sequence[str]) -> list[Exporter]:
 
 
 def write_checked(
-    exporter: Exporter, program: Program, folder: Path, overwrite: bool = False
+    exporter: Exporter,
+    program: Program,
+    folder: Path,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Export a program to `folder/<name>` and return that path.
 
@@ -82,14 +98,18 @@ def write_checked(
     refuse_features(exporter, program.features)
     refuse_not_finite(program)
     exporter.check(program)
-    target = folder / exporter.name
+    target, progress = folder / exporter.name, progress or Silent()
     try:
         with locked(folder), new_folder(target, overwrite=overwrite) as partial:
             variant = exporter.variant(program)
+            progress.advance()
             exporter.write(variant, partial)
+            progress.advance()
             compare_export(exporter, variant, partial)
+            progress.advance()
             write_description(exporter, program, partial)
             write_hashes(partial)
+            progress.advance()
     except InUse:
         raise
     except DataError as error:
@@ -134,8 +154,10 @@ def refuse_features(exporter: Exporter, features: frozenset[str]) -> None:
 def write_description(exporter: Exporter, program: Program, folder: Path) -> None:
     """Write the figures of an export and its model card beside the files of the format."""
     facts = facts_of(program)
-    carried = carry_over(str(program.source.config.get("_name_or_path") or ""), folder)
+    write_terms(program.source.origin, folder)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     write_facts(facts, folder)
-    text = card(facts, exporter.name, exporter.library, exporter.usage(program), size, carried)
+    text = card(
+        facts, exporter.name, exporter.library, exporter.usage(program), size, program.source.origin
+    )
     (folder / CARD).write_text(text, encoding="utf-8")

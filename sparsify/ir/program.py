@@ -48,7 +48,8 @@ class Source:
     `output_class` are class names, `outputs` names the tensors of the graph's output tuple in order.
     `shapes` holds the shape of every parameter, tied ones once (empty where it is not known),
     `generation` the model's defaults for generation, `files` the text of files of other tools in the
-    model's folder, by path.
+    model's folder, by path, `origin` what its card says (`sparsify.pretrained.origin`). No entry holds a
+    path of the machine that traced it.
     """
 
     config: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Source:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(repr=False)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsify.data.watch import Watch, unwatched, watched
 from sparsify.errors import OptionError, nearest
 from sparsify.measure.inputs import Shape, model_inputs
 from sparsify.measure.machine import machine
@@ -56,26 +57,32 @@ def compare(
     seed: int = 0,
     libraries: Sequence[Path] = (),
     verify: bool = True,
+    watch: Watch = unwatched,
 ) -> list[Timing]:
     """Timings of every file at every shape, in the order of `shapes`, then of `paths`.
 
     All files get the same inputs at a shape: token ids below `vocabulary` drawn from `seed`.
-    `libraries` are custom-op libraries to load; `verify` as of
-    `onnxruntime_session`. Raises OptionError for a baseline that is not among
-    the names or a count below 1, DataError for a file ONNX Runtime cannot open or feed.
+    `libraries` are custom-op libraries to load; `verify` as of `onnxruntime_session`; `watch` hears of
+    every round of all shapes. Raises OptionError for a baseline that is not among the names or a count
+    below 1, DataError for a file ONNX Runtime cannot open or feed.
     """
     _check(paths, baseline, threads=threads, rounds=rounds, shapes=len(shapes))
     sessions = {
         name: open_session(path, threads=threads, libraries=libraries, verify=verify)
         for name, path in paths.items()
     }
-    timings = []
-    for shape in shapes:
+    timings, each = [], warmup + rounds
+    for number, shape in enumerate(shapes):
         feeds = {
             name: model_inputs(session.get_inputs(), shape, vocabulary, seed, str(paths[name]))
             for name, session in sessions.items()
         }
-        times = _rounds(sessions, feeds, rounds=rounds, warmup=warmup)
+        before, total = number * each, len(shapes) * each
+
+        def told(done: int, _: int, before: int = before, total: int = total) -> None:
+            watch(before + done, total)
+
+        times = _rounds(sessions, feeds, rounds=rounds, warmup=warmup, watch=told)
         timings += [_timing(name, shape, times[name], times[baseline]) for name in paths]
     return timings
 
@@ -124,6 +131,7 @@ def _rounds(
     *,
     rounds: int,
     warmup: int,
+    watch: Watch,
 ) -> dict[str, NDArray[np.float64]]:
     """Milliseconds `[rounds]` of every session, the warm-up rounds left out."""
     names = list(sessions)
@@ -131,7 +139,7 @@ def _rounds(
     collecting = gc.isenabled()
     gc.disable()  # a collection within a run would be counted as the model's time
     try:
-        for number in range(warmup + rounds):
+        for (number,) in watched(range(warmup + rounds), watch):
             for name in turn(names, number):
                 start = time.perf_counter_ns()
                 outputs = sessions[name].run(None, feeds[name])

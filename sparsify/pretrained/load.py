@@ -35,6 +35,7 @@ from sparsify.pretrained.architecture import (
 from sparsify.pretrained.completeness import NOTHING, check_loaded, differences
 from sparsify.pretrained.gguf import is_gguf, load_gguf
 from sparsify.pretrained.headers import headers_in
+from sparsify.pretrained.origin import is_path
 from sparsify.pretrained.quiet import quiet
 
 EMBEDDED, REAL = "embedded", "real"
@@ -108,14 +109,14 @@ class _How:
 
 def _checked(source: str, name: str, verify: bool) -> str:
     """The folder or hub id of a model; DataError for a folder that is not there, or not whole."""
-    if not name or (not Path(source).is_dir() and _is_path(source)):
+    if not name or (not Path(source).is_dir() and is_path(source)):
         raise DataError(f"there is no folder '{name}'; a model is a folder or a hub id")
     if not Path(source).is_dir():
         return source
     require_files(Path(source))
     if verify:
         check_hashes(Path(source))
-    return str(Path(source).resolve())  # the config keeps it, and is read from other places
+    return str(Path(source).resolve())  # tracing reads what lies there, wherever it is called
 
 
 def _with_adapter(source: str, name: str, how: _How, merge: bool) -> tuple[PreTrainedModel, Any]:
@@ -186,11 +187,6 @@ def _check_names(source: str, name: str, trust: bool) -> None:
         found = differences(cls, config, shapes)
         kind = cls.__name__
     check_loaded(kind, name, found)
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name can only be a path: a hub id is one or two words."""
-    return name.startswith((".", "~", "/")) or name.count("/") > 1
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -42,6 +42,11 @@ class Found:
     run: Row
 
     @property
+    def title(self) -> str:
+        """The name of the folder, without where it lies on this machine."""
+        return self.folder.resolve().name
+
+    @property
     def facts(self) -> Facts | None:
         """The figures of the first format that has them."""
         return next((form.facts for form in self.formats if form.facts is not None), None)

@@ -38,12 +38,8 @@ def write_page(found: Found, facts: Facts | None = None, missing: str = "") -> P
     ]
     path = found.folder / PAGE
     with locked(found.folder):
-        write_text(path, document(f"Report of {_name(found)}", parts))
+        write_text(path, document(f"Report of {found.title}", parts))
     return path
-
-
-def _name(found: Found) -> str:
-    return found.folder.resolve().name
 
 
 def _head(found: Found, facts: Facts | None) -> Html:
@@ -55,7 +51,7 @@ def _head(found: Found, facts: Facts | None) -> Html:
     return tag(
         "header",
         tag("p", "sparsify-fx report", class_="eyebrow"),
-        tag("h1", _name(found)),
+        tag("h1", found.title),
         tag("p", " \u00b7 ".join(about), class_="about"),
     )
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sparsify.data.spec import without_folders
-from sparsify.describe.card import CARD, MEASURED
+from sparsify.describe.card import MEASURED
 from sparsify.disk.files import read_mapping, write_json, write_text
 from sparsify.disk.locks import InUse, locked
 from sparsify.errors import DataError
 from sparsify.measure.latency import shape_words
 from sparsify.measure.tasks import metric_words
+from sparsify.pretrained.origin import CARD
 from sparsify.report.found import model_folders
 
 Row = Mapping[str, Any]

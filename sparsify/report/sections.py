@@ -35,7 +35,7 @@ def sparsity(found: Found, facts: Facts | None, missing: str) -> Html:
 def quality(found: Found) -> Html:
     """Perplexities, similarities of embeddings, and scores on tasks."""
     if not found.quality:
-        command = f"sparsify-fx eval {found.folder} --data TEXT"
+        command = f"sparsify-fx eval {found.title} --data TEXT"
         return section("Quality", unmeasured("Quality was not measured here.", command))
     parts = []
     for key, header in (
@@ -81,7 +81,7 @@ def speed(found: Found) -> Html:
     """Every timing with its ratio to the dense model as a bar."""
     timings = found.bench.get("timings")
     if not timings:
-        command = f"sparsify-fx bench {found.folder} --against DENSE"
+        command = f"sparsify-fx bench {found.title} --against DENSE"
         return section("Speed", unmeasured("Speed was not measured here.", command))
     top = longest_bar([(row["ratio"], row["ratio_high"]) for row in timings])
     header = ("model", "fed", "times as fast as dense", "10\u201390 %", "median ms", "10\u201390 %")

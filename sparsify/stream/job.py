@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sparsify.data.spec import without_folders
 from sparsify.disk.files import WORK, read_json, refusals, require_free, write_json
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.device import device_of
+from sparsify.pretrained.origin import short_name
 from sparsify.select.one_shot import OneShot
 from sparsify.stream.places import DeviceMap
 
@@ -100,3 +102,11 @@ def described(job: Job) -> dict[str, Any]:
         "ignore": list(job.ignore),
         **job.about,
     }
+
+
+def told(job: Job) -> dict[str, Any]:
+    """These options for what travels with the result: names of files and folders, not where they lie here."""
+    found = described(job)
+    data = found.get("data")
+    named = {"data": without_folders(data)} if isinstance(data, str) else {}
+    return {**found, "model": short_name(job.model), **named}

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsify.disk.files import new_file, read_mapping, write_json
 from sparsify.disk.weights_file import write_tensors
 from sparsify.pretrained.headers import INDEX
+from sparsify.pretrained.origin import without_places
 
 # Files of a folder that say what its weights are; the shards bring their own.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", INDEX)
@@ -51,7 +52,7 @@ class Shards:
         for file in sorted(source.iterdir()):
             if file.is_file() and not file.name.endswith(_WEIGHTS):
                 shutil.copyfile(file, out / file.name)
-        config = read_mapping(out / "config.json")
+        config = without_places(read_mapping(out / "config.json"))
         config.pop("torch_dtype", None)
         write_json(out / "config.json", {**config, "dtype": dtype})
         for path, name in names.items():

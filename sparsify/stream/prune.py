@@ -39,7 +39,7 @@ from sparsify.select.weights import check_axes
 from sparsify.signals import stop_of
 from sparsify.stream.activations import Activations
 from sparsify.stream.checkpoint import Borrowed, Checkpoint
-from sparsify.stream.job import Job, begin, described
+from sparsify.stream.job import Job, begin, told
 from sparsify.stream.output import Shards
 from sparsify.stream.places import Places
 from sparsify.tensors.packing.layout import Layout, packable
@@ -269,7 +269,7 @@ class _Run:
 
         def write(folder: Path) -> None:
             self.shards.gather(self.source, folder, self.job.dtype)
-            write_json(folder / ABOUT, {**described(self.job), "linears": self.rows})
+            write_json(folder / ABOUT, {**told(self.job), "linears": self.rows})
             write_hashes(folder)
 
         # Without its config a folder is no model yet.

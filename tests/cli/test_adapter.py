@@ -44,7 +44,7 @@ def test_a_run_is_of_the_model_with_its_adapter(model, adapter, out, cli, tmp_pa
     kept = weight != 0
     assert float(kept.float().mean()) == pytest.approx(0.5, abs=0.01)
     assert torch.allclose(weight[kept], adapter[1][kept])
-    assert json.loads((out / "run.json").read_text())["adapter"] == str(adapter[0])
+    assert json.loads((out / "run.json").read_text())["adapter"] == adapter[0].name
     assert f"adapter: {adapter[0]}" in (out / "run.yaml").read_text()
     again = tmp_path / "again"
     assert cli("run", "--config", out / "run.yaml", "--out", again)[0] == 0

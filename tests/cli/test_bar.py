@@ -2,11 +2,12 @@
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
 
-from sparsify.commands.bar import Bar, step
+from sparsify.commands.bar import Bar, counted, step
 
 
 @pytest.fixture
@@ -32,6 +33,20 @@ def test_a_bar_with_a_total_shows_steps_and_figures(terminal):
         bar.start("checking", None)
         bar._bar.refresh()
     assert terminal.file.getvalue().rsplit("checking", 1)[1].split("\n")[0].rstrip().endswith("0 s")
+
+
+def test_a_step_that_counts_shows_how_much_and_the_time_left(terminal, caplog):
+    with caplog.at_level(logging.INFO, logger="sparsify"), counted("tokenising", terminal) as bar:
+        bar._bar.refresh()
+        assert "tokenising" in terminal.file.getvalue()
+        assert "0/?" in terminal.file.getvalue()
+        for done in range(3):
+            bar.watch(done, 4)
+        bar._bar.refresh()
+        last = terminal.file.getvalue().rsplit("tokenising", 1)[1]
+        assert "2/4" in last
+        assert re.search(r"2/4 0:00:\d\d", last)
+    assert caplog.messages[0].startswith("tokenising: 0.0")
 
 
 def test_what_is_no_terminal_shows_nothing():

@@ -45,7 +45,7 @@ def out(command, cli, tmp_path_factory):
 
 def test_a_run_records_its_domains_and_their_figures(out, texts, cli):
     job = json.loads((out / "run.json").read_text())
-    assert (job["data"], job["holdout"]) == (texts[1], 0.1)
+    assert (job["data"], job["holdout"]) == ("web=a.txt:0.7,code=b.txt:0.3", 0.1)
     web, code = job["domains"]["web"], job["domains"]["code"]
     assert (web["weight"], code["weight"]) == (0.7, 0.3)
     assert web["held_out"] == round(0.1 * (web["sequences"] + web["held_out"]))

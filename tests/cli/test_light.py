@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sparsify
+from sparsify.ir.text import to_text
 
 HEAVY = (
     "torch",
@@ -99,6 +100,17 @@ def test_answers_without_what_takes_seconds_to_import(words, code, said, answere
     assert int(exit_code) == code
     assert ast.literal_eval(heavy) == []
     assert int(count) < MOST
+
+
+def test_a_saved_program_is_shown_without_what_takes_seconds_to_import(tmp_path, traced):
+    program = sparsify.parse("insert-masks").run(traced("llama"))
+    sparsify.save(program, tmp_path / "out" / "safetensors")
+    for words in (["show", tmp_path / "out"], ["show", tmp_path / "out/safetensors/program.txt"]):
+        heavy, count, exit_code, output = run(*map(str, words))
+        assert output.startswith("program LlamaForCausalLM features {mask.weights}\n  %0 : i64[")
+        assert to_text(program) in output
+        assert (exit_code, heavy) == (0, [])
+        assert count < MOST
 
 
 def test_the_package_alone_imports_next_to_nothing():

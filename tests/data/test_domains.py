@@ -52,6 +52,8 @@ def drawn(data, indices):
         ("imdb:train[:10%]", [Source("imdb:train[:10%]")]),
         ("owner/set:a=b", [Source("owner/set:a=b")]),
         (" a.txt", [Source(" a.txt")]),
+        ("web=a.csv#body:0.7,code=b.jsonl#x:0.3",
+         [Source("a.csv#body", "web", 0.7), Source("b.jsonl#x", "code", 0.3)]),
         ("a.txt,b", [Source("a.txt"), Source("b")]),
         ("web=a.txt", [Source("a.txt", "web")]),
         ("web=a.txt, code=b.txt", [Source("a.txt", "web"), Source("b.txt", "code")]),
@@ -84,6 +86,9 @@ def test_a_line_for_people_has_no_folders():
     assert without_folders("/x/y/a.txt") == "a.txt"
     assert without_folders("x/a.txt,y/b.txt") == "a.txt,b.txt"
     assert without_folders("web=/x/a.txt:0.7,code=y/b.txt:0.3") == "web=a.txt:0.7,code=b.txt:0.3"
+    assert without_folders("web=/x/y/a.csv#body:0.7") == "web=a.csv#body:0.7"
+    for dataset in ("owner/set", "owner/set-1.0:config:test#body", "imdb:train[:10%]"):
+        assert without_folders(dataset) == dataset
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,10 @@ def test_a_parquet_file_is_read_by_its_text_column(tmp_path):
     parquet.write_table(arrow.table({"id": [1], "label": [0]}), other)
     with pytest.raises(DataError) as error:
         read_texts(str(other))
-    assert str(error.value) == f"'{other}' has no column 'text'; its columns are: id, label"
+    assert str(error.value) == (
+        f"'{other}' has no column 'text'; its columns are: id, label; "
+        "name one behind '#', as in rows.csv#body"
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,9 +222,9 @@ FILES = [
     ("a.txt", b"one \xff", "'{}' is not UTF-8 text (byte 4, line 1); convert it first"),
     ("a.jsonl", b"\n{one", "'{}' line 2 is not JSON: "
      "Expecting property name enclosed in double quotes"),
-    ("a.jsonl", ROW, "'{}' line 1 has no string field 'text'"),
-    ("a.csv", b"one", "'{}' is not a kind of text we read; "
-     "there are: .txt, .md, .rst, .jsonl, .parquet"),
+    ("a.jsonl", ROW, "'{}' line 1 has no string field 'text'; its fields are: body"),
+    ("a.xml", b"one", "'{}' is not a kind of text we read; "
+     "there are: .txt, .md, .rst, .jsonl, .csv, .tsv, .parquet"),
 ]  # fmt: skip
 
 
@@ -284,7 +287,8 @@ def test_an_empty_folder_is_told(tmp_path):
     with pytest.raises(DataError) as error:
         read_texts(str(tmp_path))
     assert (
-        str(error.value) == f"the folder '{tmp_path}' has no .txt, .md, .rst, .jsonl, .parquet file"
+        str(error.value)
+        == f"the folder '{tmp_path}' has no .txt, .md, .rst, .jsonl, .csv, .tsv, .parquet file"
     )
 
 

@@ -1,13 +1,16 @@
 """The model card of every format: its head, its figures, and code that does what it says."""
 
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import metadata_load
 
 import exporters
 from exporters.safetensors import Safetensors
-from sparsify.describe.card import CARD, card, carry_over
+from sparsify.describe.card import card
 from sparsify.describe.facts import Facts, Weight
 from sparsify.engine.export import write_checked
+from sparsify.pretrained.origin import CARD
 
 FACTS = Facts(
     model="SomeForCausalLM",
@@ -47,6 +50,17 @@ def test_the_text_of_a_card():
     assert text.endswith("That of the source, as its card states it: mit.\n")
 
 
+def test_a_commit_is_told_and_no_entry_of_the_head():
+    origin = {"base_model": ["org/a", "org/b"], "revision": "0a1b2c", "license_text": "terms"}
+    text = card(FACTS, "onnx", "onnx", "", 1, origin)
+    head, _, rest = text.partition("\n---\n")
+    assert "- org/a\n- org/b\n" in head
+    assert "0a1b2c" not in head
+    assert "# org/a, org/b, made sparse\n" in rest
+    assert "The source is at commit `0a1b2c`. This pipeline, in the order of its passes:" in rest
+    assert "terms" not in text
+
+
 def test_the_head_is_what_the_hub_reads(tmp_path):
     (tmp_path / CARD).write_text(card(FACTS, "onnx", "onnx", "", 1, {}))
     assert metadata_load(tmp_path / CARD) == {
@@ -56,7 +70,7 @@ def test_the_head_is_what_the_hub_reads(tmp_path):
     }
 
 
-def test_nothing_is_made_up(tmp_path):
+def test_nothing_is_made_up():
     weight = Weight("a.weight", (2, 5), (), 0, "", False, "float32", 40)
     plain = Facts("Net", "", (), 10, 0, 0, 5, 0, (weight,))
     text = card(plain, "safetensors", "sparsify-fx", "", 1, {})
@@ -65,26 +79,6 @@ def test_nothing_is_made_up(tmp_path):
     assert "no pass has changed it" in text
     assert "| parameters |  | 10 |" in text
     assert "look it up there" in text
-    assert carry_over("", tmp_path) == {}
-    assert carry_over(str(tmp_path / "gone"), tmp_path) == {}
-    assert carry_over("org/name", tmp_path) == {"base_model": "org/name"}
-
-
-def test_the_licence_of_the_source_is_carried_over(tmp_path):
-    source, out = tmp_path / "source", tmp_path / "out"
-    source.mkdir()
-    out.mkdir()
-    assert carry_over(str(source), out) == {}
-    head = "license: other\nlicense_name: mine\nlicense_link: LICENSE\nbase_model: org/older"
-    (source / "LICENSE").write_text("terms")
-    (source / CARD).write_text(f"---\n{head}\n---\n# words\n")
-    licence = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
-    assert carry_over(str(source), out) == licence
-    assert (out / "LICENSE").read_text() == "terms"
-    (source / CARD).write_text(f"---\n{head}\ntags:\n- sparsify-fx\n---\n")
-    assert carry_over(str(source), out) == {**licence, "base_model": "org/older"}
-    (source / CARD).write_text("---\nlicense: [\n---\n")
-    assert carry_over(str(source), out) == {}
 
 
 @pytest.mark.parametrize("form", [item.name for item in exporters.ALL])
@@ -103,17 +97,13 @@ def test_the_code_of_a_card_runs_in_its_folder(form, programs, tokenizer, tmp_pa
     assert {"model", "outputs", "ids"} & set(made)
 
 
-def test_a_card_of_your_own_is_kept_and_comes_from_the_source(programs, tmp_path):
+def test_a_card_of_your_own_is_kept_and_the_licence_goes_along(programs, tmp_path):
     program = programs("llama")
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / CARD).write_text("---\nlicense: apache-2.0\n---\n")
-    program.source = type(program.source)(
-        {**program.source.config, "_name_or_path": str(source)},
-        program.source.model_class, program.source.output_class, program.source.outputs,
-    )  # fmt: skip
+    origin = {"license": "other", "license_link": "LICENSE", "license_text": "terms"}
+    program.source = replace(program.source, origin=origin)
     folder = write_checked(Safetensors(), program, tmp_path)
-    assert metadata_load(folder / CARD)["license"] == "apache-2.0"
+    assert metadata_load(folder / CARD)["license"] == "other"
+    assert (folder / "LICENSE").read_text() == "terms"
     (folder / CARD).write_text("mine")
     with pytest.raises(Exception, match="give --overwrite"):
         write_checked(Safetensors(), program, tmp_path)

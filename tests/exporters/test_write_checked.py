@@ -9,7 +9,6 @@ import torch
 
 from exporters import ALL
 from exporters.safetensors import Safetensors
-from sparsify.describe.card import CARD
 from sparsify.describe.facts import FILE
 from sparsify.engine.compare import second_batch
 from sparsify.engine.contract import Exporter
@@ -19,6 +18,7 @@ from sparsify.engine.export import (
 )
 from sparsify.errors import ExportError
 from sparsify.ir.storage.folder import load
+from sparsify.pretrained.origin import CARD
 
 
 @dataclass(frozen=True)

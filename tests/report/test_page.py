@@ -171,8 +171,8 @@ def test_what_was_not_measured_is_said_with_what_measures_it(tmp_path):
     assert texts["p"].count("not measured") == 3
     assert "The weights are not listed here." in texts["p"]
     assert texts["code"] == [
-        f"sparsify-fx eval {tmp_path} --data TEXT",
-        f"sparsify-fx bench {tmp_path} --against DENSE",
+        f"sparsify-fx eval {tmp_path.name} --data TEXT",
+        f"sparsify-fx bench {tmp_path.name} --against DENSE",
     ]
     assert "Training" not in texts["h2"]
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sparsify.describe.card import CARD, MEASURED
+from sparsify.describe.card import MEASURED
+from sparsify.pretrained.origin import CARD
 from sparsify.report.found import find
 from sparsify.report.page import write_page
 from sparsify.report.record import record

@@ -8,6 +8,7 @@ from typing import Any
 from sparsify.errors import DataError
 from sparsify.ir.storage.nodes import INTEGER, NAME, check_nodes, is_identifier, is_path, shown
 from sparsify.pretrained.companions import check_files
+from sparsify.pretrained.origin import is_origin
 
 _DEEP = 24  # of JSON within JSON
 _LINE, _ITEMS = 1 << 16, 1 << 16  # the longest text of a pass, the most entries of a list of names
@@ -168,4 +169,5 @@ _OF_SOURCE: Mapping[str, tuple[_Check, str]] = {
     ),
     "shapes": (lambda v: _mapping(v, _path, _shape), "shapes by path"),
     "generation": (_data, "a mapping"),
+    "origin": (is_origin, "what a card says of a model"),
 }

@@ -2,6 +2,7 @@
 
 A folder holds `program.json`, `tensors.safetensors`, `sample.safetensors` and the tokenizer's files. The
 graph itself is stored, so that loading neither traces again nor depends on the model's library version.
+`program.txt` is for people and `show`; nothing is built from it.
 """
 
 import contextlib
@@ -16,9 +17,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 
-from sparsify.disk.files import new_folder, read_json, require_file, require_files, write_json
-from sparsify.disk.hashes import check_equal, of_json, of_tensor
+from sparsify.disk.digests import of_json, of_text
+from sparsify.disk.files import (
+    new_folder,
+    read_json,
+    require_file,
+    require_files,
+    write_json,
+    write_text,
+)
+from sparsify.disk.hashes import check_equal, of_tensor
 from sparsify.disk.locks import locked
+from sparsify.disk.program_text import DOCUMENT, TEXT
 from sparsify.disk.weights_file import write_tensors
 from sparsify.errors import DataError, VerifyError, reason_of
 from sparsify.ir.bounds import refuse_huge
@@ -26,15 +36,17 @@ from sparsify.ir.program import Program, Source
 from sparsify.ir.storage.document import check_document
 from sparsify.ir.storage.graph_json import graph_from_json, graph_to_json
 from sparsify.ir.storage.nodes import shown
+from sparsify.ir.text import header, to_text
 from sparsify.ir.types import propagate
 from sparsify.ir.verify import verify as check_program
 from sparsify.plugins import load_plugins
 from sparsify.pretrained.load import load_tokenizer
+from sparsify.pretrained.origin import of_hub, without_places
 from sparsify.tensors.packing.bits import pack_bits, unpack_bits
 
 FORMAT, VERSION = "sparsify-program", 1
 _BITS = "bits:"
-_DOCUMENT, _TENSORS, _SAMPLE = "program.json", "tensors.safetensors", "sample.safetensors"
+_TENSORS, _SAMPLE = "tensors.safetensors", "sample.safetensors"
 
 
 def save(program: Program, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -59,15 +71,18 @@ def write(program: Program, folder: Path) -> None:
         check_document(about)
     except DataError as error:
         raise DataError(f"the program cannot be stored: {error}") from None
+    text = f"{header(program)}\n{to_text(program)}"
     about["hashes"] = {
-        _DOCUMENT: of_json(about),
+        DOCUMENT: of_json(about),
+        TEXT: of_text(text),
         **{f"{_SAMPLE}: {name}": of_tensor(value) for name, value in sample.items()},
         **{key: of_tensor(value) for key, value in stored.items()},
     }
     log = " | ".join(program.log)
     write_tensors(folder / _TENSORS, stored, {"format": "pt", "sparsify.pipeline": log})
     write_tensors(folder / _SAMPLE, sample)
-    write_json(folder / _DOCUMENT, about)
+    write_json(folder / DOCUMENT, about)
+    write_text(folder / TEXT, text)
     if program.tokenizer is not None:
         program.tokenizer.save_pretrained(folder)
 
@@ -81,7 +96,7 @@ def load(folder: str | Path, *, verify: bool = True, trust_remote_code: bool = F
     """
     load_plugins()  # whose ops and features it may hold
     folder = Path(folder)
-    file = folder / _DOCUMENT
+    file = folder / DOCUMENT
     about = read_json(file)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise DataError(f"'{file}' was not written by sparsify")
@@ -106,7 +121,7 @@ def load(folder: str | Path, *, verify: bool = True, trust_remote_code: bool = F
 
 def is_program(folder: str | Path) -> bool:
     """Whether a folder holds a saved program."""
-    return (Path(folder) / _DOCUMENT).is_file()
+    return (Path(folder) / DOCUMENT).is_file()
 
 
 def _describe(program: Program, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -134,20 +149,11 @@ def _build(
     about: dict[str, Any], sample: dict[str, Tensor], stored: dict[str, Tensor], folder: Path
 ) -> Program:
     """The program of files that were checked; DataError when its parts do not fit each other."""
-    source = about["source"]
     program = Program(
         module=fx.GraphModule(torch.nn.Module(), fx.Graph()),
         sample=sample,
         dynamic={k: {int(d): name for d, name in v.items()} for k, v in about["dynamic"].items()},
-        source=Source(
-            source["config"],
-            source["model_class"],
-            source["output_class"],
-            tuple(source["outputs"]),
-            {path: tuple(shape) for path, shape in source.get("shapes", {}).items()},
-            source.get("generation", {}),
-            source.get("files", {}),
-        ),
+        source=_source(about["source"]),
         features=frozenset(about["features"]),
         plan=about["plan"],
         log=list(about["pipeline"]),
@@ -167,6 +173,21 @@ def _build(
             f"'{folder}' is damaged: its graph does not fit its tensors: {reason_of(error)}"
         ) from error
     return program
+
+
+def _source(said: dict[str, Any]) -> Source:
+    """What a document says of the source; earlier versions kept a path in its config, and no origin."""
+    place = said["config"].get("_name_or_path")
+    return Source(
+        without_places(said["config"]),
+        said["model_class"],
+        said["output_class"],
+        tuple(said["outputs"]),
+        {path: tuple(shape) for path, shape in said.get("shapes", {}).items()},
+        said.get("generation", {}),
+        said.get("files", {}),
+        said["origin"] if "origin" in said else of_hub(str(place or "")),
+    )
 
 
 @contextlib.contextmanager
@@ -223,7 +244,7 @@ def _check_hashes(
 ) -> None:
     known: dict[str, str] = about["hashes"]
     rest = {key: value for key, value in about.items() if key != "hashes"}
-    check_equal([(_DOCUMENT, of_json(rest))], known, folder / _DOCUMENT)
+    check_equal([(DOCUMENT, of_json(rest))], known, folder / DOCUMENT)
     named = ((f"{_SAMPLE}: {name}", of_tensor(value)) for name, value in sample.items())
     check_equal(named, known, folder / _SAMPLE)
     check_equal(((k, of_tensor(v)) for k, v in stored.items()), known, folder / _TENSORS)

@@ -27,6 +27,7 @@ from sparsify.ir.trace.unchanged import unchanged
 from sparsify.ir.trace.wrappers import unwrapped
 from sparsify.ir.types import propagate
 from sparsify.pretrained.companions import generation_defaults, tool_files
+from sparsify.pretrained.origin import origin_of, without_places
 
 
 @exclusive
@@ -70,13 +71,14 @@ def _traced(
 ) -> Program:
     if isinstance(model, PreTrainedModel):
         sample, dims = example_inputs(model) if inputs is None else (dict(inputs), dynamic or {})
-        config, fixed = _as_json(model.config.to_dict()), _fixed_arguments(model)
-        generation, files = _as_json(generation_defaults(model)), tool_files(model)
+        config, fixed = without_places(_as_json(model.config.to_dict())), _fixed_arguments(model)
+        generation = _as_json(generation_defaults(model))
+        files, origin = tool_files(model), origin_of(model)
     else:
         if inputs is None:
             raise TraceError("a plain module needs example inputs by argument name to be traced")
         sample, dims, config, fixed = dict(inputs), dynamic or {}, {}, {}
-        generation, files = {}, {}
+        generation, files, origin = {}, {}, {}
     if dynamic is not None:
         dims = dynamic
 
@@ -85,7 +87,9 @@ def _traced(
         varying = varying_dims(dims, exported.shapes)
         made = built(model, exported.module, dict(sample), varying, source, tokenizer)
         shapes = {path: tuple(value.shape) for path, value in made.module.named_parameters()}
-        made.source = replace(source, shapes=shapes, generation=generation, files=files)
+        made.source = replace(
+            source, shapes=shapes, generation=generation, files=files, origin=origin
+        )
         if check:
             check_traced(made, model, fixed, exported.shapes)
         return made
