@@ -10,10 +10,13 @@ FUZZ ?= 60
 # Mutants of saved programs, and the first one's number: ranges of them can be shared out.
 MUTANTS ?= 10000
 SEED_FROM ?= 0
+# Families of `make zoo`, and the part of them that this machine does.
+FAMILIES ?= *
+SHARD ?= 0/1
 # Runs, streams and exports that are killed.
 KILLS ?= 200
 
-.PHONY: demo demo-real test lint real browser versions ecosystem docs docs-site bench kernels fuzz fuzz-kernels kills cross wheel matrix clean
+.PHONY: demo demo-real test lint real browser versions ecosystem docs docs-site zoo bench kernels fuzz fuzz-kernels kills cross wheel matrix clean
 
 demo: $(VENV)/.ready
 	$(BIN)/sparsify-fx demo --out demo-out --threads $(THREADS) --overwrite
@@ -103,6 +106,11 @@ wheel: $(VENV)/.ready
 # Tries that wheel in a fresh environment of every version of Python on this machine; says which are not here.
 matrix: wheel
 	$(BIN)/python tests/matrix/matrix.py dist/*.whl --json build/matrix.json
+
+# Every family of the installed transformers, small: traced, shrunk, packed, exported. Hours; goes on where it ended.
+zoo: $(VENV)/.ready
+	mkdir -p build
+	$(BIN)/python benchmarks/zoo.py --json build/zoo.json --only "$(FAMILIES)" --shard $(SHARD)
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/structured_latency.py

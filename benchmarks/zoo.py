@@ -1,0 +1,238 @@
+"""Every family of the installed transformers, small and random: what of the compiler works on it.
+
+Each is traced and held against its model; every kind of axis is masked by half (a quarter of the hidden size)
+and removed, and what is left is held against what was masked; weights are pruned 2:4 and packed; the program
+is exported to ONNX and read back, to ONNX with a cache whose greedy tokens are held against the model's own,
+and to a folder that transformers loads. What is answered is `yes`, `-` where a family has no such thing,
+`refused` with the compiler's sentence, `fault` where an error was no sentence of ours, or `wrong`.
+
+    python benchmarks/zoo.py [--json FILE] [--only GLOB,...] [--shard 0/4] [--seconds 240]
+
+Each family runs in a process of its own; a family that has its row is not done again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from resumable import Row, Rows
+from zoo_models import families, small_model
+
+KINDS = ("heads", "channels", "experts", "hidden", "layers")
+STEPS = ("trace", *KINDS, "2:4", "onnx", "decode", "folder")
+CLOSE = 1e-4
+TOKENS = 12
+
+
+class Wrong(Exception):
+    """What came out is not what must come out."""
+
+
+class Nothing(Exception):
+    """The family has no such thing."""
+
+
+def outputs(program: Any, seed: int = 0) -> list[torch.Tensor]:
+    """What a program answers on its sample, with other values at other places."""
+    batch = {name: value.clone() for name, value in program.sample.items()}
+    for name, value in batch.items():
+        if value.is_floating_point():
+            noise = torch.Generator().manual_seed(seed)
+            batch[name] = torch.randn(value.shape, generator=noise)
+    return [value for value in program.run(batch) if value is not None]
+
+
+def same(found: Any, wanted: Any, what: str) -> None:
+    from sparsify.tensors.precision import relative_difference
+
+    if len(found) != len(wanted):
+        raise Wrong(f"{what}: {len(found)} outputs, not {len(wanted)}")
+    for one, other in zip(found, wanted, strict=True):
+        far = float(relative_difference(other, one))
+        if not far <= CLOSE:
+            raise Wrong(f"{what}: differs by {far:.1e}")
+
+
+def without(program: Any, kind: str) -> None:
+    """Half of a kind masked, then removed."""
+    from sparsify import Context, parse
+    from sparsify.errors import OptionError
+
+    part = 0.25 if kind == "hidden" else 0.5
+    try:
+        parse(f"insert-masks{{of={kind}}}").check(program, Context())
+    except OptionError as error:
+        raise Nothing(str(error)) from error
+    masks = f"insert-masks{{of={kind}}} | choose-masks{{of={kind} sparsity={part}}}"
+    masked = parse(masks).run(program.clone(), Context())
+    wanted = outputs(masked)
+    before = sum(value.numel() for value in masked.module.parameters())
+    pruned = parse(f"prune-{kind}").run(masked, Context())
+    if sum(value.numel() for value in pruned.module.parameters()) >= before:
+        raise Wrong("nothing became smaller")
+    same(outputs(pruned), wanted, "removed against masked")
+
+
+def packed(program: Any) -> None:
+    from sparsify import Context, parse
+
+    text = "insert-masks | choose-masks{pattern=2:4} | fold-masks"
+    pruned = parse(text).run(program.clone(), Context())
+    wanted = outputs(pruned)
+    same(outputs(parse("pack-nm").run(pruned, Context())), wanted, "packed against pruned")
+
+
+def exported(program: Any, scratch: Path) -> None:
+    from sparsify import export
+
+    export(program, scratch / "onnx", ["onnx"])
+
+
+def decoded(program: Any, model: Any, scratch: Path) -> None:
+    """The tokens of a file with a cache against the model's own."""
+    from sparsify import export
+    from sparsify.errors import SparsifyError
+    from sparsify.runtime.generate import load_onnx
+
+    if "input_ids" not in program.sample or not getattr(model, "can_generate", lambda: False)():
+        raise Nothing("does not generate")
+    if model.config.is_encoder_decoder:
+        raise Nothing("an encoder and a decoder")
+    folder = export(program, scratch / "decode", ["onnx-decode"])["onnx-decode"]
+    ids = program.sample["input_ids"][:1, :6]
+    options = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
+    model.generation_config.eos_token_id = None
+    wanted = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    try:
+        made = load_onnx(folder, threads=1).generate(ids, tokens=TOKENS, stop=[]).ids
+    except SparsifyError as error:
+        raise Wrong(f"written, and then: {error}") from error
+    if not torch.equal(made, wanted):
+        raise Wrong(f"tokens {made[0, 6:].tolist()}, not {wanted[0, 6:].tolist()}")
+
+
+def foldered(program: Any, scratch: Path) -> None:
+    from sparsify import export
+
+    export(program, scratch / "folder", ["huggingface"])
+
+
+def answer(step: Callable[[], None]) -> str:
+    """What a step comes to, in words."""
+    from sparsify.errors import SparsifyError
+
+    try:
+        step()
+    except Nothing as error:
+        return f"- {error}"
+    except Wrong as error:
+        return f"wrong: {error}"
+    except SparsifyError as error:
+        return f"refused: {error}"
+    except Exception as error:
+        return f"fault: {type(error).__name__}: {error}"
+    return "yes"
+
+
+def work(family: str, task: str, path: Path) -> None:
+    """One family in this process; what is known so far is in the file after every step."""
+    import transformers
+
+    from sparsify import trace
+
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    found: Row = {}
+
+    def note(name: str, step: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        said = " ".join(answer(step).split())
+        found[name] = said if len(said) < 400 else f"{said[:397]}..."
+        found["seconds"] = {
+            **found.get("seconds", {}),
+            name: round(time.perf_counter() - started, 1),
+        }
+        path.write_text(json.dumps(found))
+
+    held: list[Any] = []
+    note("built", lambda: held.append(small_model(family, task)))
+    if found["built"] != "yes":
+        return
+    note("trace", lambda: held.append(trace(held[0], copy=True)))
+    if found["trace"] != "yes":
+        return
+    model, program = held
+    for kind in KINDS:
+        note(kind, lambda kind=kind: without(program, kind))  # type: ignore[misc]
+    note("2:4", lambda: packed(program))
+    with tempfile.TemporaryDirectory() as scratch:
+        note("onnx", lambda: exported(program, Path(scratch)))
+        note("decode", lambda: decoded(program, model, Path(scratch)))
+        note("folder", lambda: foldered(program, Path(scratch)))
+
+
+def ran(family: str, task: str, seconds: int) -> Row:
+    """The row of a family from a process of its own, which may take so many seconds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "row.json"
+        words = [sys.executable, __file__, "--work", family, task, str(path)]
+        end = ""
+        try:
+            done = subprocess.run(
+                words, capture_output=True, text=True, check=False, timeout=seconds
+            )
+            if done.returncode:
+                end = f"fault: ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+        except subprocess.TimeoutExpired:
+            end = f"fault: more than {seconds} s"
+        row: Row = json.loads(path.read_text()) if path.is_file() else {}
+    missing = [name for name in ("built", *STEPS) if name not in row]
+    broken = next((row[name] for name in ("built", "trace") if row.get(name, "yes") != "yes"), "")
+    if missing and not broken:
+        row[missing[0]] = end or "fault: no answer"
+    return {"task": task, **row}
+
+
+def main() -> None:
+    options = arguments()
+    if options.work:
+        return work(options.work[0], options.work[1], Path(options.work[2]))
+    rows = Rows(options.json)
+    number, count = map(int, options.shard.split("/"))
+    for place, (family, task) in enumerate(families()):
+        wanted = any(fnmatchcase(family, pattern) for pattern in options.only.split(","))
+        if wanted and place % count == number and not rows.get(family):
+            rows.put(family, **ran(family, task, options.seconds))
+            print(family, summary(rows.get(family)), flush=True)
+    return None
+
+
+def summary(row: Row) -> str:
+    """A row in one line."""
+    return "  ".join(f"{name} {row[name][:60]}" for name in ("built", *STEPS) if name in row)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, default=Path("zoo.json"))
+    parser.add_argument("--only", default="*")
+    parser.add_argument("--shard", default="0/1", help="this part of so many")
+    parser.add_argument("--seconds", type=int, default=240, help="a family may take")
+    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Small random models of every family of the installed transformers, for the sweep of `zoo.py`.
+
+A config's class is asked for its defaults; sizes that it has under the names of `SIZES` are made small, in
+its parts too, and it is built anew, so that what follows from sizes follows. Families whose sizes hang
+together otherwise have a line in `SPECIAL`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto import modeling_auto as auto
+
+WORDS = 96
+# What a family is built as: the first of these that knows it.
+TASKS = (
+    ("CAUSAL_LM", "AutoModelForCausalLM"),
+    ("SEQ_TO_SEQ_CAUSAL_LM", "AutoModelForSeq2SeqLM"),
+    ("SPEECH_SEQ_2_SEQ", "AutoModelForSpeechSeq2Seq"),
+    ("MASKED_LM", "AutoModelForMaskedLM"),
+    ("SEQUENCE_CLASSIFICATION", "AutoModelForSequenceClassification"),
+    ("IMAGE_CLASSIFICATION", "AutoModelForImageClassification"),
+    ("ZERO_SHOT_IMAGE_CLASSIFICATION", "AutoModelForZeroShotImageClassification"),
+    ("CTC", "AutoModelForCTC"),
+    ("AUDIO_CLASSIFICATION", "AutoModelForAudioClassification"),
+    ("TEXT_ENCODING", "AutoModelForTextEncoding"),
+)
+_NAMES = {
+    64: "hidden_size d_model n_embd dim embed_dim model_dim embedding_size "
+    "word_embed_proj_dim emb_dim encoder_embed_dim decoder_embed_dim projection_dim "
+    "classifier_proj_size conv_dim_out attention_hidden_size",
+    48: "intermediate_size ffn_dim d_ff n_inner hidden_dim encoder_ffn_dim decoder_ffn_dim "
+    "dense_intermediate_size intermediate_size_mlp ffn_hidden_size",
+    24: "moe_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size",
+    40: "shared_expert_intermediate_size moe_shared_expert_intermediate_size "
+    "shared_intermediate_size",
+    2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers "
+    "num_decoder_layers num_encoder_layers num_key_value_heads n_kv_heads "
+    "num_experts_per_tok top_k num_experts_per_token moe_topk moe_k num_attention_groups "
+    "moe_top_k",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
+    "decoder_attention_heads num_local_experts n_routed_experts num_experts "
+    "moe_num_experts mamba_n_heads linear_num_key_heads linear_num_value_heads "
+    "num_experts_total",
+    16: "head_dim kv_channels d_kv v_head_dim qk_nope_head_dim kv_lora_rank q_lora_rank "
+    "mamba_d_head linear_key_head_dim linear_value_head_dim attention_head_size "
+    "qk_head_dim num_mel_bins",
+    8: "qk_rope_head_dim patch_size state_size mamba_d_state rotary_dim",
+    1: "n_group topk_group n_shared_experts num_nextn_predict_layers first_k_dense_replace "
+    "mamba_n_groups n_groups num_shared_experts moe_layer_start_index",
+    32: "image_size",
+    128: "max_position_embeddings n_positions n_ctx max_source_positions max_target_positions "
+    "block_size max_seq_len max_sequence_length seq_length",
+    WORDS: "vocab_size encoder_vocab_size decoder_vocab_size vocab_size_per_layer_input",
+    5: "num_labels",
+}
+SIZES = {name: value for value, names in _NAMES.items() for name in names.split()}
+_STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 24, 32, 40]}
+_WINDOWS = {
+    "embed_dim": 32,
+    "depths": [1, 1],
+    "num_heads": [2, 4],
+    "window_size": 4,
+    "patch_size": 4,
+}
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
+_ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("bamba granitemoehybrid", {"mamba_n_heads": 8}),
+    ("deepseek_v2 deepseek_v3 nemotron", {"num_key_value_heads": 4}),
+    ("convnext convnextv2", _STAGES),
+    ("resnet regnet", {**_STAGES, "embedding_size": 16}),
+    ("swin swinv2 donut-swin", _WINDOWS),
+    ("ministral hunyuan_v1_dense hunyuan_v1_moe", _ROPE),
+    ("esm", {"vocab_size": WORDS, "pad_token_id": 1, "mask_token_id": 3}),
+    ("gemma3n_text", {"num_kv_shared_layers": 0}),
+    ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
+    ("lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
+    ("mamba2", {"num_heads": 8, "head_dim": 16}),
+)
+SPECIAL = {family: sizes for names, sizes in _ALIKE for family in names.split()}
+
+
+def families() -> Iterator[tuple[str, str]]:
+    """Every family that one of `TASKS` knows, and the auto class that builds it."""
+    seen: set[str] = set()
+    for task, name in TASKS:
+        for family in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES", ()):
+            if family not in seen and family in CONFIG_MAPPING:
+                seen.add(family)
+                yield family, name
+
+
+def small_config(family: str) -> PreTrainedConfig:
+    """The config of a family with every size that it has made small."""
+    kind = CONFIG_MAPPING[family]
+    default = kind()
+    return kind(**{**_changes(default), **SPECIAL.get(family, {})})
+
+
+def _changes(config: PreTrainedConfig) -> dict[str, Any]:
+    """What to give the class of a config so that it is small."""
+    changed: dict[str, Any] = {}
+    names = {**getattr(type(config), "attribute_map", {})}
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            changed[name] = _changes(value)
+        elif isinstance(value, int) and not isinstance(value, bool) and name in SIZES:
+            changed[name] = min(value, SIZES[name]) if value > 0 else value
+        elif name.endswith("token_id") and isinstance(value, int) and value >= WORDS:
+            changed[name] = 1
+    # Both of two names for one size would be told twice.
+    return {name: value for name, value in changed.items() if names.get(name) not in changed}
+
+
+def small_model(family: str, task: str) -> nn.Module:
+    """A random model of a family, in evaluation mode, biases and gains moved away from 0 and 1."""
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, task).from_config(small_config(family))
+    count = sum(value.numel() for value in model.parameters())
+    if count > 8_000_000:
+        raise ValueError(f"{count:,} parameters are not small")
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.is_floating_point():
+                value.add_(0.03 * torch.randn_like(value))
+    return model.eval()
