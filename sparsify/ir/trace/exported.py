@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -107,7 +108,20 @@ def _refined(error: Exception, shapes: Any) -> Any:
     try:
         return refine_dynamic_shapes_from_suggested_fixes(str(error), shapes)
     except Exception:  # it parses the message, and fails in any way on one of another form
+        return _below(str(error), shapes)
+
+
+def _below(message: str, shapes: Any) -> Any:
+    """Sizes that stop short of the one that takes another way: a table of positions that is not cut there."""
+    at = re.search(r"values of (\w+) = .*generated guard .* != (\d+)\.", message)
+    dims = {dim.__name__: dim for entry in shapes.values() for dim in entry.values()}
+    if at is None or at[1] not in dims or int(at[2]) != dims[at[1]].max:
         return None
+    below = torch.export.Dim(at[1], min=dims[at[1]].min, max=int(at[2]) - 1)
+    return {
+        key: {dim: below if size is dims[at[1]] else size for dim, size in entry.items()}
+        for key, entry in shapes.items()
+    }
 
 
 def _longest(model: nn.Module) -> int:

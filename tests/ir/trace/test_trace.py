@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional
 
@@ -8,6 +9,7 @@ from sparsify.ir.mode import set_training
 from sparsify.ir.text import to_text
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.verify import verify
+from sparsify.tensors.precision import largest_difference
 
 DROPOUT = ["gpt2", "opt", "bert"]
 
@@ -167,3 +169,27 @@ def test_a_plain_module_needs_inputs():
     with pytest.raises(TraceError) as caught:
         trace("folder")
     assert str(caught.value) == "trace takes a model, and str is none; load it first"
+
+
+def test_a_table_that_is_cut_below_its_whole_length_alone():
+    """GPT-Neo cuts a table of 16 places, and takes it whole for 16 tokens: another way in its code."""
+    config = transformers.GPTNeoConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_layers=2,
+        attention_types=[[["global", "local"], 1]],
+        num_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        window_size=4,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    model = transformers.GPTNeoForCausalLM(config).eval()
+    program = trace(model)
+    assert program.dynamic["input_ids"] == {0: "batch", 1: "length"}
+    for length in (2, 15, 16):
+        ids = torch.randint(0, 40, (3, length), generator=torch.Generator().manual_seed(1))
+        wanted = model(ids).logits
+        assert largest_difference([program.run({"input_ids": ids})[0]], [wanted]) < 1e-5
