@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsify.errors import TraceError
+from sparsify.errors import TraceError, reason_of
 from sparsify.exclusive import exclusive
 from sparsify.ir.mode import set_training
 from sparsify.ir.ops.allowed import allowed
@@ -70,7 +70,7 @@ def _traced(
     check: bool,
 ) -> Program:
     if isinstance(model, PreTrainedModel):
-        sample, dims = example_inputs(model) if inputs is None else (dict(inputs), dynamic or {})
+        sample, dims = _made_up(model) if inputs is None else (dict(inputs), dynamic or {})
         config, fixed = without_places(_as_json(model.config.to_dict())), _fixed_arguments(model)
         generation = _as_json(generation_defaults(model))
         files, origin = tool_files(model), origin_of(model)
@@ -95,6 +95,16 @@ def _traced(
         return made
 
     return first_that_holds(model, sample, dims, fixed, program_of)
+
+
+def _made_up(model: PreTrainedModel) -> tuple[dict[str, Tensor], Dynamic]:
+    try:
+        return example_inputs(model)
+    except Exception as error:  # whatever the model's own code raises
+        raise TraceError(
+            f"{type(model).__name__} fails on inputs that were made up for it: {reason_of(error)[:300]}; "
+            "give inputs of its kind by argument name"
+        ) from error
 
 
 def built(

@@ -193,3 +193,32 @@ def test_a_table_that_is_cut_below_its_whole_length_alone():
         ids = torch.randint(0, 40, (3, length), generator=torch.Generator().manual_seed(1))
         wanted = model(ids).logits
         assert largest_difference([program.run({"input_ids": ids})[0]], [wanted]) < 1e-5
+
+
+def test_pictures_of_a_network_whose_config_names_no_size():
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3
+    )
+    torch.manual_seed(0)
+    model = transformers.ResNetForImageClassification(config).eval()
+    program = trace(model)
+    assert program.sample["pixel_values"].shape == (2, 3, 64, 64)
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    wanted = model(pixels).logits
+    assert largest_difference([program.run({"pixel_values": pixels})[0]], [wanted]) < 1e-5
+
+
+def test_a_model_that_fails_on_made_up_inputs_is_refused_with_its_own_words():
+    """Sizes that do not fit each other: eight values for each of four heads, and two heads of keys."""
+    config = transformers.DeepseekV3Config(
+        vocab_size=40,
+        hidden_size=32,
+        num_hidden_layers=1,
+        intermediate_size=24,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        first_k_dense_replace=1,
+    )
+    model = transformers.DeepseekV3ForCausalLM(config)
+    with pytest.raises(TraceError, match="fails on inputs that were made up for it: The size of"):
+        trace(model)
