@@ -68,6 +68,8 @@ class ChooseTensors(Pass):
             raise OptionError(
                 f"rank={','.join(map(str, self.rank))} must be one number, unless search=loss is to choose"
             )
+        if self.segment < 1:
+            raise OptionError(f"segment={self.segment} must be 1 or more layers")
         if self.stack == "one" and self.scope != "layer":
             raise OptionError(f"stack=one takes each linear alone; leave scope={self.scope} out")
         for found in self._stacks(program):

@@ -28,12 +28,12 @@ class FoldPrompt(Pass):
     moves: ClassVar[Moves] = ROUNDING
 
     def effect(self) -> Effect:
-        """Needs the prompt, switched on; heads that go go first."""
+        """Needs the prompt, switched on; heads that go go first, and a store comes behind."""
         return effect(
             needs=["prompt", "prompted"],
             drops=["prompt", "prompted"],
             sets=["prefix"],
-            bars=["packed", "omission", "mask.heads"],
+            bars=["packed", "omission", "mask.heads", "neighbours"],
         )
 
     def rewrite(self, program: Program, context: Context) -> int:

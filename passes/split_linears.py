@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from sparsify.engine.contract import ROUNDING, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.facts.multiply_adds import multiply_adds
@@ -24,6 +26,7 @@ from sparsify.ir.tensor_names import FACTORS
 from sparsify.ir.views.linear import Linear
 from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.select.factors import chains
+from sparsify.tensors.precision import check_finite
 
 _BARS = (
     "mask.weights mask.channels mask.heads mask.layers mask.blocks mask.hidden mask.experts lora row-scales "
@@ -49,8 +52,16 @@ class SplitLinears(Pass):
         return effect(sets=[FACTORS], bars=_BARS.split())
 
     def check(self, program: Program) -> None:
-        """Globs must match, and linears alone read the weights."""
-        self._views(program)
+        """Globs must match, linears alone read the weights, and their rounding leaves a rank to be told."""
+        for view in self._views(program):
+            weight = program.tensor(view.weight)
+            check_finite(weight, f"@{view.weight}")
+            if weight.dtype in (torch.bfloat16, torch.float16):
+                kind = str(weight.dtype).removeprefix("torch.")
+                raise OptionError(
+                    f"@{view.weight} is {kind}, whose rounding hides small singular values, so that its rank "
+                    "cannot be told; load the model in float32"
+                )
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Split every weight that is cheaper so; returns how many."""

@@ -84,9 +84,24 @@ class Search:
         if not self.nearest:
             yield self.source
             return
+        fitting = []
         for base in (self.source, self._pinned()):
-            if base is not None:
-                yield from self._changed(base)
+            for config in self._changed(base) if base is not None else ():
+                fitting.append(config)
+                yield config
+        for config in fitting:
+            yield from self._unseen(config)
+
+    def _unseen(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A fitting config with one more entry changed that no shape shows.
+
+        Where the width is heads times their size, a narrower model of as many heads has the same shapes as
+        one of fewer heads: the outputs tell.
+        """
+        for change in self._changes(config):
+            changed = with_changes(config, [change])
+            if self._fits(changed):
+                yield changed
 
     def _changed(self, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Every fitting combination of helpful changes to a config with the old shapes."""

@@ -92,6 +92,11 @@ class LearnedMasks:
             }
         )
 
+    @torch.no_grad()
+    def place_soft(self) -> None:
+        """Hand on what masks are when nothing is drawn, for measuring: `sigmoid(1.2 a)`."""
+        self.put({k: [hard_concrete.soft(r) for r in rows] for k, rows in self.log_alphas.items()})
+
     def penalty(self) -> Tensor:
         """What the constraint adds to the loss of a step, a scalar."""
         terms = [

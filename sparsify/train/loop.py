@@ -228,6 +228,8 @@ class _Run:
     def finish(self, step: int) -> Figures:
         """Put the masks in and measure domains."""
         figures = self._finish_masks(step)
+        if self.learned is not None:
+            self.learned.put(self.learned.settled())
         return figures if self.following is None else {**figures, **self.following.finish()}
 
     def _finish_masks(self, step: int) -> Figures:
@@ -249,9 +251,11 @@ class _Run:
         """What is due before a step: its omission rate, new masks, and how far the run is."""
         if self.omitting is not None and self.rate is not None:
             self.omitting.begin(step, self.rate(step / self.settings.steps))
-        found = {} if self.following is None else self.following.begin(step)
         if self.learned is not None:
             self.learned.begin(step, step / self.settings.steps)
+            self.learned.place_soft()
+        found = {} if self.following is None else self.following.begin(step)
+        if self.learned is not None:
             found = {**found, **self.learned.figures()}
         if self.masks is None:
             return found

@@ -129,6 +129,18 @@ def test_a_smaller_width_that_no_config_can_say(family_, said, tmp_path):
         write_checked(Huggingface(), program, tmp_path)
 
 
+@pytest.mark.parametrize(("family_", "entry"), [("gpt2", "n_head"), ("opt", "num_attention_heads")])
+def test_fewer_heads_that_no_shape_shows(family_, entry, tmp_path):
+    """Half of the width and half of the heads: as many heads of half the size have the same shapes."""
+    kinds = "heads,hidden"
+    program = parse(
+        f"insert-masks{{of={kinds}}} | choose-masks{{of={kinds} sparsity=0.5}} | prune-heads | prune-hidden"
+    ).run(family_traced(family_))
+    folder = write_checked(Huggingface(), program, tmp_path)
+    assert config_of(folder)[entry] == 2
+    check_stock(program, folder)
+
+
 def test_traced_again_is_the_same_program(pruned, tmp_path):
     program = pruned("llama", "channels")
     folder = write_checked(Huggingface(), program, tmp_path)

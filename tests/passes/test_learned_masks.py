@@ -3,7 +3,10 @@
 import pytest
 import torch
 import transformers
+from torch.nn.functional import cross_entropy
 
+from sparsify.data.domains import DomainData
+from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
@@ -16,7 +19,9 @@ from sparsify.ir.text import to_text
 from sparsify.recipes.catalogue import recipe, template
 from sparsify.select.kinds.catalogue import KINDS
 from sparsify.select.learned import settle
+from sparsify.tensors.hard_concrete import soft
 from sparsify.tensors.precision import largest_difference
+from sparsify.train.learned_masks import Family, LearnedMasks
 from sparsify.train.loop import _Run
 from tests.ir.axes.families import traced as family_traced
 
@@ -199,6 +204,30 @@ def test_the_text_and_types_stay_and_weights_move(traced, text):
     assert to_text(trained) == before
     masks = [trained.tensor(path) for path, _ in trained.tensors() if path.endswith("_mask")]
     assert {mask.dtype for mask in masks} == {torch.bool}
+
+
+def test_domains_are_measured_without_drawing(traced):
+    """The last figure is the loss of the model that is left, and one asked twice is the same."""
+    draw = torch.Generator().manual_seed(0)
+    halves = {
+        name: TextData(torch.randint(3, 43, (240,), generator=draw), 12) for name in ("a", "b")
+    }
+    data = DomainData(halves, holdout=0.2)
+    steps = f"train{{steps=6 batch=4 domains=constant{{every=3}} masks=learned{{{TARGET}}}}}"
+    program, rows = run(traced("llama"), f"{INSERT} | {steps}", data)
+    for domain in data.domains:
+        batch = domain.held.batch(range(len(domain.held)))
+        logits = program.run({"input_ids": batch["input_ids"]})[0][:, :-1]
+        wanted = cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+        assert rows[-1][f"validation.{domain.name}"] == pytest.approx(float(wanted), rel=1e-5)
+    placed = []
+    masks = LearnedMasks({"heads": Family((8,), (4,))}, placed.append)
+    for step in (0, 1):
+        masks.begin(step, 0.0)
+        masks.place_soft()
+    (one,), (other,) = (rows["heads"] for rows in placed)
+    assert torch.equal(one, other)
+    assert torch.equal(one, soft(masks.log_alphas["heads"][0]))
 
 
 def test_a_run_goes_on_bitwise(traced, text, tmp_path, monkeypatch):

@@ -196,3 +196,9 @@ def test_what_counts_by_itself_and_what_is_off(traced, text):
         run(traced("llama"), "insert-prompt | train{steps=1 update=prompt}", text)
     with pytest.raises(PipelineError, match=r"needs \['prompted'\]"):
         run(traced("llama"), "insert-prompt | fold-prompt")
+
+
+def test_a_prompt_is_folded_before_a_store_is_made(traced, text):
+    steps = "insert-prompt{tokens=5} | choose-prompt | insert-neighbours{size=64}"
+    with pytest.raises(PipelineError, match="put insert-neighbours behind"):
+        run(traced("llama"), f"{steps} | choose-neighbours{{share=0.5}} | fold-prompt", text)

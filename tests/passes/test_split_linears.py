@@ -10,7 +10,7 @@ from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.engine.report import Report
-from sparsify.errors import ExportError, OptionError, PipelineError
+from sparsify.errors import ExportError, OptionError, PipelineError, SparsifyError
 from sparsify.ir.decode.variant import decoder
 from sparsify.ir.facts.multiply_adds import multiply_adds
 from sparsify.ir.features.factors import factored
@@ -195,6 +195,24 @@ def test_what_is_removed_is_removed_before(kind, traced):
     )
     with pytest.raises(PipelineError, match="cannot run while the program has"):
         run(traced("llama"), f"{LOW} | insert-masks{{of={kind}}} | split-linears")
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_rank_is_not_told_from_sixteen_bits(kind, traced):
+    """Singular values of a hundredth of the largest are less than bfloat16 rounds by, and no zeros."""
+    program = run(traced("llama"), LOW)
+    program.module.to(kind)
+    with pytest.raises(OptionError, match="whose rounding hides small singular values"):
+        run(program, "split-linears")
+
+
+def test_a_weight_that_is_no_number(traced):
+    program = run(traced("llama"), LOW)
+    path = next(name for name in by_weight(program) if "up_proj" in name)
+    with torch.no_grad():
+        program.tensor(path)[0, 0] = float("nan")
+    with pytest.raises(SparsifyError, match=r"1 of \d+ values that are NaN or infinite"):
+        run(program, "split-linears")
 
 
 def test_hugging_face_has_no_word_for_factors(traced, tmp_path):

@@ -140,6 +140,11 @@ def test_keys_and_values_of_groups_do_not_fit(traced):
     assert changed(before, program) == {f"model.layers.0.self_attn.{n}.weight" for n in names}
 
 
+def test_a_segment_has_a_layer(traced):
+    with pytest.raises(OptionError, match="segment=0 must be 1 or more layers"):
+        run(traced("llama"), "choose-tensors{rank=4 scope=segment segment=0}")
+
+
 @pytest.mark.parametrize("scope", ["layer", "segment", "all"])
 def test_scopes(scope, traced):
     program = traced("opt")
