@@ -41,7 +41,8 @@ class FoldPrompt(Pass):
         if not masks_bar_future(program):
             raise OptionError(
                 "not every attention is one node with a mask that bars what follows (some models spell "
-                "scores out), so that the keys of the prompt may be others for each sequence; leave it unfolded"
+                "scores out), so that the keys of the prompt may be others for each sequence; leave it "
+                "unfolded"
             )
         (found,) = prompts(program)
         count = fold_prompt(program, found)
