@@ -65,14 +65,12 @@ _WINDOWS = {
     "window_size": 4,
     "patch_size": 4,
 }
-_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
 _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("bamba granitemoehybrid", {"mamba_n_heads": 8}),
     ("deepseek_v2 deepseek_v3 nemotron", {"num_key_value_heads": 4}),
     ("convnext convnextv2", _STAGES),
     ("resnet regnet", {**_STAGES, "embedding_size": 16}),
     ("swin swinv2 donut-swin", _WINDOWS),
-    ("ministral hunyuan_v1_dense hunyuan_v1_moe", _ROPE),
     ("esm", {"vocab_size": WORDS, "pad_token_id": 1, "mask_token_id": 3}),
     ("gemma3n_text", {"num_kv_shared_layers": 0}),
     ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
