@@ -228,9 +228,11 @@ class _Run:
     def finish(self, step: int) -> Figures:
         """Put the masks in and measure domains."""
         figures = self._finish_masks(step)
+        if self.following is None:
+            return figures
         if self.learned is not None:
             self.learned.put(self.learned.settled())
-        return figures if self.following is None else {**figures, **self.following.finish()}
+        return {**figures, **self.following.finish()}
 
     def _finish_masks(self, step: int) -> Figures:
         """Put the masks in; the loss of the dense weights, and of the masked ones, which is the model's."""
@@ -251,12 +253,14 @@ class _Run:
         """What is due before a step: its omission rate, new masks, and how far the run is."""
         if self.omitting is not None and self.rate is not None:
             self.omitting.begin(step, self.rate(step / self.settings.steps))
+        found: Figures = {}
         if self.learned is not None:
             self.learned.begin(step, step / self.settings.steps)
-            self.learned.place_soft()
-        found = {} if self.following is None else self.following.begin(step)
-        if self.learned is not None:
-            found = {**found, **self.learned.figures()}
+            found = self.learned.figures()
+        if self.following is not None:
+            if self.learned is not None:
+                self.learned.place_soft()
+            found = {**self.following.begin(step), **found}
         if self.masks is None:
             return found
         figures = {**found, **(self.masks.refresh(step) if self.masks.due(step) else {})}

@@ -14,16 +14,9 @@ from sparsify.ir.views.linear import Linear, linear_at
 aten = torch.ops.aten
 
 
-def drop_composition(
-    program: Program,
-    linear: Linear,
-    *,
-    mask: bool = False,
-    branch: bool = False,
-    scales: bool = False,
-) -> None:
-    """Take the mask, the branch or the scales of rows out of the weight of a linear."""
-    take_out(program, linear, mask=mask, branch=branch, scales=scales)
+def drop_composition(program: Program, linear: Linear, **parts: bool) -> None:
+    """Take the mask, the branch or the scales of rows out of the weight of a linear; see `take_out`."""
+    take_out(program, linear, **parts)
     sweep(program)
 
 
@@ -35,7 +28,7 @@ def take_out(
     branch: bool = False,
     scales: bool = False,
 ) -> None:
-    """The same for one of many linears: what nobody reads any more is left for a `sweep` after the last."""
+    """Take parts out of the weight of one of many linears, and leave the `sweep` for after the last."""
     # Read afresh: a shared weight may have lost its composition with another of its linears.
     view = linear_at(program, linear.node)
     assert view is not None

@@ -1,9 +1,12 @@
 """Indexing by numbers that the code itself lists becomes a slice where they are evenly spaced."""
 
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from sparsify.ir.trace.replaced import replaced
 
 aten = torch.ops.aten
 
@@ -25,9 +28,10 @@ def as_slices(module: fx.GraphModule) -> None:
         (dim, numbers), size = chosen[0], x.meta["val"].shape[chosen[0][0]]
         if numbers.op != "get_attr" or str(numbers.target) in kept or not isinstance(size, int):
             continue
-        steps = _evenly(_value(module, str(numbers.target)), size)
+        steps = _evenly(attrgetter(str(numbers.target))(module), size)
         if steps is not None:
-            _replace(module.graph, node, (x, dim, *steps))
+            *most, step = steps
+            replaced(node, aten.slice.Tensor, (x, dim, *(most if step == 1 else steps)))
 
 
 def _evenly(numbers: Any, size: int) -> tuple[int, int, int] | None:
@@ -40,19 +44,3 @@ def _evenly(numbers: Any, size: int) -> tuple[int, int, int] | None:
     step = places[1] - first if len(places) > 1 else 1
     even = step > 0 and places == list(range(first, end, step))
     return (first, end, step) if even else None
-
-
-def _value(module: fx.GraphModule, path: str) -> Any:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part, None)
-    return value
-
-
-def _replace(graph: fx.Graph, node: fx.Node, arguments: tuple[Any, ...]) -> None:
-    *most, step = arguments
-    with graph.inserting_before(node):
-        new = graph.call_function(aten.slice.Tensor, tuple(most) if step == 1 else (*most, step))
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)

@@ -5,7 +5,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from sparsify.ir.trace.replaced import replaced
+
 aten = torch.ops.aten
+_LINEAR = aten.linear.default
 _TURNS = {aten.t.default, aten.numpy_T.default, aten.mT.default}
 _PRODUCTS = {aten.matmul.default, aten.mm.default}
 
@@ -23,11 +26,11 @@ def as_linears(module: fx.GraphModule) -> None:
         if node.target in _PRODUCTS:
             x, turned = node.args
             if stored.get(_before_turn(turned)) == 2:
-                _with_bias(graph, _replaced(graph, node, (x, _before_turn(turned))), stored)
+                _with_bias(replaced(node, _LINEAR, (x, _before_turn(turned))), stored)
         elif node.target is aten.addmm.default and not node.kwargs:
             bias, x, turned = node.args
             if stored.get(_before_turn(turned)) == 2 and stored.get(bias) == 1:
-                _replaced(graph, node, (x, _before_turn(turned), bias))
+                replaced(node, _LINEAR, (x, _before_turn(turned), bias))
 
 
 def _before_turn(node: Any) -> Any:
@@ -42,20 +45,11 @@ def _before_turn(node: Any) -> Any:
     return node.args[0] if turns else None
 
 
-def _with_bias(graph: fx.Graph, product: fx.Node, stored: dict[Any, int | None]) -> None:
+def _with_bias(product: fx.Node, stored: dict[Any, int | None]) -> None:
     """The parameter that is added to a product, which nothing else reads, becomes its bias."""
     user = next(iter(product.users)) if len(product.users) == 1 else None
     if user is None or user.target is not aten.add.Tensor or user.kwargs or len(user.args) != 2:
         return
     bias: Any = user.args[1] if user.args[0] is product else user.args[0]
     if stored.get(bias) == 1 and bias.meta["val"].shape == product.meta["val"].shape[-1:]:
-        _replaced(graph, user, (*product.args, bias))
-
-
-def _replaced(graph: fx.Graph, node: fx.Node, arguments: tuple[Any, ...]) -> fx.Node:
-    with graph.inserting_before(node):
-        new = graph.call_function(aten.linear.default, arguments)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
-    return new
+        replaced(user, _LINEAR, (*product.args, bias))
