@@ -148,7 +148,8 @@ def _refusal(program: Program, search: Search, differences: list[float]) -> str:
     if differences:
         return (
             f"a config of {name} has the program's shapes, but its model gives outputs that "
-            f"differ by {min(differences):.2g} of the largest value{refused}; "
+            f"differ by {min(differences):.2g} of the largest value, since a number of its config, or a "
+            f"scale that it computes from a size, is another in the program{refused}; "
             "export to onnx or safetensors"
         )
     shown = "; ".join(_show(misfit) for misfit in misfits[:_SHOWN])

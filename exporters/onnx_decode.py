@@ -23,8 +23,14 @@ from exporters.onnx_graph.attention import fuse_attention
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
 from sparsify.ir.decode.variant import check_decoder, decoder
-from sparsify.ir.facts.causal import masks_bar_future
+from sparsify.ir.facts.admission import admission_of_program
+from sparsify.ir.facts.causal import masks_bar_future, masks_bar_past
+from sparsify.ir.features.prefix import tokens_before
 from sparsify.ir.program import Program
+from sparsify.runtime.session import UNPADDED
+
+# Tokens that are enough to meet a window where a model does not say how many it takes.
+_LONG = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class OnnxDecode(Onnx):
     def write_settings(self, program: Program, folder: Path) -> None:
         """Write `config.json` and `genai_config.json`, as far as each can say the caches, and the rest."""
         config, notes = write_cached(program, folder, FILE)
+        if _is_unpadded(program):
+            notes.append(
+                "the sequences of a batch must be of one length: attention sees a window of places, and "
+                "padding would stand in it, between the prompt and the text"
+            )
         write_config(config, program, folder)
         write_beside(program, folder)
         write_about(program, folder, self.name, notes)
@@ -71,7 +82,9 @@ class OnnxDecode(Onnx):
             raise ExportError(f"{error}; export to onnx") from error
 
     def finish(self, model: ir.Model, program: Program) -> None:
-        """Fuse attention where it is wanted and masks let no token see what comes after it."""
+        """Say what batches it takes; fuse attention where wanted, if masks bar what comes after a token."""
+        if _is_unpadded(program):
+            model.metadata_props[UNPADDED] = "true"
         if self.attention == "fused" and masks_bar_future(program):
             fuse_attention(model)
 
@@ -87,3 +100,10 @@ class OnnxDecode(Onnx):
             return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
 
         return run
+
+
+def _is_unpadded(variant: Program) -> bool:
+    """Whether padding would stand between a prompt and its text, in a window that counts places."""
+    if not tokens_before(variant):
+        return False
+    return masks_bar_past(variant, admission_of_program(variant).positions or _LONG)

@@ -17,11 +17,15 @@ from sparsify.pretrained.load import load_tokenizer
 from sparsify.pretrained.rope import switch_length
 from sparsify.runtime.caches import PAST, Caches, empty_caches
 from sparsify.runtime.sampling import Defaults, chosen
-from sparsify.runtime.session import onnxruntime_session
+from sparsify.runtime.session import UNPADDED, onnxruntime_session
 
 FILE = "model.onnx"
 FORMAT = "onnx-decode"
 _NO_PROMPT = "a prompt is text or ids [batch, length] with at least one token"
+_ONE_LENGTH = (
+    "the prompts are of different lengths; this model has a prompt of its own and sees a window of places, "
+    "in which padding would stand: give prompts of one length, or one at a time"
+)
 _MOST_THREADS = 1024
 
 
@@ -64,6 +68,7 @@ class Generator:
         self._defaults = Defaults(path.parent, self.tokenizer)
         self.notes: Sequence[str] = self._defaults.notes
         self._switch = switch_length(self._defaults.config)
+        self._unpadded = UNPADDED in self.session.get_modelmeta().custom_metadata_map
 
     @functools.cached_property
     def admission(self) -> Admission:
@@ -98,13 +103,16 @@ class Generator:
             watch: called with the new ids [batch] of every step.
 
         Raises:
-            OptionError: for numbers out of range, or text without a tokenizer.
+            OptionError: for numbers out of range, text without a tokenizer, or padding that the model would
+                take for places between its own prompt and the text.
             DataError: for a generation config that cannot be meant, more tokens than the model has
                 positions, or ids beyond its vocabulary.
         """
         if tokens < 1 or temperature < 0:
             raise OptionError("tokens must be at least 1, and temperature at least 0")
         given, known = self._prompt(prompt, mask)
+        if self._unpadded and not bool(known.all()):
+            raise OptionError(_ONE_LENGTH)
         self.admission.check_ids(int(given.max()), "the prompt's tokens")
         # The last new token is never given.
         self.admission.check_length(given.shape[1] + tokens - 1, "a prompt and its continuation")

@@ -15,6 +15,8 @@ from sparsify.errors import DataError, KernelError, reason_of
 DOMAIN = "sparsify"  # of our nodes in an ONNX file
 # Metadata of a file whose caches may each be one buffer, as past and as present, longer than what it holds.
 SHARED_CACHE = "sparsify.shared_cache"
+# Metadata of a file that gives padded rows of a batch something else than each alone.
+UNPADDED = "sparsify.unpadded"
 # Numbers of fields and wire types in a protobuf message of onnx.proto.
 _OPSET_IMPORT, _DOMAIN = 8, 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

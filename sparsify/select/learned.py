@@ -13,6 +13,8 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.soft_fold import takers
 from sparsify.ir.program import Program
 from sparsify.ir.run.soft_masks import soft_masks
+from sparsify.ir.views.linear import linears
+from sparsify.ir.views.targets import is_head
 from sparsify.select.kinds.catalogue import KINDS
 from sparsify.select.kinds.kind import Units
 from sparsify.select.target_shape import Learned
@@ -66,7 +68,7 @@ def check_sizes(program: Program, sizes: Sizes) -> None:
     """Raise OptionError for a target shape that the program has not, or that masks cannot be taught."""
     if not sizes:
         raise OptionError("learned masks need a target; name layers, heads, channels or hidden")
-    found = {kind: KINDS[kind].units(program) for kind in sizes}
+    found = {kind: _rows(program, kind) for kind in sizes}
     for kind, size in sizes.items():
         if not found[kind]:
             raise OptionError(
@@ -127,7 +129,7 @@ def _masked(program: Program, sizes: Sizes) -> dict[str, list[Units]]:
     check_sizes(program, sizes)
     found = {}
     for kind, size in sizes.items():
-        rows = KINDS[kind].units(program)
+        rows = _rows(program, kind)
         bare = [units for units in rows if not _covered(kind, units)]
         if bare:
             raise OptionError(
@@ -137,6 +139,12 @@ def _masked(program: Program, sizes: Sizes) -> dict[str, list[Units]]:
         if any(units.size * units.width > size for units in rows):
             found[kind] = rows
     return found
+
+
+def _rows(program: Program, kind: str) -> list[Units]:
+    """The units of a kind but those that a head takes in and nobody has masked, as a classifier's pooler."""
+    heads = {view.weight for view in linears(program) if is_head(program, view)}
+    return [row for row in KINDS[kind].units(program) if row.index or row.key not in heads]
 
 
 def _covered(kind: str, units: Units) -> bool:

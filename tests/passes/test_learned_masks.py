@@ -16,9 +16,10 @@ from sparsify.ir.decode.variant import decoder
 from sparsify.ir.features.soft_fold import takers
 from sparsify.ir.run.soft_masks import soft_masks
 from sparsify.ir.text import to_text
+from sparsify.ir.trace.trace import trace
 from sparsify.recipes.catalogue import recipe, template
 from sparsify.select.kinds.catalogue import KINDS
-from sparsify.select.learned import settle
+from sparsify.select.learned import Learning, learning, settle
 from sparsify.tensors.hard_concrete import soft
 from sparsify.tensors.precision import largest_difference
 from sparsify.train.learned_masks import Family, LearnedMasks
@@ -309,6 +310,30 @@ def test_what_masks_are_not_learnt_with(before, options, error, sentence, traced
     with pytest.raises(error) as caught:
         run(traced("llama"), " | ".join(part for part in (before, steps) if part), text)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification"])
+def test_encoders_that_norm_last_learn_layers_and_width_together(head, build):
+    """A layer stays two sums under masked norms; the pooler, which a classifier takes in, is left alone."""
+    torch.manual_seed(0)
+    model = getattr(transformers, f"BertFor{head}")(build("bert").config)
+    program = run(trace(model.eval()), INSERT)[0]
+    sizes = {"layers": 1, "heads": 2, "channels": 32, "hidden": 48}
+    with learning(program, Learning(sizes, lr=1.0, rise=0.2, seed=0), []):
+        pass
+    kept = {kind: [] for kind in ALL}
+    for kind in ALL:
+        for units in KINDS[kind].units(program):
+            kept[kind] += [int(program.tensor(path).sum()) for path in units.index]
+    assert sorted(kept["layers"]) == [0, 1]
+    assert kept["heads"] == [2, 2]
+    assert kept["channels"] == [32, 32]
+    assert kept["hidden"] == [48]
+    wanted = program.run()[0]
+    smaller = run(program, PRUNE)[0]
+    assert largest_difference(smaller.run()[0], wanted) <= 1e-4
+    assert smaller.tensor("bert.embeddings.position_embeddings.weight").shape[1] == 48
+    assert smaller.has("bert.pooler.dense.weight") is (head != "MaskedLM")
 
 
 def test_the_recipe_has_the_target_as_options():

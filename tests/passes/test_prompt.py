@@ -18,6 +18,7 @@ from sparsify.ir.storage.folder import load, save
 from sparsify.ir.trace.trace import trace
 from sparsify.runtime.generate import load_onnx
 from tests.decoding import MASK, PROMPTS, greedy
+from tests.ir.axes.families import FAMILIES as WINDOWED
 from tests.ir.decode.test_variant import stepped
 
 FAMILIES = ["llama", "gpt2", "opt"]
@@ -137,6 +138,22 @@ def test_it_is_saved_exported_and_goes_on(traced, tmp_path):
     wanted = greedy(program, ids, torch.ones_like(ids), 8)
     assert model.generate(ids, tokens=8).ids[0].tolist()[-8:] == wanted[0, -8:].tolist()
     assert wanted.tolist() != greedy(traced("llama"), ids, torch.ones_like(ids), 8).tolist()
+
+
+def test_windows_take_rows_of_one_length(tmp_path):
+    """Padding would stand in the window, between the prompt and the text: refused, and right without it."""
+    program = prompted(trace(WINDOWED["mistral"]().eval()))
+    model = load_onnx(export(program, tmp_path / "window", ["onnx-decode"])["onnx-decode"])
+    with pytest.raises(OptionError, match="give prompts of one length, or one at a time"):
+        model.generate([[5, 6, 7], [5, 6]], tokens=2)
+    assert "must be of one length" in (model.path.parent / "sparsify.json").read_text()
+    ids = PROMPTS[:1]
+    wanted = greedy(program, ids, torch.ones_like(ids), 8)
+    for prompt in (ids, ids.repeat(2, 1)):
+        assert (
+            model.generate(prompt, tokens=8).ids[-1].tolist()
+            == wanted[0, -len(ids[0]) - 8 :].tolist()
+        )
 
 
 def test_positions_are_fewer(traced, text):

@@ -132,7 +132,8 @@ def test_keys_and_values_of_groups_do_not_fit(traced):
         "pass 1 of 1, 'choose-tensors{stack=attention rank=4}', "
         "@model.layers.0.self_attn.k_proj.weight [32, 64] does not fit on "
         "@model.layers.0.self_attn.q_proj.weight [64, 64]: a stack has matrices of one shape (keys and "
-        "values of grouped heads are smaller); leave it out with ignore"
+        "values of grouped heads are smaller, a linear that makes queries, keys and values head by head "
+        "is larger); leave it out with ignore"
     )
     before = weights(program)
     run(program, "choose-tensors{stack=attention rank=4 layers=0 ignore=*.k_proj,*.v_proj}")

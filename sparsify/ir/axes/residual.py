@@ -16,12 +16,19 @@ from torch import fx
 
 from sparsify.ir.axes.analysis import Analysis
 from sparsify.ir.axes.rules.elementwise import overloads
+from sparsify.ir.ops.masked_norms import masked_layer_norm, masked_rms_norm
 from sparsify.ir.tensor_names import feature_of
 
 _ADD = torch.ops.aten.add.Tensor
 _SCALED = (_ADD, torch.ops.aten.mul.Tensor)
 # What may stand between a sum and the stream of the next block.
-_TAIL = frozenset(overloads("layer_norm.default rms_norm.default dropout.default to.dtype"))
+_TAIL = frozenset(
+    (
+        *overloads("layer_norm.default rms_norm.default dropout.default to.dtype"),
+        masked_layer_norm,
+        masked_rms_norm,
+    )
+)
 _SELECT = torch.ops.aten.where.self
 _RESHAPES = frozenset(overloads("view.default reshape.default"))
 

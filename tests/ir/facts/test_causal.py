@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsify.ir.facts.causal import masks_bar_future
+from sparsify.ir.decode.variant import decoder
+from sparsify.ir.facts.causal import masks_bar_future, masks_bar_past
 from sparsify.ir.trace.trace import trace
+from tests.ir.axes.families import FAMILIES
 
 LENGTH = 6
 
@@ -41,3 +43,18 @@ def test_masks(form, wanted):
 
 def test_programs_without_attention():
     assert not masks_bar_future(trace(nn.Linear(4, 4), {"input": torch.randn(2, 4)}))
+
+
+@pytest.fixture(scope="module")
+def windowed():
+    return decoder(trace(FAMILIES["mistral"]().eval()))
+
+
+@pytest.mark.parametrize(("length", "wanted"), [(1, False), (8, False), (9, True), (200, True)])
+def test_a_window_is_met_behind_its_last_place(windowed, length, wanted):
+    """Mistral's window of the tests has eight places, the token's own among them."""
+    assert masks_bar_past(windowed, length) is wanted
+
+
+def test_all_of_the_past_is_seen(traced):
+    assert not masks_bar_past(decoder(traced("llama")), 128)
