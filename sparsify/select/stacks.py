@@ -152,6 +152,6 @@ def _check_shapes(program: Program, slices: Sequence[Slice]) -> None:
         if shape != wanted:
             raise OptionError(
                 f"@{item.view.weight} {shape} does not fit on @{first.view.weight} {wanted}: a stack has "
-                "matrices of one shape (keys and values of grouped heads are smaller, a linear that makes queries, "
-                "keys and values head by head is larger); leave it out with ignore"
+                "matrices of one shape (keys and values of grouped heads are smaller, a linear that makes "
+                "queries, keys and values head by head is larger); leave it out with ignore"
             )
