@@ -6,9 +6,9 @@ is exported to ONNX and read back, to ONNX with a cache whose greedy tokens are 
 and to a folder that transformers loads. What is answered is `yes`, `-` where a family has no such thing,
 `refused` with the compiler's sentence, `fault` where an error was no sentence of ours, or `wrong`.
 
-    python benchmarks/zoo.py [--json FILE] [--only GLOB,...] [--shard 0/4] [--seconds 240]
+    python benchmarks/zoo.py [--json FILE] [--only GLOB,...] [--steps GLOB,...] [--shard 0/4] [--seconds 240]
 
-Each family runs in a process of its own; a family that has its row is not done again.
+Each family runs in a process of its own; a step that has its answer is not done again.
 """
 
 import argparse
@@ -143,8 +143,8 @@ def answer(step: Callable[[], None]) -> str:
     return "yes"
 
 
-def work(family: str, task: str, path: Path) -> None:
-    """One family in this process; what is known so far is in the file after every step."""
+def work(family: str, task: str, path: Path, steps: list[str]) -> None:
+    """Some steps of one family in this process; what is known so far is in the file after each."""
     import transformers
 
     from sparsify import trace
@@ -172,20 +172,26 @@ def work(family: str, task: str, path: Path) -> None:
     if found["trace"] != "yes":
         return
     model, program = held
-    for kind in KINDS:
-        note(kind, lambda kind=kind: without(program, kind))  # type: ignore[misc]
-    note("2:4", lambda: packed(program))
     with tempfile.TemporaryDirectory() as scratch:
-        note("onnx", lambda: exported(program, Path(scratch)))
-        note("decode", lambda: decoded(program, model, Path(scratch)))
-        note("folder", lambda: foldered(program, Path(scratch)))
+        place = Path(scratch)
+        for kind in KINDS:
+            if kind in steps:
+                note(kind, lambda kind=kind: without(program, kind))  # type: ignore[misc]
+        for name, step in (
+            ("2:4", lambda: packed(program)),
+            ("onnx", lambda: exported(program, place)),
+            ("decode", lambda: decoded(program, model, place)),
+            ("folder", lambda: foldered(program, place)),
+        ):
+            if name in steps:
+                note(name, step)
 
 
-def ran(family: str, task: str, seconds: int) -> Row:
-    """The row of a family from a process of its own, which may take so many seconds."""
+def ran(family: str, task: str, steps: list[str], seconds: int) -> Row:
+    """What steps of a family give in a process of their own, which may take so many seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "row.json"
-        words = [sys.executable, __file__, "--work", family, task, str(path)]
+        words = [sys.executable, __file__, "--work", family, task, str(path), ",".join(steps)]
         end = ""
         try:
             done = subprocess.run(
@@ -196,7 +202,7 @@ def ran(family: str, task: str, seconds: int) -> Row:
         except subprocess.TimeoutExpired:
             end = f"fault: more than {seconds} s"
         row: Row = json.loads(path.read_text()) if path.is_file() else {}
-    missing = [name for name in ("built", *STEPS) if name not in row]
+    missing = [name for name in dict.fromkeys(("built", "trace", *steps)) if name not in row]
     broken = next((row[name] for name in ("built", "trace") if row.get(name, "yes") != "yes"), "")
     if missing and not broken:
         row[missing[0]] = end or "fault: no answer"
@@ -206,15 +212,26 @@ def ran(family: str, task: str, seconds: int) -> Row:
 def main() -> None:
     options = arguments()
     if options.work:
-        return work(options.work[0], options.work[1], Path(options.work[2]))
+        family, task, path, steps = options.work
+        return work(family, task, Path(path), steps.split(","))
     rows = Rows(options.json)
     number, count = map(int, options.shard.split("/"))
     for place, (family, task) in enumerate(families()):
-        wanted = any(fnmatchcase(family, pattern) for pattern in options.only.split(","))
-        if wanted and place % count == number and not rows.get(family):
-            rows.put(family, **ran(family, task, options.seconds))
+        if place % count != number or not meant(family, options.only):
+            continue
+        before = rows.get(family)
+        steps = [name for name in STEPS if meant(name, options.steps) and name not in before]
+        if steps and before.get("trace", "yes") == "yes":
+            found = ran(family, task, steps, options.seconds)
+            found["seconds"] = {**before.get("seconds", {}), **found.get("seconds", {})}
+            rows.put(family, **found)
             print(family, summary(rows.get(family)), flush=True)
     return None
+
+
+def meant(name: str, globs: str) -> bool:
+    """Whether one of the globs, parted by commas, matches."""
+    return any(fnmatchcase(name, glob) for glob in globs.split(","))
 
 
 def summary(row: Row) -> str:
@@ -228,9 +245,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, default=Path("zoo.json"))
     parser.add_argument("--only", default="*")
+    parser.add_argument("--steps", default="*", help=f"of {', '.join(STEPS)}")
     parser.add_argument("--shard", default="0/1", help="this part of so many")
     parser.add_argument("--seconds", type=int, default=240, help="a family may take")
-    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
