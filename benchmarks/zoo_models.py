@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto import modeling_auto as auto
@@ -114,8 +115,6 @@ def _changes(config: PreTrainedConfig) -> dict[str, Any]:
 
 def small_model(family: str, task: str) -> nn.Module:
     """A random model of a family, in evaluation mode, biases and gains moved away from 0 and 1."""
-    import transformers
-
     torch.manual_seed(0)
     model = getattr(transformers, task).from_config(small_config(family))
     count = sum(value.numel() for value in model.parameters())
