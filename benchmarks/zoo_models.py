@@ -68,7 +68,8 @@ _WINDOWS = {
 }
 _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("bamba granitemoehybrid", {"mamba_n_heads": 8}),
-    ("deepseek_v2 deepseek_v3 nemotron", {"num_key_value_heads": 4}),
+    ("nemotron", {"num_key_value_heads": 4}),
+    ("deepseek_v2", {"num_experts_per_tok": 2}),
     ("convnext convnextv2", _STAGES),
     ("resnet regnet", {**_STAGES, "embedding_size": 16}),
     ("swin swinv2 donut-swin", _WINDOWS),
@@ -109,6 +110,9 @@ def _changes(config: PreTrainedConfig) -> dict[str, Any]:
             changed[name] = min(value, SIZES[name]) if value > 0 else value
         elif name.endswith("token_id") and isinstance(value, int) and value >= WORDS:
             changed[name] = 1
+    if "qk_rope_head_dim" in changed:  # keys of one latent for all heads, of which a part is rotated
+        latent = {"num_key_value_heads": 4, "head_dim": 8, "qk_head_dim": 24}
+        changed |= {name: size for name, size in latent.items() if name in changed}
     # Both of two names for one size would be told twice.
     return {name: value for name, value in changed.items() if names.get(name) not in changed}
 
