@@ -110,7 +110,9 @@ def _changes(config: PreTrainedConfig) -> dict[str, Any]:
             changed[name] = min(value, SIZES[name]) if value > 0 else value
         elif name.endswith("token_id") and isinstance(value, int) and value >= WORDS:
             changed[name] = 1
-    if "qk_rope_head_dim" in changed:  # keys of one latent for all heads, of which a part is rotated
+    if (
+        "qk_rope_head_dim" in changed
+    ):  # keys of one latent for all heads, of which a part is rotated
         latent = {"num_key_value_heads": 4, "head_dim": 8, "qk_head_dim": 24}
         changed |= {name: size for name, size in latent.items() if name in changed}
     # Both of two names for one size would be told twice.
