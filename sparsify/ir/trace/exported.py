@@ -19,6 +19,7 @@ from sparsify.ir.trace.conditions import within_conditions
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
+_OF_TOKENS = ("length", "target_length")  # dimensions that have positions
 _FIXES = "Suggested fixes:"
 # Modules that draw random numbers may hide behind each other; each round costs an export.
 _ROUNDS = 3
@@ -224,13 +225,17 @@ def named_outputs(result: Any) -> dict[str, Tensor]:
 
 
 def _shapes(sample: Mapping[str, Tensor], dims: Dynamic, longest: int) -> dict[str, Any]:
-    names = {name for entry in dims.values() for name in entry.values()}
-    symbols = {
-        name: torch.export.Dim("batch", min=1, max=_LONGEST)
-        if name == "batch"
-        else torch.export.Dim(name, min=2, max=longest)
-        for name in sorted(names)
+    """A dimension for each name; what are no tokens (samples of a sound) from half of the sample's size."""
+    sizes = {
+        name: sample[key].shape[dim]
+        for key, entry in dims.items()
+        if key in sample
+        for dim, name in entry.items()
     }
+    symbols = {}
+    for name, size in sorted(sizes.items()):
+        least, most = (2, longest) if name in _OF_TOKENS else (max(2, size // 2), _LONGEST)
+        symbols[name] = torch.export.Dim(name, min=1 if name == "batch" else least, max=most)
     return {key: {dim: symbols[name] for dim, name in dims.get(key, {}).items()} for key in sample}
 
 
