@@ -11,7 +11,9 @@ from sparsify.errors import TraceError
 from sparsify.ir.mode import is_switch
 from sparsify.ir.trace.constants import as_buffers
 from sparsify.ir.trace.functional import Offence, functionalise, module_of
+from sparsify.ir.trace.joins import as_joins
 from sparsify.ir.trace.lengths import as_rest
+from sparsify.ir.trace.pairs import as_pairs
 from sparsify.ir.trace.picks import as_slices
 from sparsify.ir.trace.products import as_linears
 
@@ -51,6 +53,8 @@ def normalise(module: fx.GraphModule) -> fx.GraphModule:
             module.graph.erase_node(node)
         elif node.target is aten.cat.default:
             _drop_empty_operands(module.graph, node)
+    as_pairs(module)
+    as_joins(module)
     as_linears(module)
     as_slices(module)
     as_rest(module)
