@@ -15,6 +15,7 @@ from transformers.utils.generic import ModelOutput
 from sparsify.errors import TraceError, reason_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace.canonical import Impure
+from sparsify.ir.trace.scans import scans_as_ops
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
@@ -97,7 +98,7 @@ def _export_once(
         seen["names"], seen["class"] = tuple(named), kind
         return tuple(named.values())
 
-    with torch.no_grad(), flat_forward(model, list(sample), call):
+    with torch.no_grad(), scans_as_ops(model), flat_forward(model, list(sample), call):
         exported = torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
     module = exported.module(check_guards=False)
     return Exported(module, seen["names"], seen["class"], shapes)
