@@ -133,7 +133,8 @@ def _by_heads(given: Arguments) -> Any:
 def _delta_rule(given: Arguments) -> Any:
     """`chunk_gated_delta_rule`: keys, queries `[batch, length, groups, columns]`, values `[..., heads, rows]`.
 
-    g (a logarithm) and beta `[batch, length, heads]`, or g for each column; states `[batch, heads, columns, rows]`.
+    beta and g, a logarithm, `[batch, length, heads]`, states `[batch, heads, columns, rows]`; for `chunk_kda`
+    g `[batch, length, heads, columns]`.
     """
     queries, keys, values = (given[name].float() for name in ("query", "key", "value"))
     served = values.shape[2] // keys.shape[2]
@@ -144,7 +145,8 @@ def _delta_rule(given: Arguments) -> Any:
             x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (queries, keys)
         )
     queries = queries * queries.shape[-1] ** -0.5
-    decay = torch.exp(given["g"].float())[..., None, None]
+    decay = torch.exp(given["g"].float())
+    decay = decay[..., None, None] if decay.dim() == 3 else decay[..., None, :]
     state = given["initial_state"]
     state = None if state is None else state.float().transpose(2, 3)
     found, last = state_scan(decay, values, keys, queries, given["beta"].float(), state)
@@ -156,4 +158,5 @@ _FORMS: dict[str, Callable[[Arguments], Any]] = {
     "selective_scan_fn": _selective,
     "mamba_chunk_scan_combined": _by_heads,
     "chunk_gated_delta_rule": _delta_rule,
+    "chunk_kda": _delta_rule,
 }
