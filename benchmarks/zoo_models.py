@@ -74,7 +74,11 @@ _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("esm", {"vocab_size": WORDS, "pad_token_id": 1, "mask_token_id": 3}),
     ("gemma3n_text", {"num_kv_shared_layers": 0}),
     ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
-    ("lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
+    ("lfm2 lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
+    ("qwen3_next qwen3_5_text", {"layer_types": ["linear_attention", "full_attention"]}),
+    ("zamba", {"num_hidden_layers": 2, "layer_types": ["linear_attention", "hybrid"]}),
+    ("zamba2", {"layer_types": ["linear_attention", "hybrid"], "use_mem_rope": True}),
+    ("falcon_h1", {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16}),
     ("mamba2", {"num_heads": 8, "head_dim": 16}),
 )
 SPECIAL = {family: sizes for names, sizes in _ALIKE for family in names.split()}
