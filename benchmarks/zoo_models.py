@@ -65,8 +65,8 @@ _WINDOWS = {
     "window_size": 4,
     "patch_size": 4,
 }
+_HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
 _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("bamba granitemoehybrid", {"mamba_n_heads": 8}),
     ("deepseek_v2 deepseek_v3 nemotron", {"num_key_value_heads": 4}),
     ("convnext convnextv2", _STAGES),
     ("resnet regnet", {**_STAGES, "embedding_size": 16}),
@@ -75,13 +75,20 @@ _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gemma3n_text", {"num_kv_shared_layers": 0}),
     ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
     ("lfm2 lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
-    ("qwen3_next qwen3_5_text", {"layer_types": ["linear_attention", "full_attention"]}),
-    ("zamba", {"num_hidden_layers": 2, "layer_types": ["linear_attention", "hybrid"]}),
-    ("zamba2", {"layer_types": ["linear_attention", "hybrid"], "use_mem_rope": True}),
+    ("qwen3_next qwen3_5_text kimi_linear", _HYBRID),
+    ("granitemoehybrid", {**_HYBRID, "mamba_n_heads": 8}),
+    ("bamba", {"attn_layer_indices": [1], "mamba_n_heads": 8}),
+    ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),
+    ("zamba", {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2}),
+    ("zamba2", {"layer_types": ["linear_attention", "hybrid"]}),
+    ("zamba zamba2", {"attention_hidden_size": 128, "attention_head_dim": 32}),
     ("falcon_h1", {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16}),
     ("mamba2", {"num_heads": 8, "head_dim": 16}),
 )
-SPECIAL = {family: sizes for names, sizes in _ALIKE for family in names.split()}
+SPECIAL: dict[str, dict[str, Any]] = {}
+for _names, _sizes in _ALIKE:
+    for _family in _names.split():
+        SPECIAL.setdefault(_family, {}).update(_sizes)
 
 
 def families() -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from sparsify.ir.decode.caches import CACHES, CONVOLUTION, RECURRENCE
 
@@ -78,6 +78,8 @@ def held_by(layer: Any) -> dict[str, Tensor]:
 
 
 def _layer(held: Mapping[str, Tensor]) -> Any:
+    if not held:
+        return DummyLayer()
     grows = CACHES[0] in held
     if len(held) > 2 * grows:
         layer: Any = (StatesAndKeys if grows else States)(held)

@@ -202,10 +202,16 @@ def _before_caches(made: Program, kept: Sequence[Tensor]) -> None:
         redirect(node, moved := writer.call(aten.add.Tensor, node, count), but=(moved,))
     propagate(made)
     output = made.graph.output_node()
-    for node in output_nodes(made)[1:]:
+    for node in _grown(made):
         cut = Writer(made, before=output).call(aten.slice.Tensor, node, 2, count, END)
         output.replace_input_with(node, cut)
     made.module.recompile()
+
+
+def _grown(made: Program) -> list[fx.Node]:
+    """The outputs that are caches as long as the text."""
+    named = zip(output_nodes(made), made.source.outputs, strict=True)
+    return [node for node, name in named if name.endswith((".key", ".value"))]
 
 
 def _lengthen(writer: Writer, node: fx.Node, parts: list[fx.Node], dim: int) -> None:
