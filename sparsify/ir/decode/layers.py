@@ -9,6 +9,8 @@ from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, Lin
 
 from sparsify.ir.decode.caches import CACHES, CONVOLUTION, RECURRENCE
 
+_BY_HEADS = 4  # dimensions of a state [batch, heads, rows, columns]
+
 
 class States(LinearAttentionLayer):
     """States that are there from the start, zeros before the first token, and are replaced, not written."""
@@ -50,18 +52,24 @@ class StatesAndKeys(States, DynamicLayer):  # type: ignore[misc]
 
 
 class Carried(DynamicCache):
-    """What all layers hold, a mapping by kind for each layer of the model; `asked` is the state read last."""
+    """What all layers hold, a mapping by kind for each layer of the model."""
 
     def __init__(self, layers: Sequence[Mapping[str, Tensor]]) -> None:
         # Without the config every layer keeps all it has seen; windows are the masks' business.
         super().__init__()
         self.layers = [_layer(held) for held in layers]
-        self.asked: Tensor | None = None
+        self._asked: list[Tensor] = []
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
-        """As for every cache; who computes with it is not always told of it."""
-        self.asked = super().get_recurrent_state(layer_idx, state_idx)
-        return self.asked
+        """As for every cache; who computes with it is not always told of it, and may ask for it later."""
+        state = super().get_recurrent_state(layer_idx, state_idx)
+        if state is not None:
+            self._asked = list(state.unbind(1)) if state.dim() == _BY_HEADS else [state]
+        return state
+
+    def asked(self) -> Tensor | None:
+        """The state `[batch, rows, columns]` that a layer has read last, of several heads one after another."""
+        return self._asked.pop(0)
 
     def held(self, layer: int, kind: str) -> Tensor:
         """What a layer holds of a kind."""

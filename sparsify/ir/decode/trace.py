@@ -119,7 +119,7 @@ class _Running:
 
     def asked(self) -> Tensor | None:
         """The state that the model has asked for last."""
-        return self.caches.asked
+        return self.caches.asked()
 
     def call(self, original: Callable[..., Any], **arguments: Tensor) -> tuple[Tensor, ...]:
         """Logits and caches of a model's own forward."""
