@@ -1,0 +1,74 @@
+"""Decode variants that carry states: step by step against the program, and in ONNX Runtime against the model."""
+
+import pytest
+import torch
+
+from exporters.onnx_decode import OnnxDecode
+from sparsify.engine.contract import Context
+from sparsify.engine.export import write_checked
+from sparsify.engine.pipeline import parse
+from sparsify.ir.decode.caches import empty_past, past_inputs
+from sparsify.ir.decode.variant import decoder
+from sparsify.runtime.caches import GrowingCaches, SharedCaches, empty_caches
+from sparsify.runtime.generate import load_onnx
+from tests.ir.decode.test_variant import NARROW, SHORTER, stepped
+from tests.ir.stateful import MODELS, model, program
+
+TOKENS = 20
+PROMPT = torch.tensor([[9, 8, 3, 7, 5, 6], [0, 0, 0, 4, 11, 20]])
+MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
+KEYS, MAMBA = ("key", "value"), ("conv", "state")
+HELD = {
+    "lfm2": (("conv",), KEYS, ("conv",)),
+    "mamba": (MAMBA, MAMBA),
+    "mamba2": (MAMBA, MAMBA),
+    "jamba": (MAMBA, KEYS),
+    "qwen3_next": (MAMBA, KEYS),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_give_what_the_whole_sequence_gives(name):
+    made, whole = decoder(program(name)), program(name)
+    wanted = [f"past_key_values_{i}_{kind}" for i, held in enumerate(HELD[name]) for kind in held]
+    assert past_inputs(made) == wanted
+    ids = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
+    logits = whole.run({"input_ids": ids})[0]
+    found, caches = stepped(made, ids, (4, 1, 1, 3))
+    assert (found - logits).abs().max() < 1e-4 * logits.abs().max()
+    # The states matter: from empty ones the second half is another.
+    alone, _ = stepped(made, ids[:, 4:], (5,))
+    assert (alone - logits[:, 4:]).abs().max() > 1e-3 * logits.abs().max()
+    for cache, start in empty_past(made, 2).items():
+        grown = cache.endswith(KEYS)
+        assert caches[cache].shape[2] == (9 if grown else start.shape[2])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_writes_what_the_model_writes(name, tmp_path):
+    write_checked(OnnxDecode(), program(name), tmp_path)
+    found = load_onnx(tmp_path, threads=1)
+    caches = empty_caches(found.session, 1, 9)
+    assert isinstance(caches, GrowingCaches if name.startswith("mamba") else SharedCaches)
+    for ids, mask in ((PROMPT[:1], MASK[:1]), (PROMPT, MASK)):
+        options = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
+        model(name).generation_config.eos_token_id = None
+        wanted = model(name).generate(ids, attention_mask=mask, **options)
+        made = found.generate(ids, mask=mask, tokens=TOKENS, stop=[])
+        assert torch.equal(made.ids, wanted)
+    notes = (tmp_path / "sparsify.json").read_text()
+    assert "carry states that are no keys or values" in notes
+    assert not (tmp_path / "genai_config.json").exists()
+
+
+@pytest.mark.parametrize("pipeline", [SHORTER, NARROW], ids=["layers", "hidden"])
+def test_what_passes_removed_is_gone_from_the_variant(pipeline):
+    made = parse(pipeline).run(program("lfm2"), Context())
+    ids = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
+    wanted = made.run({"input_ids": ids})[0]
+    variant = decoder(made)
+    found, _ = stepped(variant, ids, (4, 1, 4))
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    if pipeline is SHORTER:
+        layers = {name.split("_")[3] for name in past_inputs(variant)}
+        assert layers == {str(i) for i in range(3 - len(made.plan["layers"][0]))}
