@@ -5,6 +5,7 @@
 The body is one step of the op's formula, on tensors without their second axis.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -80,4 +81,4 @@ class _Body:
         return self("Constant", value_ints=numbers)
 
 
-TRANSLATIONS = {state_scan: _state_scan}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {state_scan: _state_scan}

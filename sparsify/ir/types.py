@@ -148,7 +148,7 @@ def _size_key(size: Any) -> Any:
 
 
 def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor]:
-    """Fake inputs; a dimension called `a+b` is the sum of those that are called `a` and `b`, if there are both."""
+    """Fake inputs; a dimension called `a+b` is the sum of those called `a` and `b`, if there are both."""
     alone = {name for dims in program.dynamic.values() for name in dims.values()}
 
     def terms(name: str) -> list[str]:

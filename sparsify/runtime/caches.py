@@ -21,7 +21,7 @@ class Caches(Protocol):
 
 
 def empty_caches(session: Any, batch: int, capacity: int) -> Caches:
-    """Caches that hold nothing, for a batch and at most `capacity` tokens of each sequence; states are zeros."""
+    """Caches that hold nothing, for a batch and at most `capacity` tokens of each; states are zeros."""
     pasts = [entry for entry in session.get_inputs() if entry.name.startswith(PAST)]
     shared = SHARED_CACHE in session.get_modelmeta().custom_metadata_map
     length = capacity if shared else 0
@@ -38,7 +38,9 @@ def empty_caches(session: Any, batch: int, capacity: int) -> Caches:
 class SharedCaches:
     """Buffers of full length, which the model appends to in place; `states` it makes anew."""
 
-    def __init__(self, session: Any, buffers: Mapping[str, Any], states: Sequence[str] = ()) -> None:
+    def __init__(
+        self, session: Any, buffers: Mapping[str, Any], states: Sequence[str] = ()
+    ) -> None:
         self._session, self._binding = session, session.io_binding()
         self._states = states
         self._bind_made()  # the first of the outputs

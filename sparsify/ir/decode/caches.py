@@ -1,7 +1,7 @@
 """Names, shapes and beginnings of what a decode graph carries from step to step.
 
-A layer may hold keys and values of all tokens so far, the last inputs of a short convolution, and the state of
-a recurrence. `past_key_values_N_KIND` is what comes in for layer N, `present.N.KIND` what goes out.
+A layer may hold keys and values of all tokens so far, the last inputs of a short convolution, and the state
+of a recurrence. `past_key_values_N_KIND` is what comes in for layer N, `present.N.KIND` what goes out.
 """
 
 import re

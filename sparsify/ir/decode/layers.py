@@ -1,4 +1,4 @@
-"""The layers of a cache of transformers while a decode variant is traced: what they hold are values of a graph."""
+"""Layers of a cache of transformers for the time of a trace: what they hold are values of a graph."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, LinearAttentionLayer
 
+from sparsify.errors import TraceError
 from sparsify.ir.decode.caches import CACHES, CONVOLUTION, RECURRENCE
 
 _BY_HEADS = 4  # dimensions of a state [batch, heads, rows, columns]
@@ -27,6 +28,7 @@ class States(LinearAttentionLayer):
     ) -> Tensor:
         """The state with new inputs `[batch, channels, length]` behind it; its end is kept."""
         before = self.conv_states[state_idx]
+        assert before is not None
         whole = torch.cat([before, conv_states], -1)
         self.conv_states[state_idx] = whole[..., -before.shape[-1] :]
         return whole
@@ -39,7 +41,7 @@ class States(LinearAttentionLayer):
         return recurrent_states
 
 
-class StatesAndKeys(States, DynamicLayer):  # type: ignore[misc]
+class StatesAndKeys(States, DynamicLayer):  # type: ignore[misc, override]
     """Both in one layer."""
 
     def __init__(self, held: Mapping[str, Tensor]) -> None:
@@ -68,7 +70,9 @@ class Carried(DynamicCache):
         return state
 
     def asked(self) -> Tensor | None:
-        """The state `[batch, rows, columns]` that a layer has read last, of several heads one after another."""
+        """The state `[batch, rows, columns]` that a layer has read last, of several heads one by one."""
+        if not self._asked:
+            raise TraceError("a scan begins with a state that no layer has asked its cache for")
         return self._asked.pop(0)
 
     def held(self, layer: int, kind: str) -> Tensor:

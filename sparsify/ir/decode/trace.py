@@ -8,7 +8,8 @@
         present.N.conv, present.N.state as they came
 
 A layer has what it has need of: keys and values, the last inputs of a convolution, the state of a recurrence.
-The past may be empty, and states begin as zeros. Names are Optimum's, with `_` for `.` where Python has a say.
+The past may be empty, and states begin as zeros. Names are Optimum's, with `_` for `.` where Python has a
+say.
 """
 
 import inspect
@@ -85,9 +86,7 @@ def _exported(
     return torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
 
 
-def _sample(
-    model: PreTrainedModel, held: Sequence[Held], positions: bool
-) -> dict[str, Tensor]:
+def _sample(model: PreTrainedModel, held: Sequence[Held], positions: bool) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(0)
     vocabulary = int(model.config.get_text_config().vocab_size)
     low = min(3, vocabulary - 1)

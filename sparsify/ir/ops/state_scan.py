@@ -80,7 +80,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     """Those of the steps one by one, which are taken anew: the states of all would be as many as steps."""
     wanted = [place for place, needed in enumerate(ctx.needs_input_grad) if needed]
-    given = [None if x is None else x.detach() for x in ctx.saved_tensors]
+    given: list[Any] = [None if x is None else x.detach() for x in ctx.saved_tensors]
     for place in wanted:
         given[place].requires_grad_()
     with torch.enable_grad():

@@ -15,10 +15,13 @@ from transformers.utils.generic import ModelOutput
 from sparsify.errors import TraceError, reason_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace.canonical import Impure
+from sparsify.ir.trace.made_fixed import noting_fixed
 from sparsify.ir.trace.scans import scans_as_ops
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
+# What torch.export says of a size of which the code made a number.
+_FIXED = "your code specialized it"
 # Modules that draw random numbers may hide behind each other; each round costs an export.
 _ROUNDS = 3
 
@@ -48,10 +51,14 @@ def first_that_holds(
     """
     shapes = _shapes(sample, dims, _longest(model))
     resting: frozenset[str] | None = frozenset()
+    lines: list[str] = []
     for number in range(_ROUNDS + 1):
         _set_modes(model, resting)
+        lines.clear()
         try:
-            return program_of(_export(model, sample, shapes, fixed))
+            with noting_fixed(lines):
+                exported = _export(model, sample, shapes, fixed)
+            return program_of(exported)
         except Exception as error:
             failure = error
         if resting is None:
@@ -60,7 +67,7 @@ def first_that_holds(
         more = failure.modules if isinstance(failure, Impure) else frozenset()
         last = number == _ROUNDS - 1 or not (more - resting)
         resting = None if last else resting | more
-    raise TraceError(_explain(model, failure)) from failure
+    raise TraceError(_explain(model, failure, lines)) from failure
 
 
 def _set_modes(model: nn.Module, resting: frozenset[str] | None) -> None:
@@ -130,13 +137,19 @@ def _longest(model: nn.Module) -> int:
     return int(getattr(config, "max_position_embeddings", None) or _LONGEST)
 
 
-def _explain(model: nn.Module, error: Exception) -> str:
+def _explain(model: nn.Module, error: Exception, lines: Sequence[str]) -> str:
+    name = type(model).__name__
     if isinstance(error, Impure):
-        return f"{type(model).__name__} could not be traced: in evaluation mode too {error}"
+        return f"{name} could not be traced: in evaluation mode too {error}"
     if isinstance(error, TraceError):
         return str(error)
+    if lines and _FIXED in str(error):
+        return (
+            f"{name} could not be traced for sizes that vary: its code takes the one of the sample at "
+            f"{lines[0]}; give inputs of the one shape that is wanted, with dynamic={{}}"
+        )
     return (
-        f"{type(model).__name__} could not be traced: {reason_of(error)[:300]} "
+        f"{name} could not be traced: {reason_of(error)[:300]} "
         "(try attn_implementation='eager', another experts implementation, or a fixed input shape)"
     )
 

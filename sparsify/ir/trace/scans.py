@@ -18,7 +18,9 @@ from torch.nn.functional import silu, softplus
 from sparsify.ir.ops.state_scan import state_scan
 
 Arguments = Mapping[str, Any]
-_KERNEL = "func_name"  # what transformers' own wrapper calls the kernel that a function stands in for
+_KERNEL = (
+    "func_name"  # what transformers' own wrapper calls the kernel that a function stands in for
+)
 
 
 @contextlib.contextmanager
@@ -76,7 +78,10 @@ def _in_place_of(
 
 
 def _selective(given: Arguments) -> Any:
-    """`selective_scan_fn`: x, dt `[batch, rows, length]`, A `[rows, columns]`, B, C `[batch, columns, length]`."""
+    """`selective_scan_fn`: x, dt `[batch, rows, length]`, A `[rows, columns]`.
+
+    B, C `[batch, columns, length]`.
+    """
     x, dt = given["hidden_states"], _steps(given["dt"], given["delta_bias"], given, -1)
     wide, time = x.float(), dt.float().transpose(1, 2)
     found, last = state_scan(
@@ -110,9 +115,9 @@ def _steps(dt: Tensor, bias: Tensor | None, given: Arguments, dim: int) -> Tenso
 
 
 def _by_heads(given: Arguments) -> Any:
-    """`mamba_chunk_scan_combined`: x `[batch, length, heads, rows]`, dt `[batch, length, heads]`, A `[heads]`.
+    """`mamba_chunk_scan_combined`: x `[batch, length, heads, rows]`, dt `[batch, length, heads]`.
 
-    B, C `[batch, length, groups, columns]`; each group serves as many heads as another.
+    A `[heads]`, B, C `[batch, length, groups, columns]`; each group serves as many heads as another.
     """
     x, heads = given["hidden_states"].float(), given["hidden_states"].shape[2]
     time = _steps(given["dt"], given["dt_bias"], given, 1)
@@ -131,10 +136,10 @@ def _by_heads(given: Arguments) -> Any:
 
 
 def _delta_rule(given: Arguments) -> Any:
-    """`chunk_gated_delta_rule`: keys, queries `[batch, length, groups, columns]`, values `[..., heads, rows]`.
+    """`chunk_gated_delta_rule`: keys, queries `[batch, length, groups, columns]`.
 
-    beta and g, a logarithm, `[batch, length, heads]`, states `[batch, heads, columns, rows]`; for `chunk_kda`
-    g `[batch, length, heads, columns]`.
+    Values `[batch, length, heads, rows]`, beta and g, a logarithm, `[batch, length, heads]`, states
+    `[batch, heads, columns, rows]`; for `chunk_kda` g `[batch, length, heads, columns]`.
     """
     queries, keys, values = (given[name].float() for name in ("query", "key", "value"))
     served = values.shape[2] // keys.shape[2]

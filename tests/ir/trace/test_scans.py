@@ -96,8 +96,14 @@ def test_columns_of_a_state_stay():
     assert any("runs over it" in pin for pin in axes[1].root().pins)
 
 
-def test_a_loop_of_another_kind_is_refused():
+def test_a_loop_of_another_kind_is_refused_with_its_line_and_followed_at_one_length():
     torch.manual_seed(0)
     config = RwkvConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, context_length=32)
-    with pytest.raises(TraceError, match="fixed input shape"):
-        trace(RwkvForCausalLM(config))
+    whole = RwkvForCausalLM(config).eval()
+    line = r"line \d+ of modeling_rwkv\.py, in rwkv_linear_attention_cpu: 'for .* in range\(.*\):'"
+    with pytest.raises(TraceError, match=f"{line}; give inputs of the one shape that is wanted"):
+        trace(whole)
+    ids = torch.randint(1, 64, (1, 7), generator=torch.Generator().manual_seed(0))
+    made = trace(whole, {"input_ids": ids}, {})
+    assert made.dynamic == {}
+    torch.testing.assert_close(made.run()[0], whole(input_ids=ids, use_cache=False).logits)
