@@ -38,7 +38,7 @@ def _lfm2():
 
 
 def _mamba():
-    return MambaForCausalLM(MambaConfig(**_COMMON, state_size=4))
+    return MambaForCausalLM(MambaConfig(**_COMMON, state_size=4, intermediate_size=64))
 
 
 def _mamba2():

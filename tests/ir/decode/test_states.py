@@ -18,6 +18,7 @@ TOKENS = 20
 PROMPT = torch.tensor([[9, 8, 3, 7, 5, 6], [0, 0, 0, 4, 11, 20]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
 KEYS, MAMBA = ("key", "value"), ("conv", "state")
+CHANNELS = "insert-masks{of=channels} | choose-masks{of=channels sparsity=0.5} | prune-channels"
 HELD = {
     "lfm2": (("conv",), KEYS, ("conv",)),
     "mamba": (MAMBA, MAMBA),
@@ -63,14 +64,19 @@ def test_it_writes_what_the_model_writes(name, tmp_path):
     assert not (folder / "genai_config.json").exists()
 
 
-@pytest.mark.parametrize("pipeline", [SHORTER, NARROW], ids=["layers", "hidden"])
-def test_what_passes_removed_is_gone_from_the_variant(pipeline):
-    made = parse(pipeline).run(program("lfm2"), Context())
+@pytest.mark.parametrize(
+    ("name", "pipeline"), [("lfm2", SHORTER), ("lfm2", NARROW), ("mamba", CHANNELS)]
+)
+def test_what_passes_removed_is_gone_from_the_variant(name, pipeline):
+    made = parse(pipeline).run(program(name), Context())
     ids = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
     wanted = made.run({"input_ids": ids})[0]
     variant = decoder(made)
     found, _ = stepped(variant, ids, (4, 1, 4))
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    if pipeline is CHANNELS:
+        assert variant.sample["past_key_values_0_conv"].shape[1] == 32
+        assert variant.sample["past_key_values_0_state"].shape[1] == 32
     if pipeline is SHORTER:
         layers = {name.split("_")[3] for name in past_inputs(variant)}
         assert layers == {str(i) for i in range(3 - len(made.plan["layers"][0]))}
