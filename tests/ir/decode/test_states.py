@@ -7,6 +7,7 @@ from sparsify.disk.files import notes
 from sparsify.engine.contract import Context
 from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
+from sparsify.errors import TraceError
 from sparsify.ir.decode.caches import empty_past, past_inputs
 from sparsify.ir.decode.variant import decoder
 from sparsify.runtime.caches import GrowingCaches, SharedCaches, empty_caches
@@ -80,3 +81,11 @@ def test_what_passes_removed_is_gone_from_the_variant(name, pipeline):
     if pipeline is SHORTER:
         layers = {name.split("_")[3] for name in past_inputs(variant)}
         assert layers == {str(i) for i in range(3 - len(made.plan["layers"][0]))}
+
+
+def test_a_prompt_that_a_state_would_have_to_begin_with_is_refused():
+    made = parse("insert-prompt{tokens=2 init=words}").run(program("lfm2"), Context())
+    decoder(made.clone())  # switched off it is nothing
+    parse("choose-prompt").run(made, Context())
+    with pytest.raises(TraceError, match="'past_key_values_0_conv' is a state that would begin"):
+        decoder(made)
