@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 from sparsify.errors import TraceError, reason_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace.canonical import Impure
-from sparsify.ir.trace.made_fixed import noting_fixed
+from sparsify.ir.trace.fixed_sizes import noting_fixed
 from sparsify.ir.trace.scans import scans_as_ops
 
 Dynamic = dict[str, dict[int, str]]

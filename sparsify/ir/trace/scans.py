@@ -82,36 +82,25 @@ def _selective(given: Arguments) -> Any:
 
     B, C `[batch, columns, length]`.
     """
-    x, dt = given["hidden_states"], _steps(given["dt"], given["delta_bias"], given, -1)
-    wide, time = x.float(), dt.float().transpose(1, 2)
+    x, bias, begun = given["hidden_states"], given["delta_bias"], given["earlier"]()
+    dt = given["dt"] if bias is None else given["dt"] + bias.to(given["dt"].dtype)[:, None]
+    dt = softplus(dt) if given["delta_softplus"] else dt
+    rows, time = x.float().transpose(1, 2), dt.float().transpose(1, 2)
     found, last = state_scan(
         torch.exp(time[:, :, None, :, None] * given["A"].float()),
-        (time * wide.transpose(1, 2))[:, :, None],
+        (time * rows)[:, :, None],
         given["B"].float().transpose(1, 2)[:, :, None],
         given["C"].float().transpose(1, 2)[:, :, None],
         None,
-        _raised(given["earlier"](), 1),
+        None if begun is None else begun.float()[:, None],
     )
-    found = found[:, :, 0].transpose(1, 2)
+    found = found[:, :, 0]
     if given["D"] is not None:
-        found = found + wide * given["D"][:, None]
-    found = found.to(x.dtype)
+        found = found + rows * given["D"]
+    found = found.transpose(1, 2).to(x.dtype)
     if given["z"] is not None:
         found = found * silu(given["z"])
     return (found, last[:, 0]) if given["return_last_state"] else found
-
-
-def _raised(state: Tensor | None, dim: int) -> Tensor | None:
-    return None if state is None else state.float().unsqueeze(dim)
-
-
-def _steps(dt: Tensor, bias: Tensor | None, given: Arguments, dim: int) -> Tensor:
-    """The steps of time, that a model gives before their bias and softplus; `dim` runs along the sequence."""
-    if bias is not None:
-        bias = bias.to(dt.dtype)
-        dt = dt + (bias[:, None] if dim == -1 else bias)
-    softened = given.get("delta_softplus", False) or given.get("dt_softplus", False)
-    return softplus(dt) if softened else dt
 
 
 def _by_heads(given: Arguments) -> Any:
@@ -119,17 +108,16 @@ def _by_heads(given: Arguments) -> Any:
 
     A `[heads]`, B, C `[batch, length, groups, columns]`; each group serves as many heads as another.
     """
-    x, heads = given["hidden_states"].float(), given["hidden_states"].shape[2]
-    time = _steps(given["dt"], given["dt_bias"], given, 1)
-    low, high = given["dt_limit"]
-    time = torch.clamp(time, low, high).float()
-    served = heads // given["B"].shape[2]
+    x, dt, bias = given["hidden_states"].float(), given["dt"], given["dt_bias"]
+    dt = dt if bias is None else dt + bias.to(dt.dtype)
+    dt = softplus(dt) if given["dt_softplus"] else dt
+    time = torch.clamp(dt, *given["dt_limit"]).float()
+    served = x.shape[2] // given["B"].shape[2]
     keys, queries = (given[name].float().repeat_interleave(served, 2) for name in ("B", "C"))
     decay = torch.exp(given["A"].float() * time)[..., None, None]
-    state = _raised(given["initial_states"], 0)
-    found, last = state_scan(
-        decay, x * time[..., None], keys, queries, None, None if state is None else state[0]
-    )
+    begun = given["initial_states"]
+    begun = None if begun is None else begun.float()
+    found, last = state_scan(decay, x * time[..., None], keys, queries, None, begun)
     if given["D"] is not None:
         found = found + x * given["D"][..., None]
     return (found, last) if given["return_final_states"] else found
@@ -152,9 +140,9 @@ def _delta_rule(given: Arguments) -> Any:
     queries = queries * queries.shape[-1] ** -0.5
     decay = torch.exp(given["g"].float())
     decay = decay[..., None, None] if decay.dim() == 3 else decay[..., None, :]
-    state = given["initial_state"]
-    state = None if state is None else state.float().transpose(2, 3)
-    found, last = state_scan(decay, values, keys, queries, given["beta"].float(), state)
+    begun = given["initial_state"]
+    begun = None if begun is None else begun.float().transpose(2, 3)
+    found, last = state_scan(decay, values, keys, queries, given["beta"].float(), begun)
     kept = last.transpose(2, 3) if given["output_final_state"] else None
     return found.to(given["query"].dtype), kept
 
