@@ -103,6 +103,7 @@ def _axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
     decay, values, keys, queries = (
         analysis.axes[args[name]] for name in ("decay", "values", "keys", "queries")
     )
+    analysis.mixing.append(node)
     batch, length, heads, rows = values
     columns = keys[-1]
     columns.pin(f"{opname(node)} at {node.name} runs over it")

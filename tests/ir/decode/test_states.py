@@ -29,11 +29,14 @@ HELD = {
 }
 
 
+def _of(layer, kinds):
+    return [f"past_key_values_{layer}_{kind}" for kind in kinds]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_give_what_the_whole_sequence_gives(name):
     made, whole = decoder(program(name)), program(name)
-    wanted = [f"past_key_values_{i}_{kind}" for i, held in enumerate(HELD[name]) for kind in held]
-    assert past_inputs(made) == wanted
+    assert past_inputs(made) == [x for i, held in enumerate(HELD[name]) for x in _of(i, held)]
     ids = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
     logits = whole.run({"input_ids": ids})[0]
     found, caches = stepped(made, ids, (4, 1, 1, 3))
@@ -81,6 +84,27 @@ def test_what_passes_removed_is_gone_from_the_variant(name, pipeline):
     if pipeline is SHORTER:
         layers = {name.split("_")[3] for name in past_inputs(variant)}
         assert layers == {str(i) for i in range(3 - len(made.plan["layers"][0]))}
+
+
+@pytest.mark.parametrize(
+    ("gone", "left"),
+    [(0, [*_of(0, KEYS), *_of(1, ("conv",))]), (1, [*_of(0, ("conv",)), *_of(1, ("conv",))])],
+)
+def test_layers_of_any_kind_go(gone, left):
+    """Without its attention a variant measures nothing by caches; masks are still as long as the text."""
+    made = program("lfm2")
+    with torch.no_grad():
+        for path, value in made.tensors():
+            if path.startswith(f"model.layers.{gone}.") and value.dim() > 1:
+                value.mul_(1e-3)
+    parse(SHORTER).run(made, Context())
+    assert made.plan["layers"] == [[f"model.layers.{gone}.feed_forward.w2.weight_layers_mask"]]
+    ids = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
+    wanted = made.run({"input_ids": ids})[0]
+    variant = decoder(made)
+    assert past_inputs(variant) == left
+    found, _ = stepped(variant, ids, (4, 1, 4))
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 def test_a_prompt_that_a_state_would_have_to_begin_with_is_refused():

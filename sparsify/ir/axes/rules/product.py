@@ -21,6 +21,8 @@ def convolution(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes
     if apart and not channels.root().size == weight[0].root().size == args["groups"]:
         raise Conflict("a convolution in groups of several channels")
     analysis.tie(node, channels, weight[0] if apart else weight[1])
+    if apart and window == 1:
+        analysis.mixing.append(node)
     if not apart:
         # Zeros would have to stand in the middle of x: no place for a mask on its last axis.
         analysis.contractions.append(Contraction(node, args["input"], channels, None, 0))
