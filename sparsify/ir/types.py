@@ -157,6 +157,11 @@ def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor
 
     known = sorted({part for name in alone for part in terms(name)})
     hints = dict(zip(known, _HINTS, strict=False))
+    for key, dims in program.dynamic.items():
+        for i, name in dims.items():
+            if name in hints and program.sample[key].shape[i] > _HINTS[-1]:
+                # What needs a long input, as a sound through strides, gets one.
+                hints[name] = program.sample[key].shape[i] + hints[name]
     inputs: dict[str, Tensor] = {}
     sizes: dict[str, Any] = {}
     for key, value in program.sample.items():

@@ -1,5 +1,6 @@
 """Scans that stand in for a kernel become one op: each form against the function of transformers itself."""
 
+import re
 import sys
 
 import pytest
@@ -8,7 +9,6 @@ from transformers import RwkvConfig, RwkvForCausalLM
 
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
-from sparsify.errors import TraceError
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.ops.state_scan import state_scan
 from sparsify.ir.trace.scans import scans_as_ops
@@ -96,14 +96,15 @@ def test_columns_of_a_state_stay():
     assert any("runs over it" in pin for pin in axes[1].root().pins)
 
 
-def test_a_loop_of_another_kind_is_refused_with_its_line_and_followed_at_one_length():
+def test_a_loop_of_another_kind_fixes_the_length_and_its_line_is_said(caplog):
     torch.manual_seed(0)
     config = RwkvConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, context_length=32)
     whole = RwkvForCausalLM(config).eval()
-    line = r"line \d+ of modeling_rwkv\.py, in rwkv_linear_attention_cpu: 'for .* in range\(.*\):'"
-    with pytest.raises(TraceError, match=f"{line}; give inputs of the one shape that is wanted"):
-        trace(whole)
-    ids = torch.randint(1, 64, (1, 7), generator=torch.Generator().manual_seed(0))
-    made = trace(whole, {"input_ids": ids}, {})
-    assert made.dynamic == {}
+    ids = torch.randint(1, 64, (2, 7), generator=torch.Generator().manual_seed(0))
+    made = trace(whole, {"input_ids": ids}, {"input_ids": {0: "batch", 1: "length"}})
+    line = (
+        r"by line \d+ of modeling_rwkv\.py, in rwkv_linear_attention_cpu: 'for .* in range\(.*\):'"
+    )
+    assert re.search(rf"one length at a time, here 7 \({line}\); give inputs", caplog.text)
+    assert made.dynamic == {"input_ids": {0: "batch"}}
     torch.testing.assert_close(made.run()[0], whole(input_ids=ids, use_cache=False).logits)
