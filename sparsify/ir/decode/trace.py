@@ -27,6 +27,7 @@ from sparsify.ir.decode.caches import Held, output_names
 from sparsify.ir.decode.layers import Carried
 from sparsify.ir.program import Program, Source
 from sparsify.ir.trace.exported import flat_forward
+from sparsify.ir.trace.fixed_sizes import noting_fixed
 from sparsify.ir.trace.scans import scans_as_ops
 from sparsify.ir.trace.trace import built
 
@@ -52,17 +53,20 @@ def trace_cached(
     held = [item for layer in layers for item in layer]
     sample = _sample(model, held, positions)
     dims = {name: _dims(name) for name in sample} | {item.name: item.dims for item in held}
-    running = _Running(model, layers)
+    running, lines = _Running(model, layers), list[str]()
     try:
         with (
             torch.no_grad(),
+            noting_fixed(lines),
             scans_as_ops(model, running.asked),
             flat_forward(model, list(sample), running.call),
         ):
             exported = _exported(model, sample, dims)
     except Exception as error:
+        fixed = lines and "your code specialized it" in str(error)
+        why = f"its code takes one size alone, by {lines[0]}" if fixed else reason_of(error)[:300]
         raise TraceError(
-            f"{type(model).__name__} could not be traced with a cache: {reason_of(error)[:300]}"
+            f"{type(model).__name__} could not be traced with a cache: {why}"
         ) from error
     outputs = output_names((item.layer, item.kind) for item in held)
     made = replace(source, outputs=outputs)
