@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers import cache_utils
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from sparsify.errors import TraceError
 from sparsify.ir.decode.caches import CACHES, CONVOLUTION, RECURRENCE
 
+# The layer that holds nothing; releases without one have no layers that do not.
+_EMPTY = getattr(cache_utils, "DummyLayer", DynamicLayer)
 _BY_HEADS = 4  # dimensions of a state [batch, heads, rows, columns]
 
 
@@ -91,7 +94,7 @@ def held_by(layer: Any) -> dict[str, Tensor]:
 
 def _layer(held: Mapping[str, Tensor]) -> Any:
     if not held:
-        return DummyLayer()
+        return _EMPTY()
     grows = CACHES[0] in held
     if len(held) > 2 * grows:
         layer: Any = (StatesAndKeys if grows else States)(held)

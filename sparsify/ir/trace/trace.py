@@ -111,8 +111,8 @@ def _tell_fixed(program: Program, dims: Dynamic, lines: Sequence[str]) -> None:
     }
     for what, size in sorted(fixed):
         logging.getLogger("sparsify").warning(
-            f"{program.source.model_class} can be followed at one {what} at a time, here {size}"
-            f"{f' (by {lines[0]})' if lines else ''}; give inputs of the {what} that you need"
+            f"{program.source.model_class} can be followed at one size of '{what}' at a time, here {size}"
+            f"{f' (by {lines[0]})' if lines else ''}; give inputs of the size that you need"
         )
 
 

@@ -105,6 +105,8 @@ def test_a_loop_of_another_kind_fixes_the_length_and_its_line_is_said(caplog):
     line = (
         r"by line \d+ of modeling_rwkv\.py, in rwkv_linear_attention_cpu: 'for .* in range\(.*\):'"
     )
-    assert re.search(rf"one length at a time, here 7 \({line}\); give inputs", caplog.text)
+    assert re.search(
+        rf"one size of 'length' at a time, here 7 \({line}\); give inputs", caplog.text
+    )
     assert made.dynamic == {"input_ids": {0: "batch"}}
     torch.testing.assert_close(made.run()[0], whole(input_ids=ids, use_cache=False).logits)

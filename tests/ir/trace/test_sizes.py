@@ -84,7 +84,7 @@ def test_the_end_of_a_table_is_taken():
 def test_a_size_that_code_counts_along_is_fixed(caplog):
     with caplog.at_level(logging.WARNING, "sparsify"):
         model, program = traced("loop")
-    assert "Takes can be followed at one length at a time, here 9" in caplog.text
+    assert "Takes can be followed at one size of 'length' at a time, here 9" in caplog.text
     assert program.dynamic == {"x": {0: "batch"}}
     follows(model, program, 9)
     with pytest.raises(SparsifyError, match=r"takes x \[batch, 9, 4\], and was given \[2, 8, 4\]"):
