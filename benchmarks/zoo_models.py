@@ -85,7 +85,7 @@ _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gemma3n_text", {"num_kv_shared_layers": 0}),
     ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
     ("lfm2 lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
-    ("qwen3_next qwen3_5_text", _HYBRID),
+    ("qwen3_next qwen3_5_text qwen3_5_moe_text", _HYBRID),
     ("granitemoehybrid", {**_HYBRID, "mamba_n_heads": 8}),
     ("bamba", {"attn_layer_indices": [1], "mamba_n_heads": 8}),
     ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),

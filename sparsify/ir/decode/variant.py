@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsify.errors import TraceError, VerifyError
+from sparsify.errors import TraceError, VerifyError, reason_of
 from sparsify.ir.axes.shrink.keep import keep_from_json
 from sparsify.ir.axes.shrink.shrink import shrink
 from sparsify.ir.decode.caches import CACHES, Held, empty_past
@@ -116,7 +116,12 @@ def _held(cls: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> list[l
         plain = copy.deepcopy(config)
         plain._attn_implementation = "eager"
         model = cls(plain).eval().to(torch.bfloat16)
-        result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+        try:
+            result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+        except Exception as error:  # whatever the model's own code raises
+            raise TraceError(
+                f"{cls.__name__} fails with the cache that it makes itself: {reason_of(error)[:300]}"
+            ) from error
     found = getattr(result, "past_key_values", None) or getattr(result, "cache_params", None)
     layers = [held_by(layer) for layer in getattr(found, "layers", None) or []]
     if not any(layers):
