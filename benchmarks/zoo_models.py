@@ -66,8 +66,8 @@ _WINDOWS = {
     "window_size": 4,
     "patch_size": 4,
 }
+_HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
 _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("bamba granitemoehybrid", {"mamba_n_heads": 8}),
     ("blt", {"encoder_hash_byte_group_vocab": 64}),
     ("dots1", {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}),
     ("efficientnet", {"width_coefficient": 0.25, "depth_coefficient": 0.3}),
@@ -84,10 +84,21 @@ _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("esm", {"vocab_size": WORDS, "pad_token_id": 1, "mask_token_id": 3}),
     ("gemma3n_text", {"num_kv_shared_layers": 0}),
     ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
-    ("lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
+    ("lfm2 lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
+    ("qwen3_next qwen3_5_text qwen3_5_moe_text", _HYBRID),
+    ("granitemoehybrid", {**_HYBRID, "mamba_n_heads": 8}),
+    ("bamba", {"attn_layer_indices": [1], "mamba_n_heads": 8}),
+    ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),
+    ("zamba", {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2}),
+    ("zamba2", {"layers_block_type": ["linear_attention", "hybrid"]}),
+    ("zamba zamba2", {"attention_hidden_size": 128, "attention_head_dim": 32}),
+    ("falcon_h1", {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16}),
     ("mamba2", {"num_heads": 8, "head_dim": 16}),
 )
-SPECIAL = {family: sizes for names, sizes in _ALIKE for family in names.split()}
+SPECIAL: dict[str, dict[str, Any]] = {}
+for _names, _sizes in _ALIKE:
+    for _family in _names.split():
+        SPECIAL.setdefault(_family, {}).update(_sizes)
 
 
 def families() -> Iterator[tuple[str, str]]:

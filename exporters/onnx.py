@@ -23,6 +23,7 @@ from torch import Tensor
 from exporters.beside.transformers_files import slow_notes, write_about, write_beside, write_config
 from exporters.onnx_graph import packed_dense as onnx_blocks
 from exporters.onnx_graph import packed_nm as onnx_packed
+from exporters.onnx_graph import state_scan as onnx_scan
 from exporters.onnx_graph.experts import translations
 from exporters.onnx_graph.pieces import piece_reader
 from exporters.onnx_graph.rotary import give_every_row
@@ -225,6 +226,7 @@ def _translated(program: Program, opset: int, *, apart: bool) -> torch.onnx.ONNX
         custom_translation_table={
             **onnx_packed.TRANSLATIONS,
             **onnx_blocks.TRANSLATIONS,
+            **onnx_scan.TRANSLATIONS,
             **translations(),
             **{op.function: op.onnx() for op in own_ops().values() if op.onnx is not None},
         },

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from exporters.beside.transformers_files import generation_of, slow_notes
 from sparsify.disk.files import write_json
-from sparsify.ir.decode.caches import CACHES, past_inputs
+from sparsify.ir.decode.caches import CACHES, carries_states, past_inputs
 from sparsify.ir.decode.variant import check_decoder
 from sparsify.ir.program import Program
 from sparsify.pretrained.companions import ids_of
@@ -36,7 +36,7 @@ Cache = tuple[int, int, int]
 
 
 def caches(program: Program) -> list[Cache]:
-    """KV heads, key size and value size of each layer of a decode variant."""
+    """KV heads, key size and value size of each layer of a decode variant that carries nothing else."""
     shapes = [tuple(program.sample[name].shape) for name in past_inputs(program)]
     pairs = zip(shapes[::2], shapes[1::2], strict=True)
     return [(key[1], key[3], value[3]) for key, value in pairs]
@@ -132,8 +132,15 @@ def _ids(
 def write_cached(program: Program, folder: Path, file: str) -> tuple[PreTrainedConfig, list[str]]:
     """Write `genai_config.json` where it holds; the config that says the caches, and what neither can say."""
     config = config_of(check_decoder(program), program.source.config)
-    inner, found = config.get_text_config(decoder=True), caches(program)
+    inner = config.get_text_config(decoder=True)
     notes = [*slow_notes(program), *_switch_notes(inner)]
+    if carries_states(program):
+        notes.append(
+            "onnxruntime-genai and Optimum do not run this model, since its layers carry states that are no "
+            f"keys or values: there is no {FILE}"
+        )
+        return config, notes
+    found = caches(program)
     why = refusal(found, inner)
     if why is None:
         said = genai_config(program, inner, generation_of(program, config), file)

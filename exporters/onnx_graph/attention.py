@@ -47,7 +47,7 @@ def fuse_attention(model: ir.Model) -> int:
     found = [view for node in model.graph if (view := _cached(node)) is not None]
     if not found or not {_MASK, _IDS} <= names.keys():
         return 0
-    caches = [value for name, value in names.items() if name.startswith(_PAST)]
+    caches = [value for name, value in names.items() if name.startswith(_PAST) and _grows(value)]
     writer = _Writer(model.graph, names[_MASK], names[_IDS], caches)
     for view in found:
         writer.rewrite(view)
@@ -216,6 +216,11 @@ def _size(value: ir.Value, dim: int) -> int | None:
     """A dimension where it is a number."""
     size = None if value.shape is None else value.shape[dim]
     return size if isinstance(size, int) else None
+
+
+def _grows(cache: ir.Value) -> bool:
+    """Whether a cache is as long as the past; a state has one size."""
+    return any(_size(cache, dim) is None for dim in range(1, len(cache.shape or ())))
 
 
 def _measures(node: ir.Node) -> bool:

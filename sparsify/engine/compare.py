@@ -114,7 +114,8 @@ def second_batch(program: Program) -> dict[str, Tensor]:
             size = program.sample[name].shape[dim]
             sizes[axis] = size + 1 if axis == "batch" or size < 4 else size - 1
     for axis in [axis for axis in sizes if "+" in axis]:
-        sizes[axis] = sum(sizes[part] for part in axis.split("+"))
+        if sizes.keys() >= set(axis.split("+")):
+            sizes[axis] = sum(sizes[part] for part in axis.split("+"))
     batch = {}
     for name, value in program.sample.items():
         for dim, axis in program.dynamic.get(name, {}).items():

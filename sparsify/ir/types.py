@@ -148,9 +148,15 @@ def _size_key(size: Any) -> Any:
 
 
 def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor]:
-    """Fake inputs; a dimension called `a+b` is the sum of those that are called `a` and `b`."""
-    terms = [name.split("+") for dims in program.dynamic.values() for name in dims.values()]
-    hints = dict(zip(sorted({name for parts in terms for name in parts}), _HINTS, strict=False))
+    """Fake inputs; a dimension called `a+b` is the sum of those called `a` and `b`, if there are both."""
+    alone = {name for dims in program.dynamic.values() for name in dims.values()}
+
+    def terms(name: str) -> list[str]:
+        parts = name.split("+")
+        return parts if alone.issuperset(parts) else [name]
+
+    known = sorted({part for name in alone for part in terms(name)})
+    hints = dict(zip(known, _HINTS, strict=False))
     for key, dims in program.dynamic.items():
         for i, name in dims.items():
             if name in hints and program.sample[key].shape[i] > _HINTS[-1]:
@@ -160,7 +166,7 @@ def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor
     sizes: dict[str, Any] = {}
     for key, value in program.sample.items():
         dims = program.dynamic.get(key, {})
-        if any("+" in name for name in dims.values()):
+        if any(len(terms(name)) > 1 for name in dims.values()):
             continue
         shape = [hints[dims[i]] if i in dims else size for i, size in enumerate(value.shape)]
         kinds = [DimDynamic.DUCK if i in dims else DimDynamic.STATIC for i in range(value.dim())]
@@ -171,7 +177,7 @@ def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor
     for key, value in program.sample.items():
         if key not in inputs:
             dims = program.dynamic[key]
-            names = [dims[i].split("+") if i in dims else [] for i in range(value.dim())]
+            names = [terms(dims[i]) if i in dims else [] for i in range(value.dim())]
             shape = [
                 sum(sizes[name] for name in parts) if parts else size
                 for parts, size in zip(names, value.shape, strict=True)

@@ -1,6 +1,6 @@
-"""Key/value caches of an ONNX session, from step to step."""
+"""What an ONNX session carries from step to step: keys and values, and states of one size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,35 +21,50 @@ class Caches(Protocol):
 
 
 def empty_caches(session: Any, batch: int, capacity: int) -> Caches:
-    """Caches that hold nothing, for a batch and at most `capacity` tokens of each sequence."""
+    """Caches that hold nothing, for a batch and at most `capacity` tokens of each; states are zeros."""
     pasts = [entry for entry in session.get_inputs() if entry.name.startswith(PAST)]
     shared = SHARED_CACHE in session.get_modelmeta().custom_metadata_map
     length = capacity if shared else 0
     values = {}
     for past in pasts:
-        _, heads, _, size = past.shape
-        values[past.name] = _value(np.zeros((batch, heads, length, size), np.float32))
-    return SharedCaches(session, values) if shared else GrowingCaches(session, values)
+        sizes = [size if isinstance(size, int) else length for size in past.shape[1:]]
+        values[past.name] = _value(np.zeros((batch, *sizes), np.float32))
+    if not shared:
+        return GrowingCaches(session, values)
+    states = [past.name for past in pasts if all(isinstance(size, int) for size in past.shape[1:])]
+    return SharedCaches(session, values, states)
 
 
 class SharedCaches:
-    """Buffers of full length, which the model appends to in place."""
+    """Buffers of full length, which the model appends to in place; `states` it makes anew."""
 
-    def __init__(self, session: Any, buffers: Mapping[str, Any]) -> None:
+    def __init__(
+        self, session: Any, buffers: Mapping[str, Any], states: Sequence[str] = ()
+    ) -> None:
         self._session, self._binding = session, session.io_binding()
-        self._binding.bind_output(LOGITS)  # the first of the outputs
+        self._states = states
+        self._bind_made()  # the first of the outputs
         for name, buffer in buffers.items():
             self._binding.bind_ortvalue_input(name, buffer)
-            self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), buffer)
+            if name not in states:
+                self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), buffer)
 
     def step(self, feeds: Mapping[str, Array]) -> Array:
         """As for all caches."""
         for name, array in feeds.items():
             self._binding.bind_ortvalue_input(name, _value(array))
-        self._binding.bind_output(LOGITS)  # anew: its shape follows the input's
+        self._bind_made()  # anew: the shape of logits follows the input's
         self._session.run_with_iobinding(self._binding)
-        logits: Array = self._binding.get_outputs()[0].numpy()
+        first, *made = self._binding.get_outputs()[: 1 + len(self._states)]
+        for name, value in zip(self._states, made, strict=True):
+            self._binding.bind_ortvalue_input(name, value)
+        logits: Array = first.numpy()
         return logits
+
+    def _bind_made(self) -> None:
+        """Let the session make the outputs that share no buffer with an input."""
+        for name in (LOGITS, *(state.replace(PAST, PRESENT) for state in self._states)):
+            self._binding.bind_output(name)
 
 
 class GrowingCaches:

@@ -79,6 +79,7 @@ class Analysis:
     repeat_interleave).
     `widths` are the feature axes of embeddings, `vocabularies` their looked-up axes. `domains` says
     which axis the numbers in an integer tensor are indices of, `counts` holds the nodes that count them.
+    `mixing` are ops other than attention in which places along a sequence see each other.
     `averaged` are the ops that average over the last axis of their input, with that axis. `rules` are those
     of ATen's ops, for rules that lean on another's.
     """
@@ -93,6 +94,7 @@ class Analysis:
     contractions: list[Contraction] = field(default_factory=list)
     sites: list[Attention] = field(default_factory=list)
     softmaxes: set[fx.Node] = field(default_factory=set)
+    mixing: list[fx.Node] = field(default_factory=list)
     constant: set[fx.Node] = field(default_factory=set)
     widths: Axes = field(default_factory=list)
     vocabularies: Axes = field(default_factory=list)

@@ -4,7 +4,8 @@
     y = norm(x + f(x))           norm last: y, with its norm, can be replaced by x
     y = x + f(x) + g(x)          parallel: each term can be left out, y can be replaced by x
 
-A layer is a run of blocks that begins with attention, as far as the next block that begins one.
+A layer is a run of blocks that begins where tokens see each other (attention, a scan, a convolution of single
+channels along the sequence), as far as the next block that begins one.
 """
 
 from collections.abc import Iterator, Sequence, Set
@@ -40,8 +41,7 @@ class Block:
     `y`, computed from the stream `x`, can be replaced by `x`; with `user` it is one of several terms
     of a sum, and can be left out of that sum. `kind` is `layers` for a whole layer, `blocks` for one
     residual sum or term. `weights` are the paths of the matrices inside, in graph order, `last` the last
-    one that is the model's own, by which a block is known before and after passes add others; `attends` says
-    whether attention happens inside.
+    one that is the model's own, by which a block is known before and after passes add others.
     """
 
     kind: str
@@ -50,7 +50,6 @@ class Block:
     user: fx.Node | None
     weights: tuple[str, ...]
     last: str | None
-    attends: bool
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Flow:
                     above |= self._above[i] | 1 << i
             self._above.append(above)
         self._products = [(c.node, c.weight) for c in analysis.contractions if c.weight is not None]
-        self._sites = [site.node for site in analysis.sites]
+        self._mixers = [*(site.node for site in analysis.sites), *analysis.mixing]
         known = {path for path, _ in analysis.program.tensors()}
         self._added = {path for _, path in self._products if feature_of(path, known) is not None}
         branches = {node for node, path in self._products if path in self._added}
@@ -141,13 +140,12 @@ class Flow:
     def block(self, kind: str, x: fx.Node, y: fx.Node, user: fx.Node | None) -> Block:
         """The block from `x` to `y`."""
         weights = dict.fromkeys(path for node, path in self._products if self.between(x, y, node))
-        attends = any(self.between(x, y, node) for node in self._sites)
         own = [path for path in weights if path not in self._added]
-        return Block(kind, x, y, user, tuple(weights), own[-1] if own else None, attends)
+        return Block(kind, x, y, user, tuple(weights), own[-1] if own else None)
 
-    def attends(self, item: Sum) -> bool:
-        """Whether attention happens inside a sum."""
-        return any(self.between(item.x, item.y, node) for node in self._sites)
+    def mixes(self, item: Sum) -> bool:
+        """Whether tokens see each other inside a sum."""
+        return any(self.between(item.x, item.y, node) for node in self._mixers)
 
     @cached_property
     def sums(self) -> list[Sum]:
@@ -186,12 +184,12 @@ class Flow:
 
 
 def _layers(flow: Flow) -> Iterator[list[Sum]]:
-    """Runs of sums that follow each other; attention after a block without it begins a new one."""
+    """Runs of sums that follow each other; mixing tokens after a block that does not begins a new one."""
     run: list[Sum] = []
     for chain in _chains(flow.sums):
-        plain = len({flow.attends(item) for item in chain}) == 1
+        plain = len({flow.mixes(item) for item in chain}) == 1
         for before, item in zip([None, *chain], chain, strict=False):
-            begins = before is None or plain or (flow.attends(item) and not flow.attends(before))
+            begins = before is None or plain or (flow.mixes(item) and not flow.mixes(before))
             if begins and run:
                 yield run
                 run = []

@@ -1,24 +1,60 @@
-"""Names, shapes and beginnings of the key/value caches of a decode graph."""
+"""Names, shapes and beginnings of what a decode graph carries from step to step.
+
+A layer may hold keys and values of all tokens so far, the last inputs of a short convolution, and the state
+of a recurrence. `past_key_values_N_KIND` is what comes in for layer N, `present.N.KIND` what goes out.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparsify.ir.program import Program
 
+# Kinds that grow with every token; of the others, a layer with several of one has `conv1`, `conv2` as well.
 CACHES = ("key", "value")
-_PAST = re.compile(r"past_key_values_(\d+)_(key|value)")
+CONVOLUTION, RECURRENCE = "conv", "state"
+GROWING = "past"
+_PAST = re.compile(r"past_key_values_(\d+)_([a-z]+\d*)")
+
+
+@dataclass(frozen=True)
+class Held:
+    """One tensor that a layer carries: `[batch, *shape]`, None where it is as long as the past."""
+
+    layer: int
+    kind: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """The input that it is."""
+        return past_name(self.layer, self.kind)
+
+    @property
+    def dims(self) -> dict[int, str]:
+        """Its varying dimensions."""
+        grown = {place + 1: GROWING for place, size in enumerate(self.shape) if size is None}
+        return {0: "batch", **grown}
 
 
 def past_name(layer: int, kind: str) -> str:
-    """The input that holds the keys or values of a layer."""
+    """The input that holds what a layer carries."""
     return f"past_key_values_{layer}_{kind}"
 
 
-def output_names(layers: int) -> tuple[str, ...]:
-    """The outputs: logits, then the keys and values of each layer, the new ones at their end."""
-    return "logits", *(f"present.{layer}.{kind}" for layer in range(layers) for kind in CACHES)
+def cache_of(name: str) -> tuple[int, str] | None:
+    """The layer and the kind of an input that is a cache."""
+    found = _PAST.fullmatch(name)
+    return (int(found[1]), found[2]) if found else None
+
+
+def output_names(caches: Iterable[tuple[int, str]]) -> tuple[str, ...]:
+    """The outputs: logits, then what each layer carries on, of what grows the new at the end."""
+    return "logits", *(f"present.{layer}.{kind}" for layer, kind in caches)
 
 
 def public_name(name: str) -> str:
@@ -28,13 +64,23 @@ def public_name(name: str) -> str:
 
 def past_inputs(program: Program) -> list[str]:
     """The inputs of a program that are caches, in order."""
-    return [name for name in program.sample if _PAST.fullmatch(name)]
+    return [name for name in program.sample if cache_of(name)]
+
+
+def carries_states(program: Program) -> bool:
+    """Whether a decode variant carries more than keys and values."""
+    return any(GROWING not in program.dynamic[name].values() for name in past_inputs(program))
 
 
 def empty_past(program: Program, batch: int) -> Mapping[str, Tensor]:
-    """Caches of length 0 for a batch."""
+    """Caches of length 0 and states of zeros for a batch."""
+    beginnings = {"batch": batch, GROWING: 0}
     return {
-        name: program.sample[name].new_zeros(batch, shape[1], 0, shape[3])
+        name: program.sample[name].new_zeros(
+            [
+                beginnings.get(program.dynamic[name].get(dim, ""), size)
+                for dim, size in enumerate(program.sample[name].shape)
+            ]
+        )
         for name in past_inputs(program)
-        if (shape := program.sample[name].shape)
     }

@@ -8,7 +8,7 @@ from torch import fx
 from sparsify.errors import TraceError
 from sparsify.ir.axes.residual import blocks
 from sparsify.ir.axes.walk import analyse
-from sparsify.ir.decode.caches import CACHES, output_names, past_name
+from sparsify.ir.decode.caches import GROWING, cache_of, output_names, past_inputs, past_name
 from sparsify.ir.features.block_mask import (
     add_block_masks,
     block_mask_path,
@@ -32,33 +32,46 @@ def remove_blocks(made: Program, kind: str, gone: list[str]) -> None:
 def drop_dead_caches(made: Program) -> None:
     """Take out the caches of layers that no longer lead to the logits, and number the others anew."""
     output = made.graph.output_node()
-    results: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
-    living = _ancestors(results[0])
+    logits, *presents = list(output.args[0])  # type: ignore[arg-type]
+    living = _ancestors(logits)
     inputs = {str(node.target): node for node in made.graph.find_nodes(op="placeholder")}
-    layers = len(results) // len(CACHES)
-    alive = [i for i in range(layers) if inputs[past_name(i, CACHES[0])] in living]
+    names = past_inputs(made)
+    caches = {name: cache for name in names if (cache := cache_of(name)) is not None}
+    alive = list(dict.fromkeys(caches[name][0] for name in names if inputs[name] in living))
     if not alive:
-        raise TraceError("no attention is left in the program; there is nothing to cache")
-    kept = [results[0]]
-    for i in alive:
-        kept += results[1 + 2 * i : 3 + 2 * i]
-    output.args = (tuple(kept),)
+        raise TraceError("no layer that carries anything is left; there is nothing to cache")
+    new = {layer: number for number, layer in enumerate(alive)}
+    kept = [name for name in names if caches[name][0] in new]
+    output.args = ((logits, *(x for x, name in zip(presents, names, strict=True) if name in kept)),)
     sweep(made)
-    other = inputs[past_name(alive[0], CACHES[0])]
-    for i in set(range(layers)) - set(alive):
-        for kind in CACHES:
-            name = past_name(i, kind)
-            # What is left of it is its length, which all caches have.
-            redirect(inputs[name], other)
-            made.graph.erase_node(inputs[name])
-            del made.sample[name], made.dynamic[name]
-    names = {past_name(i, k): past_name(new, k) for new, i in enumerate(alive) for k in CACHES}
-    for old, new in names.items():
-        _rename(made, inputs[old], new)
-    made.sample = {names.get(name, name): value for name, value in made.sample.items()}
-    made.dynamic = {names.get(name, name): value for name, value in made.dynamic.items()}
-    made.source = replace(made.source, outputs=output_names(len(alive)))
+    for name in [name for name in names if name not in kept]:
+        _take_out(made, inputs[name], [inputs[other] for other in kept])
+    renamed = {name: past_name(new[caches[name][0]], caches[name][1]) for name in kept}
+    for old, name in renamed.items():
+        _rename(made, inputs[old], name)
+    made.sample = {renamed.get(name, name): value for name, value in made.sample.items()}
+    made.dynamic = {renamed.get(name, name): value for name, value in made.dynamic.items()}
+    outputs = output_names((new[caches[name][0]], caches[name][1]) for name in kept)
+    made.source = replace(made.source, outputs=outputs)
     made.module.recompile()
+
+
+def _take_out(made: Program, cache: fx.Node, others: list[fx.Node]) -> None:
+    """Drop an input that is a cache; what is left of it is its length, which all caches that grow have."""
+    name = str(cache.target)
+    if cache.users:
+        like = [node for node in others if _grows(made, node)]
+        if not like or not _grows(made, cache):
+            raise TraceError(
+                f"{name} is gone, and the program still asks for its length, which no other cache has"
+            )
+        redirect(cache, like[0])
+    made.graph.erase_node(cache)
+    del made.sample[name], made.dynamic[name]
+
+
+def _grows(made: Program, cache: fx.Node) -> bool:
+    return GROWING in made.dynamic[str(cache.target)].values()
 
 
 def _rename(made: Program, old: fx.Node, name: str) -> None:

@@ -1,27 +1,34 @@
 """Trace a decoder with a key/value cache: one graph for the prompt and for each token after it.
 
     input_ids [batch, length], attention_mask [batch, past + length], position_ids [batch, length],
-    past_key_values_N_key, past_key_values_N_value [batch, KV heads, past, size]
+    past_key_values_N_key, past_key_values_N_value [batch, KV heads, past, size],
+    past_key_values_N_conv [batch, channels, window], past_key_values_N_state [batch, ...]
     ->  logits [batch, length, vocabulary],
-        present.N.key, present.N.value [batch, KV heads, past + length, size]
+        present.N.key, present.N.value [batch, KV heads, past + length, size],
+        present.N.conv, present.N.state as they came
 
-The past may be empty. Names are Optimum's, with `_` for `.` where Python has a say.
+A layer has what it has need of: keys and values, the last inputs of a convolution, the state of a recurrence.
+The past may be empty, and states begin as zeros. Names are Optimum's, with `_` for `.` where Python has a
+say.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
 from sparsify.errors import TraceError, reason_of
 from sparsify.exclusive import exclusive
-from sparsify.ir.decode.caches import _PAST, CACHES, output_names, past_name
+from sparsify.ir.decode.caches import Held, output_names
+from sparsify.ir.decode.layers import Carried
 from sparsify.ir.program import Program, Source
 from sparsify.ir.trace.exported import flat_forward
+from sparsify.ir.trace.fixed_sizes import noting_fixed
+from sparsify.ir.trace.scans import scans_as_ops
 from sparsify.ir.trace.trace import built
 
 BATCH, LENGTH, PAST = 2, 5, 7
@@ -31,24 +38,38 @@ BATCH, LENGTH, PAST = 2, 5, 7
 _LATE = "was assigned during export"
 
 
+# How models call their cache.
+_ARGUMENTS = ("past_key_values", "cache_params")
+
+
 @exclusive
 def trace_cached(
-    model: PreTrainedModel, shapes: list[tuple[int, int, int]], source: Source, *, positions: bool
+    model: PreTrainedModel, layers: Sequence[Sequence[Held]], source: Source, *, positions: bool
 ) -> Program:
-    """The program of a model with caches; `shapes` are KV heads, key size and value size by layer.
+    """The program of a model with caches; `layers` says what each layer of the model holds.
 
     `positions`: whether position ids are an input. Raises TraceError where the model cannot be followed.
     """
-    sample = _sample(model, shapes, positions)
-    dims = {name: _dims(name) for name in sample}
+    held = [item for layer in layers for item in layer]
+    sample = _sample(model, held, positions)
+    dims = {name: _dims(name) for name in sample} | {item.name: item.dims for item in held}
+    running, lines = _Running(model, layers), list[str]()
     try:
-        with torch.no_grad(), flat_forward(model, list(sample), _call(len(shapes))):
+        with (
+            torch.no_grad(),
+            noting_fixed(lines),
+            scans_as_ops(model, running.asked),
+            flat_forward(model, list(sample), running.call),
+        ):
             exported = _exported(model, sample, dims)
     except Exception as error:
+        fixed = lines and "your code specialized it" in str(error)
+        why = f"its code takes one size alone, by {lines[0]}" if fixed else reason_of(error)[:300]
         raise TraceError(
-            f"{type(model).__name__} could not be traced with a cache: {reason_of(error)[:300]}"
+            f"{type(model).__name__} could not be traced with a cache: {why}"
         ) from error
-    made = replace(source, outputs=output_names(len(shapes)))
+    outputs = output_names((item.layer, item.kind) for item in held)
+    made = replace(source, outputs=outputs)
     return built(model, exported.module(check_guards=False), sample, dims, made, None)
 
 
@@ -69,9 +90,7 @@ def _exported(
     return torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
 
 
-def _sample(
-    model: PreTrainedModel, shapes: list[tuple[int, int, int]], positions: bool
-) -> dict[str, Tensor]:
+def _sample(model: PreTrainedModel, held: Sequence[Held], positions: bool) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(0)
     vocabulary = int(model.config.get_text_config().vocab_size)
     low = min(3, vocabulary - 1)
@@ -83,33 +102,39 @@ def _sample(
     }
     if positions:
         sample["position_ids"] = torch.arange(PAST, PAST + LENGTH).expand(BATCH, -1).contiguous()
-    dtype = next(model.parameters()).dtype
-    for layer, (heads, *sizes) in enumerate(shapes):
-        for kind, size in zip(CACHES, sizes, strict=True):
-            shape = (BATCH, heads, PAST, size)
-            sample[past_name(layer, kind)] = torch.randn(shape, generator=draw).to(dtype)
+    for item in held:
+        shape = (BATCH, *(PAST if size is None else size for size in item.shape))
+        sample[item.name] = torch.randn(shape, generator=draw).to(item.dtype)
     return sample
 
 
 def _dims(name: str) -> dict[int, str]:
-    if _PAST.fullmatch(name):
-        return {0: "batch", 2: "past"}
     return {0: "batch", 1: "length+past" if name == "attention_mask" else "length"}
 
 
-def _call(layers: int) -> Callable[..., tuple[Tensor, ...]]:
+class _Running:
     """Runs a model on flat inputs and gives its caches flat."""
 
-    def call(original: Callable[..., Any], **arguments: Tensor) -> tuple[Tensor, ...]:
-        held = [
-            tuple(arguments.pop(past_name(layer, kind)) for kind in CACHES)
-            for layer in range(layers)
-        ]
-        # Without the config every layer keeps all it has seen; windows are the masks' business.
-        result = original(**arguments, past_key_values=DynamicCache(held), use_cache=True)
-        found = [result.logits]
-        for layer in result.past_key_values.layers:
-            found += [layer.keys, layer.values]
-        return tuple(found)
+    def __init__(self, model: PreTrainedModel, layers: Sequence[Sequence[Held]]) -> None:
+        accepted = inspect.signature(model.forward).parameters
+        self.argument = next((name for name in _ARGUMENTS if name in accepted), _ARGUMENTS[0])
+        self.layers, self.caches = layers, Carried([])
 
-    return call
+    def asked(self) -> Tensor | None:
+        """The state that the model has asked for last."""
+        return self.caches.asked()
+
+    def call(self, original: Callable[..., Any], **arguments: Tensor) -> tuple[Tensor, ...]:
+        """Logits and caches of a model's own forward."""
+        self.caches = Carried(
+            [{item.kind: arguments.pop(item.name) for item in layer} for layer in self.layers]
+        )
+        if not any(None in item.shape for layer in self.layers for item in layer):
+            # Who keeps no past has a mask for the tokens that are given alone.
+            length = arguments["input_ids"].shape[1]
+            arguments["attention_mask"] = arguments["attention_mask"][:, -length:]
+        result = original(**arguments, **{self.argument: self.caches}, use_cache=True)
+        found = [result.logits]
+        for place, layer in enumerate(self.layers):
+            found += [self.caches.held(place, item.kind) for item in layer]
+        return tuple(found)

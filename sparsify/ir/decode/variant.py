@@ -1,4 +1,4 @@
-"""The decode variant of a program: the same function with a key/value cache.
+"""The decode variant of a program: the same function with caches of what came before.
 
 The model's class is traced once more, with caches and without weights. What passes decided is replayed on
 it from the plan (layers, heads, channels, width, experts), then it takes the program's own tensors: dense
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsify.errors import TraceError, VerifyError
+from sparsify.errors import TraceError, VerifyError, reason_of
 from sparsify.ir.axes.shrink.keep import keep_from_json
 from sparsify.ir.axes.shrink.shrink import shrink
-from sparsify.ir.decode.caches import empty_past
+from sparsify.ir.decode.caches import CACHES, Held, empty_past
 from sparsify.ir.decode.carry import take_over
 from sparsify.ir.decode.drop import drop_dead_caches, remove_blocks
+from sparsify.ir.decode.layers import held_by
 from sparsify.ir.decode.trace import trace_cached
 from sparsify.ir.features.block_mask import (
     KINDS,
@@ -98,15 +99,15 @@ def _of_class(name: str, config: str, dtype: torch.dtype, *, positions: bool) ->
     assert cls is not None
     with quiet():
         made = config_of(cls, values)
-        shapes = _cache_shapes(cls, made)
+        layers = _held(cls, made, dtype)
         model = weightless(cls, made, dtype)
         source = Source(values, name, "", ())
-        return trace_cached(model, shapes, source, positions=positions)
+        return trace_cached(model, layers, source, positions=positions)
 
 
-def _cache_shapes(cls: type[PreTrainedModel], config: Any) -> list[tuple[int, int, int]]:
-    """KV heads, key size and value size of every layer, from a run without numbers."""
-    refusal = f"{cls.__name__} has no key/value cache that a decoder could carry along"
+def _held(cls: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> list[list[Held]]:
+    """What every layer of a model carries, from a run without numbers; layers are those of its cache."""
+    refusal = f"{cls.__name__} has no cache that a decoder could carry along"
     with torch.device("meta"), torch.no_grad():
         if config.is_encoder_decoder:
             raise TraceError(refusal)
@@ -115,15 +116,28 @@ def _cache_shapes(cls: type[PreTrainedModel], config: Any) -> list[tuple[int, in
         plain = copy.deepcopy(config)
         plain._attn_implementation = "eager"
         model = cls(plain).eval().to(torch.bfloat16)
-        result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
-    found = getattr(result.past_key_values, "layers", None) or []
-    held = [layer for layer in found if getattr(layer, "keys", None) is not None]
-    # A decoder alone has a cache as long as its encoder would be; what is behind its own layers is unused.
-    unused = found[len(held) :]
-    strange = any(type(layer) is not type(found[0]) for layer in unused)
-    if not held or held != found[: len(held)] or strange:
+        try:
+            result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+        except Exception as error:  # whatever the model's own code raises
+            raise TraceError(
+                f"{cls.__name__} fails with the cache that it makes itself: {reason_of(error)[:300]}"
+            ) from error
+    found = getattr(result, "past_key_values", None) or getattr(result, "cache_params", None)
+    layers = [held_by(layer) for layer in getattr(found, "layers", None) or []]
+    if not any(layers):
         raise TraceError(refusal)
-    return [(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in held]
+    number, held = 0, []
+    for layer in layers:
+        held.append([_of(number, kind, value, dtype) for kind, value in layer.items()])
+        number += bool(layer)
+    return held
+
+
+def _of(layer: int, kind: str, value: Tensor, dtype: torch.dtype) -> Held:
+    """What a layer holds in a model of a dtype, told from what it holds in one of bfloat16."""
+    _, *shape = value.shape
+    sizes = (shape[0], None, shape[2]) if kind in CACHES else tuple(shape)
+    return Held(layer, kind, sizes, dtype if value.dtype == torch.bfloat16 else value.dtype)
 
 
 def _in_two_steps(made: Program, batch: Mapping[str, Tensor]) -> Tensor:

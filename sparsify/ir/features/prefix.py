@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sparsify.errors import OptionError, SparsifyError
+from sparsify.errors import OptionError, SparsifyError, TraceError
 from sparsify.ir.features.feature import Feature
 from sparsify.ir.features.prompt import (
     IDS,
@@ -114,7 +114,21 @@ def carry_prompt(made: Program, program: Program) -> None:
     """Begin the caches of a decode variant with what the prompt of a program makes of itself."""
     for found in prompts(program):
         if is_on(program, found):
+            _refuse_states(made)
             _before_caches(made, _computed(program, found, _attentions(program)))
+
+
+def _refuse_states(made: Program) -> None:
+    """TraceError for a variant that carries states, which would begin without the prompt."""
+    states = [name for name in made.sample if name.startswith("past") and not _grows(made, name)]
+    if states:
+        raise TraceError(
+            f"the program has a prompt of its own, and '{states[0]}' is a state that would begin without it"
+        )
+
+
+def _grows(made: Program, name: str) -> bool:
+    return made.dynamic[name].get(2) == "past"
 
 
 def carry_prefixes(made: Program, program: Program) -> None:
@@ -186,7 +200,7 @@ def _computed(program: Program, found: Prompt, places: Sequence[_Attention]) -> 
 def _before_caches(made: Program, kept: Sequence[Tensor]) -> None:
     """Put keys and values, in turns, before the caches of each layer."""
     inputs = {str(node.target): node for node in made.graph.find_nodes(op="placeholder")}
-    pasts = [node for name, node in inputs.items() if made.dynamic[name].get(2) == "past"]
+    pasts = [node for name, node in inputs.items() if _grows(made, name)]
     if len(pasts) != len(kept):
         raise SparsifyError("the variant with a cache has other attentions than the program")
     count, writer = kept[0].shape[2], Writer(made, after=list(inputs.values())[-1])
@@ -202,10 +216,16 @@ def _before_caches(made: Program, kept: Sequence[Tensor]) -> None:
         redirect(node, moved := writer.call(aten.add.Tensor, node, count), but=(moved,))
     propagate(made)
     output = made.graph.output_node()
-    for node in output_nodes(made)[1:]:
+    for node in _grown(made):
         cut = Writer(made, before=output).call(aten.slice.Tensor, node, 2, count, END)
         output.replace_input_with(node, cut)
     made.module.recompile()
+
+
+def _grown(made: Program) -> list[fx.Node]:
+    """The outputs that are caches as long as the text."""
+    named = zip(output_nodes(made), made.source.outputs, strict=True)
+    return [node for node, name in named if name.endswith((".key", ".value"))]
 
 
 def _lengthen(writer: Writer, node: fx.Node, parts: list[fx.Node], dim: int) -> None:

@@ -15,6 +15,7 @@ from sparsify.ir.ops import (
     probe,
     rounding,
     scale_weight,
+    state_scan,
 )
 from sparsify.ir.ops.op import Op
 
@@ -28,6 +29,7 @@ ALL = (
     *block_linear.OPS,
     *cluster_of.OPS,
     *neighbours.OPS,
+    *state_scan.OPS,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,2}")
 _BY_NAME: dict[str, Op] = {}

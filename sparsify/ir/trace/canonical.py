@@ -21,6 +21,8 @@ aten = torch.ops.aten
 _END = 9223372036854775807
 # Ops that only say where they are or repeat their input.
 _NAMES_ONLY = {aten.alias.default, aten.lift_fresh_copy.default, aten.detach.default}
+# Other names of one op, by which rules know it.
+_SPELLINGS = {aten.concat.default: aten.cat.default, aten.concatenate.default: aten.cat.default}
 # Normalisations that change their running statistics where argument 5 is true: arguments 3 and 4.
 _STATISTICS = {aten.batch_norm.default, aten.instance_norm.default}
 
@@ -48,6 +50,7 @@ def normalise(module: fx.GraphModule) -> fx.GraphModule:
     _inline_gradient_switches(module)
     offences = functionalise(module)
     for node in list(module.graph.nodes):
+        node.target = _SPELLINGS.get(node.target, node.target)
         if node.op == "call_function" and _is_identity(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)

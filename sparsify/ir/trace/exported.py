@@ -16,6 +16,8 @@ from sparsify.errors import TraceError, reason_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace.canonical import Impure
 from sparsify.ir.trace.conditions import within_conditions
+from sparsify.ir.trace.fixed_sizes import noting_fixed
+from sparsify.ir.trace.scans import scans_as_ops
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
@@ -30,7 +32,7 @@ class Exported:
     """A model as `torch.export` gives it, the names and the class of its outputs, the sizes it takes.
 
     `limits` are the least and the most of those dimensions, by name, that the model's code bounds,
-    `asked` the most that was asked for.
+    `asked` the most that was asked for; `numbers` are lines of code that ask a size for its number.
     """
 
     module: torch.fx.GraphModule
@@ -39,6 +41,7 @@ class Exported:
     shapes: Mapping[str, Any]
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     asked: Mapping[str, int] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
 
 
 def first_that_holds(
@@ -56,13 +59,16 @@ def first_that_holds(
     """
     shapes = _shapes(sample, dims, _longest(model))
     resting: frozenset[str] | None = frozenset()
+    lines: list[str] = []
     for number in range(_ROUNDS + 1):
         _set_modes(model, resting)
+        lines.clear()
         try:
-            exported = _export(model, sample, shapes, fixed)
+            with noting_fixed(lines):
+                exported = _export(model, sample, shapes, fixed)
             limits = _limits(dims, shapes, exported.shapes)
             asked = {size.__name__: size.max for e in shapes.values() for size in e.values()}
-            return program_of(replace(exported, limits=limits, asked=asked))
+            return program_of(replace(exported, limits=limits, asked=asked, numbers=tuple(lines)))
         except Exception as error:
             failure = error
         if resting is None:
@@ -127,7 +133,7 @@ def _export_once(
         seen["names"], seen["class"] = tuple(named), kind
         return tuple(named.values())
 
-    with torch.no_grad(), flat_forward(model, list(sample), call):
+    with torch.no_grad(), scans_as_ops(model), flat_forward(model, list(sample), call):
         exported = torch.export.export(
             model,
             (),

@@ -7,7 +7,7 @@ rebuilt as a plain graph module that shares its parameters with the model, and t
 import inspect
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,14 +95,13 @@ def _traced(
         if check:
             check_traced(made, model, fixed, exported.shapes)
             reach_ends(made, model, fixed, exported.asked)
+        _tell_fixed(made, dims, exported.numbers)
         return made
 
-    made = first_that_holds(model, sample, dims, fixed, program_of)
-    _tell_fixed(made, dims)
-    return made
+    return first_that_holds(model, sample, dims, fixed, program_of)
 
 
-def _tell_fixed(program: Program, dims: Dynamic) -> None:
+def _tell_fixed(program: Program, dims: Dynamic, lines: Sequence[str]) -> None:
     """Warn of dimensions that cannot vary: at other sizes the model's code does other things."""
     fixed = {
         (what, program.sample[name].shape[dim])
@@ -112,8 +111,8 @@ def _tell_fixed(program: Program, dims: Dynamic) -> None:
     }
     for what, size in sorted(fixed):
         logging.getLogger("sparsify").warning(
-            f"{program.source.model_class} can be followed at one size of '{what}' at a time, here {size}; "
-            "give inputs of the size that you need"
+            f"{program.source.model_class} can be followed at one size of '{what}' at a time, here {size}"
+            f"{f' (by {lines[0]})' if lines else ''}; give inputs of the size that you need"
         )
 
 

@@ -226,7 +226,7 @@ def test_packed_ends_come_along():
 def test_what_cannot_be_decoded():
     with pytest.raises(TraceError, match="BertForSequenceClassification does not generate"):
         decoder(family_traced("bert"))
-    with pytest.raises(TraceError, match="has no key/value cache that a decoder could carry along"):
+    with pytest.raises(TraceError, match="has no cache that a decoder could carry along"):
         decoder(family_traced("t5"))
     with pytest.raises(TraceError, match=r"still holds mask\.weights; fold or remove it first"):
         decoder(parse("insert-masks").run(family_traced("llama")))

@@ -11,15 +11,21 @@ from sparsify.ir.ops.op import opname
 
 
 def convolution(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
-    """`y[..., out, places] = sum over in and a window of x[..., in, places] W[out, in, window]`."""
+    """`y[..., out, places] = sum over in and a window of x[..., in, places] W[out, in, window]`.
+
+    In as many groups as there are channels each is summed by itself, `W[channels, 1, window]`.
+    """
     x, weight = list(analysis.axes[args["input"]]), analysis.axes[args["weight"]]
-    if args["groups"] != 1:
-        raise Conflict("a convolution in groups")
-    window = len(weight) - 2
+    window, apart = len(weight) - 2, args["groups"] > 1
     channels = x[-window - 1]
-    analysis.tie(node, channels, weight[1])
-    # Zeros would have to stand in the middle of x: no place for a mask on its last axis.
-    analysis.contractions.append(Contraction(node, args["input"], channels, None, 0))
+    if apart and not channels.root().size == weight[0].root().size == args["groups"]:
+        raise Conflict("a convolution in groups of several channels")
+    analysis.tie(node, channels, weight[0] if apart else weight[1])
+    if apart and window == 1:
+        analysis.mixing.append(node)
+    if not apart:
+        # Zeros would have to stand in the middle of x: no place for a mask on its last axis.
+        analysis.contractions.append(Contraction(node, args["input"], channels, None, 0))
     if args["bias"] is not None:
         analysis.tie(node, analysis.axes[args["bias"]][0], weight[0])
     reason = f"window of {opname(node)} at {node.name}"

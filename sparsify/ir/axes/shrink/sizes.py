@@ -89,6 +89,14 @@ def _split(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
         node.args, node.kwargs = (source, sizes, dim), {}
 
 
+def _convolution(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
+    """One group a channel."""
+    given = arguments(node)
+    channels = analysis.axes[given["weight"]][0]
+    if given["groups"] > 1 and choice.touches(channels):
+        _set(node, "groups", choice.size(channels))
+
+
 def _attention(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
     """Grouped attention with as many groups as heads is plain attention."""
     given = arguments(node)
@@ -142,6 +150,10 @@ PATCHES: dict[object, Patch] = {
     **dict.fromkeys(overloads("histc.default"), _count),
     **dict.fromkeys(
         overloads("split.Tensor split.sizes split_with_sizes.default chunk.default"), _split
+    ),
+    **dict.fromkeys(
+        overloads("conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding"),
+        _convolution,
     ),
     **dict.fromkeys(overloads("scaled_dot_product_attention.default"), _attention),
 }
