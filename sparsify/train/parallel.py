@@ -1,0 +1,44 @@
+"""Training on several ranks: each takes its part of every batch, and all take the same step."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+
+from sparsify import ranks
+from sparsify.errors import OptionError
+from sparsify.tensors.seeds import generator_of
+from sparsify.train.settings import Figures, Settings
+
+
+def check_shares(settings: Settings) -> None:
+    """Refuse a batch of which some rank would get nothing; OptionError."""
+    if settings.batch < ranks.count():
+        raise OptionError(
+            f"batch={settings.batch} is less than the {ranks.count()} processes that share it; take "
+            f"batch={ranks.count()} or more, or fewer processes"
+        )
+
+
+def prepared(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Any, Any]:
+    """The model and the optimiser as accelerate wraps them: on several ranks gradients are averaged."""
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if isinstance(model, DistributedDataParallel):
+        # Every rank computes the same masks: sending them before each forward would only take time.
+        model.forward_sync_buffers = False
+    return model, optimizer
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed what dropout draws of a rank's part of the data, so that a resumed run draws it again."""
+    if ranks.count() > 1:
+        torch.set_rng_state(generator_of((seed, step, ranks.rank())).get_state())
+
+
+def mean_over_ranks(figures: Figures) -> Figures:
+    """The means of figures over ranks, whose gradients are averaged too."""
+    sums = ranks.totals(*figures.values())
+    return {key: each / ranks.count() for key, each in zip(figures, sums, strict=True)}
