@@ -38,6 +38,7 @@ from sparsify.commands.options import (
     Temperature,
     Threads,
     Tokens,
+    Track,
     Trust,
     Verify,
     asks_tasks,
@@ -105,6 +106,7 @@ def run(
     dtype: str = "float32",
     threads: Threads = 0,
     dump: Dump = None,
+    track: Track = "",
     json: Json = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
     overwrite: Overwrite = False,
@@ -126,6 +128,7 @@ def run(
     job = run_command.Job(
         model=model, pipeline=parse(text), out=out, seed=seed, device=device, dtype=dtype,
         threads=threads, dump=dump, resume=resume, overwrite=overwrite, to=words(to), loading=loading,
+        track=words(track),
         **asdict(reading),
     )  # fmt: skip
     _, report = run_command.run(job, console)

@@ -1,6 +1,7 @@
 """`sparsify-fx run`: a model through a pipeline into a folder."""
 
 import contextlib
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from sparsify.commands.artifacts import loaded, traced
 from sparsify.commands.bar import Bar, counted
 from sparsify.commands.config import FILE, written
 from sparsify.commands.summary import summary
+from sparsify.commands.track import TRACK, Tracked, check_trackers, tracking
 from sparsify.data.domains import HOLDOUT, DomainData
 from sparsify.data.load import load_data
 from sparsify.data.sequences import Data
@@ -47,7 +49,7 @@ from sparsify.signals import stop_of
 RUN = "run.json"
 # Beside the formats: what a run writes, and what was measured on its result.
 _FIGURES = ("train.json", "choose-tensors.json")
-_WRITTEN = ("report.json", RUN, FILE, *_FIGURES, "eval.json", "bench.json", "report.html")
+_WRITTEN = ("report.json", RUN, FILE, *_FIGURES, "eval.json", "bench.json", "report.html", TRACK)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Job:
     resume: bool = False
     overwrite: bool = False
     to: tuple[str, ...] = ("safetensors",)
+    track: tuple[str, ...] = ()
     loading: Loading = STRICT
 
 
@@ -99,6 +102,7 @@ def _take(job: Job, held: contextlib.ExitStack) -> None:
     """Hold the folders of a job against others, if they are free for it."""
     held.enter_context(locked(job.out))
     check_out(job)
+    check_trackers(job.track)
     chosen_exporters(job.to)
     if job.dump is not None:  # it may lie in the other
         held.enter_context(locked(job.dump))
@@ -116,13 +120,18 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     device = device_of_rank(job.device)
     move(program, device)
     report = Report()
-    with Bar(console) as bar:
-        context = Context(data=data, seed=job.seed, device=device, progress=bar)
+    with contextlib.ExitStack() as held:
+        bar = held.enter_context(Bar(console))
+        figures: dict[str, list[dict[str, float]]] = {}
+        watch = Tracked(bar, report, figures)
+        context = Context(data=data, seed=job.seed, device=device, progress=watch, figures=figures)
         job.pipeline.check(program, context)
         features = job.pipeline.features_after(program.features)
         check_exports(program, job.to, features, job.pipeline.heads_left(program))
         if ranks.is_first():
             _begin(job, state)
+            told = {"model": job.model, "pipeline": str(job.pipeline), "seed": job.seed}
+            held.enter_context(tracking(job.track, state / TRACK, told, job.device, watch))
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
     ranks.by_first(lambda: _write(job, state, program, report, context, console))
@@ -155,6 +164,8 @@ def _write(
         with counted("exporting", console) as bar:
             export(program, folder, job.to, progress=bar)
         report.write(folder)
+        if (state / TRACK).is_dir():
+            shutil.copytree(state / TRACK, folder / TRACK)
         data = context.data
         domains = {"domains": data.described()} if isinstance(data, DomainData) else {}
         write_text(folder / FILE, written({**describe_job(job), **_more(job)}))
@@ -210,7 +221,8 @@ def _more(job: Job) -> dict[str, object]:
     """What else a command said of a job: formats, threads, and what was let in that is refused otherwise."""
     usual = asdict(STRICT)
     let_in = {name: value for name, value in asdict(job.loading).items() if value != usual[name]}
-    return {"to": job.to, "threads": job.threads or None, **let_in}
+    track = ",".join(job.track) or None
+    return {"to": job.to, "threads": job.threads or None, "track": track, **let_in}
 
 
 def check_out(job: Job) -> None:
