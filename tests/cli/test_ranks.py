@@ -1,0 +1,225 @@
+"""One run in several processes: the same result, one writer, one voice, and one end for all."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = str(Path(__file__).with_name("ranks.py"))
+PIPELINE = (
+    "insert-probes | calibrate{samples=6 batch=2} | insert-masks | choose-masks{score=wanda pattern=2:4} | "
+    "remove-probes | train{steps=8 batch=4 save_every=2} | fold-masks"
+)
+PATHS = os.pathsep.join(p for p in sys.path if p)
+ONE_THREAD = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def together(*words, count=2):
+    """The exit code, output and errors of each of some processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, *map(str, words)],
+            env={
+                **ONE_THREAD,
+                **where,
+                "RANK": str(r),
+                "LOCAL_RANK": str(r),
+                "WORLD_SIZE": str(count),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(count)
+    ]
+    found = []
+    for process in started:
+        out, errors = process.communicate(timeout=120)
+        found.append((process.returncode, out, errors))
+    return found
+
+
+def weights(out):
+    return load_file(out / "safetensors" / "tensors.safetensors")
+
+
+def assert_close(mine, other):
+    assert mine.keys() == other.keys()
+    for path, value in other.items():
+        assert torch.equal(mine[path] == 0, value == 0), path
+        assert torch.allclose(mine[path].double(), value.double(), atol=1e-4), path
+
+
+@pytest.fixture(scope="module")
+def words(model, text, tmp_path_factory):
+    """A run of one thread, and the folder for what comes out."""
+    mine = tmp_path_factory.mktemp("data") / "text.txt"
+    mine.write_text(text.read_text()[:3000])
+    common = ["--model", model, "--data", mine, "--pipeline", PIPELINE, "--length", 16]
+    return ["run", *common, "--threads", 1]
+
+
+@pytest.fixture(scope="module")
+def alone(words, cli, tmp_path_factory):
+    """What one process makes."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    code, _, errors = cli(*words, "--out", out)
+    assert code == 0, errors
+    return out
+
+
+@pytest.fixture(scope="module")
+def launched(words, tmp_path_factory):
+    """What two processes make that torchrun starts, and what was printed meanwhile."""
+    out = tmp_path_factory.mktemp("launched") / "out"
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    ours = ["-m", "sparsify", *map(str, words), "--out", str(out), "--track", "jsonl"]
+    done = subprocess.run(
+        [sys.executable, *launch, "--rdzv-endpoint=localhost:0", *ours],
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out, done.stdout
+
+
+def test_two_processes_make_what_one_makes_and_one_of_them_writes_and_speaks(launched, alone):
+    out, printed = launched
+    assert_close(weights(out), weights(alone))
+    assert {path.name for path in out.iterdir()} == {
+        *(path.name for path in alone.iterdir()),
+        "track",
+    }
+    assert printed.count("fold-masks") == 1
+    rows = json.loads((out / "train.json").read_text())
+    for row, other in zip(rows, json.loads((alone / "train.json").read_text()), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    report = [json.loads((each / "report.json").read_text()) for each in (out, alone)]
+    for key in ("name", "places", "nodes", "parameters", "zeros"):
+        assert [row[key] for row in report[0]] == [row[key] for row in report[1]]
+
+
+def test_trackers_get_the_figures_of_the_report(launched):
+    out, _ = launched
+    told, *lines = map(json.loads, (out / "track" / "figures.jsonl").read_text().splitlines())
+    assert told["pipeline"] == PIPELINE
+    steps = [line for line in lines if "train/loss" in line]
+    rows = json.loads((out / "train.json").read_text())
+    assert [{f"train/{k}": v for k, v in row.items() if k != "step"} for row in rows] == [
+        {k: v for k, v in line.items() if k != "step"} for line in steps
+    ]
+    assert [line["step"] for line in steps] == [row["step"] for row in rows]
+    report = json.loads((out / "report.json").read_text())
+    zeros = [v for line in lines for k, v in line.items() if k.endswith("/zeros")]
+    assert zeros == [row["zeros"] for row in report]
+
+
+def test_a_rank_that_is_killed_ends_all_and_any_number_of_ranks_goes_on(
+    words, launched, alone, cli, tmp_path
+):
+    (code, out, said), (other, *_) = together("killed", *words, "--out", tmp_path / "out")
+    assert (code, other, out) == (1, -9, "")
+    assert said == (
+        "error: another process of this run is gone: it was killed, or its machine was lost; the same "
+        "command with --resume goes on\n"
+    )
+    kept = tmp_path / "out" / ".resume"
+    assert [path.name for path in kept.glob("pass-06/*")] == ["step-00000004"]
+    single = tmp_path / "single"
+    subprocess.run(["cp", "-r", tmp_path / "out", single], check=True)
+    again = together("", *words, "--out", tmp_path / "out", "--resume")
+    assert [code for code, *_ in again] == [0, 0], again
+    assert again[1][1:] == ("", "")
+    path = Path("safetensors") / "tensors.safetensors"
+    assert (tmp_path / "out" / path).read_bytes() == (launched[0] / path).read_bytes()
+    # Begun by two and ended by one.
+    code, _, said = cli(*words, "--out", single, "--resume")
+    assert (code, said) == (0, "")
+    assert_close(weights(single), weights(alone))
+    assert (single / path).read_bytes() != (tmp_path / "out" / path).read_bytes()
+
+
+def test_what_one_rank_alone_does_not_find_ends_all_with_its_sentence(words, tmp_path):
+    found = together("blind", *words, "--out", tmp_path / "out")
+    assert [code for code, *_ in found] == [1, 1]
+    assert [out for _, out, _ in found] == ["", ""]
+    assert sorted(said for *_, said in found) == ["", "error: rank 1 sees no data\n"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_usage_and_verbs_of_one_process_are_told_once():
+    (code, *_, said), other = together("", "run", "--nonsense")
+    assert code == 2
+    assert "No such option" in said
+    assert other == (2, "", "")
+    found = together("", "eval", "embedded")
+    assert [code for code, *_ in found] == [1, 1]
+    assert sorted(said for *_, said in found) == [
+        "",
+        "error: 'eval' is done by one process; start it without a launcher of several\n",
+    ]
+
+
+@pytest.fixture(scope="module")
+def pipelines(model, text, tmp_path_factory):
+    """What `ranks.py` saves of pipelines on each of two ranks, and on one process."""
+    mine = tmp_path_factory.mktemp("data") / "text.txt"
+    mine.write_text(text.read_text()[:3000])
+    both, one = tmp_path_factory.mktemp("both"), tmp_path_factory.mktemp("one")
+    found = together("pipelines", both, model, mine)
+    assert [code for code, *_ in found] == [0, 0], found
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "pipelines", str(one), str(model), str(mine)], env=ONE_THREAD
+    )
+    assert done.returncode == 0
+
+    def read(name):
+        return [torch.load(both / f"{name} {r}.pt") for r in (0, 1)], torch.load(
+            one / f"{name} 0.pt"
+        )
+
+    return read
+
+
+NAMES = (
+    *("calibrate", "sparsegpt", "taylor", "second-order", "influence", "ranks", "learned"),
+    *("balance", "few"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_agree_with_each_other_and_with_one_process(name, pipelines):
+    (first, second), one = pipelines(name)
+    assert first.keys() == one.keys()
+    for path, value in one.items():
+        assert torch.equal(first[path], second[path]), path
+        if not value.is_floating_point():
+            assert torch.equal(first[path], value), path
+        else:
+            assert torch.allclose(first[path], value, rtol=1e-4, atol=1e-4), path
+
+
+def test_statistics_are_those_of_all_tokens(pipelines):
+    (first, _), _ = pipelines("calibrate")
+    counts = {int(value) for path, value in first.items() if path.endswith("count")}
+    assert counts == {7 * 16}
+
+
+def test_ranks_that_hold_other_programs_are_told(pipelines):
+    both, alone = pipelines("said")
+    assert alone == ""
+    assert both[0] == both[1]
+    assert both[0].startswith(
+        "after pass 1 of 1, 'insert-masks' rank 1 has another program than rank 0; all must see"
+    )
