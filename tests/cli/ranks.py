@@ -1,11 +1,16 @@
-"""The command line as one of several ranks, with what a test wants to go wrong: `python ranks.py FAULT WORDS...`.
+"""Scenes in which this process is one of several ranks: `python ranks.py FOLDER RANK COUNT < scenes.json`.
 
-With `pipelines FOLDER MODEL TEXT` in place of words, what several pipelines leave on this rank.
+A scene is a command line, with what is to go wrong on the way, or what several pipelines leave on each rank.
+Every scene is played by a fork, so that libraries are imported once; FOLDER gets what each rank said.
 """
 
+import json
 import os
+import shutil
 import signal
 import sys
+import traceback
+from pathlib import Path
 
 import torch
 
@@ -18,11 +23,14 @@ from sparsify.errors import DataError, PipelineError
 from sparsify.ir.trace.trace import trace
 from sparsify.pretrained.load import load_model, load_tokenizer
 
+# Not from the fork on, which would import it every time.
+from sparsify.commands import run as run_command
+from sparsify.train.loop import _Run
+
 SEEN = "insert-probes{gram=true} | calibrate{samples=7 batch=2}"
 # Seven samples in batches of two: a rank has two batches, the other the last, which is not full.
 PIPELINES = {
     "calibrate": SEEN,
-    "sparsegpt": f"{SEEN} | insert-masks | choose-masks{{score=sparsegpt pattern=2:4}}",
     "taylor": "insert-masks{of=heads,channels} | "
     "choose-masks{of=heads,channels score=taylor sparsity=0.5 samples=7 batch=2}",
     "second-order": "insert-masks{of=channels} | "
@@ -40,13 +48,13 @@ FEW = "insert-masks{of=channels} | choose-masks{of=channels score=taylor sparsit
 
 
 def pipelines(folder, model, text):
-    if "WORLD_SIZE" in os.environ:
+    if os.environ["WORLD_SIZE"] != "1":
         torch.distributed.init_process_group("gloo")
-    data = load_data(text, load_tokenizer(model), 16, "text")
+    data, whole = load_data(text, load_tokenizer(model), 16, "text"), trace(load_model(model)[0])
     for name, pipeline in {**PIPELINES, "few": FEW}.items():
-        program = parse(pipeline).run(trace(load_model(model)[0]), Context(data=data, seed=3))
+        program = parse(pipeline).run(whole.clone(), Context(data=data, seed=3))
         torch.save(dict(program.tensors()), f"{folder}/{name} {ranks.rank()}.pt")
-    program = trace(load_model(model)[0])
+    program = whole.clone()
     with torch.no_grad():
         next(program.module.parameters())[0, 0] += ranks.rank()
     said = ""
@@ -57,12 +65,11 @@ def pipelines(folder, model, text):
     torch.save(said, f"{folder}/said {ranks.rank()}.pt")
 
 
-def killed(step):
-    """Rank 1 is gone before a step of training."""
-    from sparsify.train.loop import _Run
+def killed():
+    """Rank 1 is gone before the sixth step of training."""
 
     def stepped(self, index, original=_Run.step):
-        if index == step and ranks.rank() == 1:
+        if index == 5 and ranks.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, index)
 
@@ -71,25 +78,54 @@ def killed(step):
 
 def blind():
     """Rank 1 alone does not find the data."""
-    from sparsify.commands import run
 
-    def opened(job, tokenizer, original=run.open_data):
+    def opened(job, tokenizer, original=run_command.open_data):
         if ranks.rank() == 1:
             raise DataError("rank 1 sees no data")
         return original(job, tokenizer)
 
-    run.open_data = opened
+    run_command.open_data = opened
+
+
+def play(scene):
+    """A scene on this rank, to its end."""
+    os.environ["MASTER_PORT"] = str(scene["port"])
+    if scene["fault"] == "pipelines":
+        pipelines(*scene["words"])
+        return
+    if scene["fault"]:
+        globals()[scene["fault"]]()
+    sys.argv[1:] = scene["words"]
+    main()
+
+
+def forked(scene, place):
+    """The exit code of a scene, which prints into files of this name."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for number, kind in ((1, "out"), (2, "errors")):
+        os.dup2(os.open(f"{place}.{kind}", os.O_WRONLY | os.O_CREAT), number)
+    code = 0
+    try:
+        play(scene)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    fault, *words = sys.argv[1:]
-    if fault == "pipelines":
-        pipelines(*words)
-    else:
-        if fault == "killed":
-            killed(5)
-        if fault == "blind":
-            blind()
-        sys.argv[1:] = words
-        main()
+    folder, mine, count = sys.argv[1:]
+    os.environ |= {"RANK": mine, "LOCAL_RANK": mine, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+    for scene in json.load(sys.stdin):
+        place = f"{folder}/{scene['name']}-{mine}"
+        code = forked(scene, place)
+        Path(f"{place}.code").write_text(str(code))
+        if "keep" in scene and mine == "0":
+            shutil.copytree(*scene["keep"])

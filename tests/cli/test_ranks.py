@@ -20,32 +20,32 @@ PATHS = os.pathsep.join(p for p in sys.path if p)
 ONE_THREAD = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def together(*words, count=2):
-    """The exit code, output and errors of each of some processes that know of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+def played(folder, scenes, count=2):
+    """What each of some ranks said in each scene, by its name: exit codes, output, errors."""
+    for scene in scenes:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            scene |= {"port": free.getsockname()[1], "words": [str(w) for w in scene["words"]]}
     started = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, *map(str, words)],
-            env={
-                **ONE_THREAD,
-                **where,
-                "RANK": str(r),
-                "LOCAL_RANK": str(r),
-                "WORLD_SIZE": str(count),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            [sys.executable, SCRIPT, str(folder), str(rank), str(count)],
+            env=ONE_THREAD,
+            stdin=subprocess.PIPE,
         )
-        for r in range(count)
+        for rank in range(count)
     ]
-    found = []
     for process in started:
-        out, errors = process.communicate(timeout=120)
-        found.append((process.returncode, out, errors))
-    return found
+        process.stdin.write(json.dumps(scenes).encode())
+        process.stdin.close()
+    for process in started:
+        assert process.wait(timeout=240) == 0
+
+    def read(name, rank):
+        place = f"{folder}/{name}-{rank}"
+        code, out, errors = (Path(f"{place}.{kind}") for kind in ("code", "out", "errors"))
+        return int(code.read_text()), out.read_text(), errors.read_text()
+
+    return {scene["name"]: [read(scene["name"], r) for r in range(count)] for scene in scenes}
 
 
 def weights(out):
@@ -125,76 +125,88 @@ def test_trackers_get_the_figures_of_the_report(launched):
     assert zeros == [row["zeros"] for row in report]
 
 
+@pytest.fixture(scope="module")
+def scenes(words, model, text, tmp_path_factory):
+    """What two ranks said in all scenes, and the folder that these wrote into."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for name in ("both", "one"):
+        (folder / name).mkdir()
+    inputs = [model, words[4]]
+    killed = [*words, "--out", folder / "out"]
+    single = [str(folder / "out"), str(folder / "single")]
+    found = played(
+        folder,
+        [
+            {"name": "killed", "fault": "killed", "words": killed, "keep": single},
+            {"name": "resumed", "fault": "", "words": [*killed, "--resume"]},
+            {"name": "blind", "fault": "blind", "words": [*words, "--out", folder / "blind"]},
+            {"name": "usage", "fault": "", "words": ["run", "--nonsense"]},
+            {"name": "verb", "fault": "", "words": ["eval", "embedded"]},
+            {"name": "both", "fault": "pipelines", "words": [folder / "both", *inputs]},
+        ],
+    )
+    alone = [{"name": "one", "fault": "pipelines", "words": [folder / "one", *inputs]}]
+    return {**found, **played(folder, alone, count=1)}, folder
+
+
 def test_a_rank_that_is_killed_ends_all_and_any_number_of_ranks_goes_on(
-    words, launched, alone, cli, tmp_path
+    words, scenes, launched, alone, cli
 ):
-    (code, out, said), (other, *_) = together("killed", *words, "--out", tmp_path / "out")
-    assert (code, other, out) == (1, -9, "")
-    assert said == (
+    said, folder = scenes
+    gone = (
         "error: another process of this run is gone: it was killed, or its machine was lost; the same "
         "command with --resume goes on\n"
     )
-    kept = tmp_path / "out" / ".resume"
+    assert said["killed"] == [(1, "", gone), (-9, "", "")]
+    single = folder / "single"
+    kept = single / ".resume"
     assert [path.name for path in kept.glob("pass-06/*")] == ["step-00000004"]
-    single = tmp_path / "single"
-    subprocess.run(["cp", "-r", tmp_path / "out", single], check=True)
-    again = together("", *words, "--out", tmp_path / "out", "--resume")
-    assert [code for code, *_ in again] == [0, 0], again
-    assert again[1][1:] == ("", "")
+    assert [code for code, *_ in said["resumed"]] == [0, 0]
+    assert said["resumed"][1][1:] == ("", "")
     path = Path("safetensors") / "tensors.safetensors"
-    assert (tmp_path / "out" / path).read_bytes() == (launched[0] / path).read_bytes()
+    assert (folder / "out" / path).read_bytes() == (launched[0] / path).read_bytes()
     # Begun by two and ended by one.
-    code, _, said = cli(*words, "--out", single, "--resume")
-    assert (code, said) == (0, "")
+    code, _, errors = cli(*words, "--out", single, "--resume")
+    assert (code, errors) == (0, "")
     assert_close(weights(single), weights(alone))
-    assert (single / path).read_bytes() != (tmp_path / "out" / path).read_bytes()
+    assert (single / path).read_bytes() != (folder / "out" / path).read_bytes()
 
 
-def test_what_one_rank_alone_does_not_find_ends_all_with_its_sentence(words, tmp_path):
-    found = together("blind", *words, "--out", tmp_path / "out")
-    assert [code for code, *_ in found] == [1, 1]
-    assert [out for _, out, _ in found] == ["", ""]
-    assert sorted(said for *_, said in found) == ["", "error: rank 1 sees no data\n"]
-    assert not (tmp_path / "out").exists()
+def test_what_one_rank_alone_does_not_find_ends_all_with_its_sentence(scenes):
+    said, folder = scenes
+    assert said["blind"] == [(1, "", ""), (1, "", "error: rank 1 sees no data\n")]
+    assert not (folder / "blind").exists()
 
 
-def test_wrong_usage_and_verbs_of_one_process_are_told_once():
-    (code, *_, said), other = together("", "run", "--nonsense")
+def test_wrong_usage_and_verbs_of_one_process_are_told_once(scenes):
+    (code, _, errors), other = scenes[0]["usage"]
     assert code == 2
-    assert "No such option" in said
+    assert "No such option" in errors
     assert other == (2, "", "")
-    found = together("", "eval", "embedded")
-    assert [code for code, *_ in found] == [1, 1]
-    assert sorted(said for *_, said in found) == [
+    assert [code for code, *_ in scenes[0]["verb"]] == [1, 1]
+    assert sorted(errors for *_, errors in scenes[0]["verb"]) == [
         "",
         "error: 'eval' is done by one process; start it without a launcher of several\n",
     ]
 
 
 @pytest.fixture(scope="module")
-def pipelines(model, text, tmp_path_factory):
-    """What `ranks.py` saves of pipelines on each of two ranks, and on one process."""
-    mine = tmp_path_factory.mktemp("data") / "text.txt"
-    mine.write_text(text.read_text()[:3000])
-    both, one = tmp_path_factory.mktemp("both"), tmp_path_factory.mktemp("one")
-    found = together("pipelines", both, model, mine)
-    assert [code for code, *_ in found] == [0, 0], found
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "pipelines", str(one), str(model), str(mine)], env=ONE_THREAD
-    )
-    assert done.returncode == 0
+def pipelines(scenes):
+    """What pipelines leave on each of two ranks, and in one process."""
+    said, folder = scenes
+    assert said["both"] == [(0, "", "")] * 2
+    assert said["one"] == [(0, "", "")]
 
     def read(name):
-        return [torch.load(both / f"{name} {r}.pt") for r in (0, 1)], torch.load(
-            one / f"{name} 0.pt"
-        )
+        both = [torch.load(folder / "both" / f"{name} {r}.pt") for r in (0, 1)]
+        return both, torch.load(folder / "one" / f"{name} 0.pt")
 
     return read
 
 
 NAMES = (
-    *("calibrate", "sparsegpt", "taylor", "second-order", "influence", "ranks", "learned"),
-    *("balance", "few"),
+    *("calibrate", "taylor", "second-order", "influence", "ranks", "learned", "balance"),
+    "few",
 )
 
 
