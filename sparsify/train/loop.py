@@ -32,6 +32,7 @@ from sparsify.train.parallel import check_shares, mean_over_ranks, prepared, see
 from sparsify.train.precision import accelerating
 from sparsify.train.schedules import factor
 from sparsify.train.settings import Figures, Settings, Sparse
+from sparsify.train.shards import Shards, sharding
 from sparsify.train.steps import step_indices
 from sparsify.train.validation import Validation
 
@@ -53,7 +54,8 @@ def train(
 ) -> list[Figures]:
     """Optimise the parameters that require gradients, in place; returns one row of figures a step.
 
-    With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
+    With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted; where
+    parameters are sharded there are no checkpoints.
     With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one the loss on its batch
     of the dense weights (`unpruned`) and of the masked ones (`pruned`). `omission` gives
     the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `learned` are
@@ -62,7 +64,9 @@ def train(
     `Following` tells. Without it weights stay and nothing is measured. Raises SparsifyError when the loss is
     no longer finite; checkpoints from before then stay.
     """
-    check_shares(settings)
+    check_shares(settings, measures=domains is not None and isinstance(data, DomainData))
+    if sharding():
+        scratch = None
     with (
         torch.random.fork_rng(devices=[]),
         accelerating(device, settings.precision) as accelerator,
@@ -88,6 +92,8 @@ def train(
                 if scratch is not None and (step + 1) % settings.save_every == 0 and not last:
                     store(run.accelerator, scratch, step + 1, history)
         run.model.eval()
+        if run.shards is not None:
+            run.shards.gather()
     return history
 
 
@@ -118,6 +124,8 @@ class _Run:
     ) -> None:
         self.program, self.data, self.settings = program, data, settings
         self.objective, self.accelerator, self.learned = objective, accelerator, learned
+        model = Trained(program, settings.recompute)
+        self.shards = Shards(program, model, accelerator.device) if sharding() else None
         # By name: a program loaded from disk may hold its parameters in another order, and the
         # optimiser's state is kept by number.
         named = sorted(program.module.named_parameters(), key=lambda item: item[0])
@@ -129,7 +137,6 @@ class _Run:
         groups = [{"params": trained}, *self._others()]
         optimizer = _optimizer(groups, settings, None if sparse is None else sparse.rule)
         self.rules = optimizer if isinstance(optimizer, SparseAdamW) else None
-        model = Trained(program, settings.recompute)
         self.model, self.optimizer = prepared(self.accelerator, model, optimizer)
         # Asked of the optimiser: sharding puts other tensors in place of the parameters.
         groups = self.optimizer.param_groups
