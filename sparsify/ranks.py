@@ -58,7 +58,7 @@ def own_of(items: Iterable[T]) -> Iterator[T]:
 
 
 def add_up(*tensors: Tensor) -> None:
-    """Put the sums over all ranks in the place of tensors of equal shapes everywhere, the same bits on each."""
+    """Put the sums over all ranks in the place of tensors, of equal shapes on each; all get the same bits."""
     if count() > 1:
         for tensor in tensors:
             # What lies between is not summed by every backend.

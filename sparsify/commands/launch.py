@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from sparsify.errors import OptionError
-from sparsify.signals import Interrupted, stop_of
+from sparsify.signals import stop_of
 
 # What launchers tell the number of processes by.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -30,7 +30,9 @@ def several() -> bool:
 def check_verb(verb: str | None) -> None:
     """Refuse to do in several processes what one does alone; OptionError."""
     if several() and verb is not None and verb not in _SHARED:
-        raise OptionError(f"'{verb}' is done by one process; start it without a launcher of several")
+        raise OptionError(
+            f"'{verb}' is done by one process; start it without a launcher of several"
+        )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """`--track`: the figures of a run, as they come, where people watch training.
 
-Everything goes through accelerate's trackers, and a kind that it has not, `jsonl`: one JSON object a line. Files
-lie in `OUT/.resume/track` as long as the run lasts, then in `OUT/track`.
+Everything goes through accelerate's trackers, and a kind that it has not, `jsonl`: one JSON object a line.
+Files lie in `OUT/.resume/track` as long as the run lasts, then in `OUT/track`.
 """
 
 import contextlib

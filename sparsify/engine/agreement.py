@@ -9,7 +9,7 @@ from sparsify.ir.program import Program
 
 
 def check_agreement(program: Program, when: str) -> None:
-    """Raise PipelineError where ranks hold other programs: by text, features, plan, or the hash of a tensor."""
+    """Raise PipelineError where ranks hold other programs by text, features, plan, or hash of a tensor."""
     if ranks.count() > 1:
         check_same({"program": fingerprint(program)}, when)
 

@@ -130,7 +130,8 @@ class Pipeline:
         Where torch has a process group, all its ranks must call it alike: they share out data, rank 0 alone
         writes, and after every pass all must hold the same program.
         Raises PipelineError, also for the state of another run and for ranks that disagree, InUse when
-        another process works in the folder, VerifyError, LawError, or what a pass raises; the program is then spent.
+        another process works in the folder, VerifyError, LawError, or what a pass raises; the program is
+        then spent.
         """
         context, report = context or Context(), report or Report()
         self.check(program, context)

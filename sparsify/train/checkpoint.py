@@ -48,7 +48,7 @@ def restore(accelerator: Accelerator, folder: Path) -> tuple[int, list[_Figures]
 
 @contextlib.contextmanager
 def _unwrapped(accelerator: Accelerator) -> Iterator[None]:
-    """The models as in one process, inside the block, so that any number of ranks reads what another wrote."""
+    """The models as in one process, inside the block, so that any number of ranks reads what others wrote."""
     before = accelerator._models
     accelerator._models = [accelerator.unwrap_model(model) for model in before]
     try:

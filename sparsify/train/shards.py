@@ -1,7 +1,7 @@
 """FSDP2 as accelerate's config file asks for it: parameters, gradients and moments cut over the ranks.
 
-The flat graph is one unit: a forward pass gathers all weights and keeps them until the backward pass is done, so
-that what falls with the number of ranks is what gradients, moments and resting weights take.
+The flat graph is one unit: a forward pass gathers all weights and keeps them until the backward pass is done,
+so that what falls with the number of ranks is what gradients, moments and resting weights take.
 """
 
 import os
@@ -58,7 +58,9 @@ class Shards:
         # Losses read weights of the head behind the forward pass.
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
         for value in self._before.values():
-            value.data = value.new_empty(0)  # who knows the whole parameter keeps it, not its numbers
+            value.data = value.new_empty(
+                0
+            )  # who knows the whole parameter keeps it, not its numbers
 
     @torch.no_grad()
     def gather(self) -> None:

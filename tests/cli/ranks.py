@@ -16,15 +16,15 @@ import torch
 
 from sparsify import ranks
 from sparsify.cli import main
+
+# Not from the fork on, which would import it every time.
+from sparsify.commands import run as run_command
 from sparsify.data.load import load_data
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, PipelineError
 from sparsify.ir.trace.trace import trace
 from sparsify.pretrained.load import load_model, load_tokenizer
-
-# Not from the fork on, which would import it every time.
-from sparsify.commands import run as run_command
 from sparsify.train.loop import _Run
 
 SEEN = "insert-probes{gram=true} | calibrate{samples=7 batch=2}"
@@ -122,7 +122,12 @@ def forked(scene, place):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, mine, count = sys.argv[1:]
-    os.environ |= {"RANK": mine, "LOCAL_RANK": mine, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {
+        "RANK": mine,
+        "LOCAL_RANK": mine,
+        "WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+    }
     for scene in json.load(sys.stdin):
         place = f"{folder}/{scene['name']}-{mine}"
         code = forked(scene, place)
