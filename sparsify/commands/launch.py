@@ -14,7 +14,7 @@ from sparsify.signals import stop_of
 
 # What launchers tell the number of processes by.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-_SHARED = ("run",)  # verbs that several processes do together
+_SHARED = ("run", "stream")  # verbs that several processes do together
 _LONGEST = timedelta(minutes=30)  # that a rank waits for the others in one exchange
 _GRACE = 5.0  # seconds in which the others are to hear that a run has failed
 _CODE, _HEARD = "sparsify/code", "sparsify/heard"

@@ -67,6 +67,14 @@ class Sums:
         if self.gram is not None:
             add_upper_gram(self.gram, rows)
 
+    def add_up(self) -> None:
+        """Put what all ranks have added in the place of what this one has."""
+        count = torch.tensor(self.tokens)
+        pool(count, self.mean, self.scatter)
+        self.tokens = int(count)
+        if self.gram is not None:
+            ranks.add_up(self.gram)
+
     def statistics(self) -> Statistics:
         """What was added so far."""
         gram = None if self.gram is None else mirrored(self.gram)

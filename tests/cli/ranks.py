@@ -25,7 +25,9 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import DataError, PipelineError
 from sparsify.ir.trace.trace import trace
 from sparsify.pretrained.load import load_model, load_tokenizer
+from sparsify.stream.prune import _Run as _Stream
 from sparsify.train.loop import _Run
+from sparsify.train.shards import Shards
 
 SEEN = "insert-probes{gram=true} | calibrate{samples=7 batch=2}"
 # Seven samples in batches of two: a rank has two batches, the other the last, which is not full.
@@ -74,6 +76,30 @@ def killed():
         return original(self, index)
 
     _Run.step = stepped
+
+
+def cut():
+    """Rank 1 is gone in the second layer, when the cut before it is kept."""
+
+    def collected(self, numbers, *, stored, original=_Stream._collect):
+        if numbers[0] == 5 and ranks.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, numbers, stored=stored)
+
+    _Stream._collect = collected
+
+
+def sharded():
+    """Parameters are cut over the ranks, as accelerate's config file says to its launcher."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+    def gathered(self, original=Shards.gather):
+        for path, value in self._now().items():
+            held = value.to_local().numel()
+            assert held < value.numel() or path.endswith("norm.weight"), (path, held)
+        return original(self)
+
+    Shards.gather = gathered
 
 
 def blind():

@@ -16,6 +16,11 @@ PIPELINE = (
     "insert-probes | calibrate{samples=6 batch=2} | insert-masks | choose-masks{score=wanda pattern=2:4} | "
     "remove-probes | train{steps=8 batch=4 save_every=2} | fold-masks"
 )
+# Weights that stay keep their values: what a rank makes of sums of another order are the same bytes.
+STREAM = [
+    *("stream", "--masks", "choose-masks{score=wanda pattern=2:4}", "--samples", 5, "--batch", 2),
+    *("--length", 16, "--dtype", "float32"),
+]
 PATHS = os.pathsep.join(p for p in sys.path if p)
 ONE_THREAD = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
@@ -129,23 +134,28 @@ def test_trackers_get_the_figures_of_the_report(launched):
 def scenes(words, model, text, tmp_path_factory):
     """What two ranks said in all scenes, and the folder that these wrote into."""
     folder = tmp_path_factory.mktemp("scenes")
-    for name in ("both", "one"):
+    for name in ("both", "single process"):
         (folder / name).mkdir()
     inputs = [model, words[4]]
     killed = [*words, "--out", folder / "out"]
     single = [str(folder / "out"), str(folder / "single")]
+    streamed = [*STREAM, *words[1:5], "--out", folder / "stream"]
+    cut = [str(folder / "stream"), str(folder / "cut")]
     found = played(
         folder,
         [
             {"name": "killed", "fault": "killed", "words": killed, "keep": single},
             {"name": "resumed", "fault": "", "words": [*killed, "--resume"]},
+            {"name": "sharded", "fault": "sharded", "words": [*words, "--out", folder / "sharded"]},
+            {"name": "cut", "fault": "cut", "words": streamed, "keep": cut},
+            {"name": "streamed", "fault": "", "words": [*streamed, "--resume"]},
             {"name": "blind", "fault": "blind", "words": [*words, "--out", folder / "blind"]},
             {"name": "usage", "fault": "", "words": ["run", "--nonsense"]},
             {"name": "verb", "fault": "", "words": ["eval", "embedded"]},
             {"name": "both", "fault": "pipelines", "words": [folder / "both", *inputs]},
         ],
     )
-    alone = [{"name": "one", "fault": "pipelines", "words": [folder / "one", *inputs]}]
+    alone = [{"name": "one", "fault": "pipelines", "words": [folder / "single process", *inputs]}]
     return {**found, **played(folder, alone, count=1)}, folder
 
 
@@ -170,6 +180,27 @@ def test_a_rank_that_is_killed_ends_all_and_any_number_of_ranks_goes_on(
     assert (code, errors) == (0, "")
     assert_close(weights(single), weights(alone))
     assert (single / path).read_bytes() != (folder / "out" / path).read_bytes()
+
+
+def test_sharded_parameters_train_as_whole_ones(scenes, alone):
+    said, folder = scenes
+    assert [code for code, *_ in said["sharded"]] == [0, 0], said["sharded"]
+    assert_close(weights(folder / "sharded"), weights(alone))
+
+
+def test_layers_are_pruned_from_the_sums_of_all_ranks(words, scenes, cli):
+    said, folder = scenes
+    assert [code for code, *_ in said["cut"]] == [1, -9]
+    assert [code for code, *_ in said["streamed"]] == [0, 0], said["streamed"]
+    assert said["streamed"][1][1:] == ("", "")
+    assert (folder / "cut" / ".resume" / "progress.json").is_file()
+    source = words[1:5]
+    assert cli(*STREAM, *source, "--out", folder / "one")[0] == 0
+    assert cli(*STREAM, *source, "--out", folder / "cut", "--resume")[0] == 0
+    one = {path.name: path.read_bytes() for path in (folder / "one").glob("*.safetensors")}
+    assert len(one) > 2
+    for each in ("stream", "cut"):
+        assert {p.name: p.read_bytes() for p in (folder / each).glob("*.safetensors")} == one
 
 
 def test_what_one_rank_alone_does_not_find_ends_all_with_its_sentence(scenes):
@@ -199,7 +230,7 @@ def pipelines(scenes):
 
     def read(name):
         both = [torch.load(folder / "both" / f"{name} {r}.pt") for r in (0, 1)]
-        return both, torch.load(folder / "one" / f"{name} 0.pt")
+        return both, torch.load(folder / "single process" / f"{name} 0.pt")
 
     return read
 
