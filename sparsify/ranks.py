@@ -102,3 +102,4 @@ def by_first(act: Callable[[], object]) -> None:
         if store.check([FAILED]):
             raise LostRank
         time.sleep(_POLL)
+    gathered(None)  # rank 0 may keep the store, and must not go before all have looked

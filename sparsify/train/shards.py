@@ -52,7 +52,7 @@ class Shards:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        self._program = program
+        self._program, self._model = program, model
         self._before = self._now()
         mesh = init_device_mesh(device.type, (ranks.count(),))
         # Losses read weights of the head behind the forward pass.
@@ -65,6 +65,7 @@ class Shards:
     @torch.no_grad()
     def gather(self) -> None:
         """Put whole parameters back, the same ones as before, on every rank."""
+        self._model.reshard()  # type: ignore[operator]  # an evaluation leaves them gathered
         now, filled = self._now(), set[int]()
         for path, value in self._before.items():
             if id(value) not in filled:

@@ -4,6 +4,7 @@ A scene is a command line, with what is to go wrong on the way, or what several 
 Every scene is played by a fork, so that libraries are imported once; FOLDER gets what each rank said.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from accelerate.utils import patch_environment
 
 from sparsify import ranks
 from sparsify.cli import main
@@ -43,10 +45,30 @@ PIPELINES = {
     "allocate-ranks{mean=4 largest=8 samples=5 batch=2}",
     "learned": "insert-masks{of=layers,heads,channels,hidden} | train{steps=4 batch=4 "
     "masks=learned{layers=1 heads=2 channels=48 hidden=32 lr=0.5 ramp=0.4}}",
+    "sharded": "insert-masks | choose-masks{pattern=2:4} | train{steps=4 batch=4 accumulate=2 "
+    "distill=kl masks=every{steps=2} decay=ars-ste{peak=0.01}} | fold-masks",
     "balance": "insert-experts{experts=2 top=1 rank=2} | train{steps=4 batch=5 update=experts balance=0.1}",
 }
 # More ranks than batches: nobody waits for one that has nothing.
 FEW = "insert-masks{of=channels} | choose-masks{of=channels score=taylor sparsity=0.5 samples=1}"
+
+
+@contextlib.contextmanager
+def sharded():
+    """Parameters are cut over the ranks, as accelerate's launcher says where its config file does."""
+    cut = []
+
+    def gathered(self, original=Shards.gather):
+        self._model.reshard()
+        cut.extend(2 * value.to_local().numel() == value.numel() for value in self._now().values())
+        return original(self)
+
+    with patch_environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2"):
+        before, Shards.gather = Shards.gather, gathered
+        yield
+        Shards.gather = before
+    assert all(cut)
+    assert bool(cut) == (ranks.count() > 1)
 
 
 def pipelines(folder, model, text):
@@ -54,7 +76,8 @@ def pipelines(folder, model, text):
         torch.distributed.init_process_group("gloo")
     data, whole = load_data(text, load_tokenizer(model), 16, "text"), trace(load_model(model)[0])
     for name, pipeline in {**PIPELINES, "few": FEW}.items():
-        program = parse(pipeline).run(whole.clone(), Context(data=data, seed=3))
+        with sharded() if name == "sharded" else contextlib.nullcontext():
+            program = parse(pipeline).run(whole.clone(), Context(data=data, seed=3))
         torch.save(dict(program.tensors()), f"{folder}/{name} {ranks.rank()}.pt")
     program = whole.clone()
     with torch.no_grad():
@@ -87,19 +110,6 @@ def cut():
         return original(self, numbers, stored=stored)
 
     _Stream._collect = collected
-
-
-def sharded():
-    """Parameters are cut over the ranks, as accelerate's config file says to its launcher."""
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-
-    def gathered(self, original=Shards.gather):
-        for path, value in self._now().items():
-            held = value.to_local().numel()
-            assert held < value.numel() or path.endswith("norm.weight"), (path, held)
-        return original(self)
-
-    Shards.gather = gathered
 
 
 def blind():
@@ -155,6 +165,10 @@ if __name__ == "__main__":
         "MASTER_ADDR": "127.0.0.1",
     }
     for scene in json.load(sys.stdin):
+        if scene.get("alone"):
+            if mine != "0":
+                continue
+            os.environ["WORLD_SIZE"] = "1"
         place = f"{folder}/{scene['name']}-{mine}"
         code = forked(scene, place)
         Path(f"{place}.code").write_text(str(code))
