@@ -13,8 +13,7 @@ Each family runs in a process of its own; a step that has its answer is not done
 
 import argparse
 import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
 import warnings
@@ -24,13 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from resumable import Row, Rows
 from zoo_models import families, small_model
+
+from sparsify import Context, export, parse, trace
+from sparsify.errors import OptionError, SparsifyError
+from sparsify.runtime.generate import load_onnx
+from sparsify.tensors.precision import relative_difference
 
 KINDS = ("heads", "channels", "experts", "hidden", "layers")
 STEPS = ("trace", *KINDS, "2:4", "onnx", "decode", "folder")
 CLOSE = 1e-4
 TOKENS = 12
+FORK = multiprocessing.get_context("fork")
 
 
 class Wrong(Exception):
@@ -52,8 +58,6 @@ def outputs(program: Any, seed: int = 0) -> list[torch.Tensor]:
 
 
 def same(found: Any, wanted: Any, what: str) -> None:
-    from sparsify.tensors.precision import relative_difference
-
     if len(found) != len(wanted):
         raise Wrong(f"{what}: {len(found)} outputs, not {len(wanted)}")
     for one, other in zip(found, wanted, strict=True):
@@ -64,9 +68,6 @@ def same(found: Any, wanted: Any, what: str) -> None:
 
 def without(program: Any, kind: str) -> None:
     """Half of a kind masked, then removed."""
-    from sparsify import Context, parse
-    from sparsify.errors import OptionError
-
     part = 0.25 if kind == "hidden" else 0.5
     try:
         parse(f"insert-masks{{of={kind}}}").check(program, Context())
@@ -83,8 +84,6 @@ def without(program: Any, kind: str) -> None:
 
 
 def packed(program: Any) -> None:
-    from sparsify import Context, parse
-
     text = "insert-masks | choose-masks{pattern=2:4} | fold-masks"
     pruned = parse(text).run(program.clone(), Context())
     wanted = outputs(pruned)
@@ -92,17 +91,11 @@ def packed(program: Any) -> None:
 
 
 def exported(program: Any, scratch: Path) -> None:
-    from sparsify import export
-
     export(program, scratch / "onnx", ["onnx"])
 
 
 def decoded(program: Any, model: Any, scratch: Path) -> None:
     """The tokens of a file with a cache against the model's own."""
-    from sparsify import export
-    from sparsify.errors import SparsifyError
-    from sparsify.runtime.generate import load_onnx
-
     if "input_ids" not in program.sample or not getattr(model, "can_generate", lambda: False)():
         raise Nothing("does not generate")
     if model.config.is_encoder_decoder:
@@ -121,15 +114,11 @@ def decoded(program: Any, model: Any, scratch: Path) -> None:
 
 
 def foldered(program: Any, scratch: Path) -> None:
-    from sparsify import export
-
     export(program, scratch / "folder", ["huggingface"])
 
 
 def answer(step: Callable[[], None]) -> str:
     """What a step comes to, in words."""
-    from sparsify.errors import SparsifyError
-
     try:
         step()
     except Nothing as error:
@@ -145,13 +134,8 @@ def answer(step: Callable[[], None]) -> str:
 
 def work(family: str, task: str, path: Path, steps: list[str]) -> None:
     """Some steps of one family in this process; what is known so far is in the file after each."""
-    import transformers
-
-    from sparsify import trace
-
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     found: Row = {}
 
     def note(name: str, step: Callable[[], None]) -> None:
@@ -188,32 +172,32 @@ def work(family: str, task: str, path: Path, steps: list[str]) -> None:
 
 
 def ran(family: str, task: str, steps: list[str], seconds: int) -> Row:
-    """What steps of a family give in a process of their own, which may take so many seconds."""
+    """What steps of a family give in a process of their own, which may take so many seconds.
+
+    It begins as a copy of this one, which has read the libraries.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "row.json"
-        words = [sys.executable, __file__, "--work", family, task, str(path), ",".join(steps)]
-        end = ""
-        try:
-            done = subprocess.run(
-                words, capture_output=True, text=True, check=False, timeout=seconds
-            )
-            if done.returncode:
-                end = f"fault: ended with {done.returncode}: {done.stderr.strip()[-300:]}"
-        except subprocess.TimeoutExpired:
+        process = FORK.Process(target=work, args=(family, task, path, steps))
+        process.start()
+        process.join(seconds)
+        end = f"fault: ended with {process.exitcode}"
+        if process.exitcode is None:
+            process.kill()
+            process.join()
             end = f"fault: more than {seconds} s"
         row: Row = json.loads(path.read_text()) if path.is_file() else {}
     missing = [name for name in dict.fromkeys(("built", "trace", *steps)) if name not in row]
     broken = next((row[name] for name in ("built", "trace") if row.get(name, "yes") != "yes"), "")
     if missing and not broken:
-        row[missing[0]] = end or "fault: no answer"
+        row[missing[0]] = end
     return {"task": task, **row}
 
 
 def main() -> None:
     options = arguments()
-    if options.work:
-        family, task, path, steps = options.work
-        return work(family, task, Path(path), steps.split(","))
+    torch.set_num_threads(1)  # a process with threads of its own cannot be copied
+    trace(small_model("llama", "AutoModelForCausalLM"))  # reads what tracing needs, once for all
     rows = Rows(options.json)
     number, count = map(int, options.shard.split("/"))
     for place, (family, task) in enumerate(families()):
@@ -226,7 +210,6 @@ def main() -> None:
             found["seconds"] = {**before.get("seconds", {}), **found.get("seconds", {})}
             rows.put(family, **found)
             print(family, summary(rows.get(family)), flush=True)
-    return None
 
 
 def meant(name: str, globs: str) -> bool:
@@ -248,7 +231,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", default="*", help=f"of {', '.join(STEPS)}")
     parser.add_argument("--shard", default="0/1", help="this part of so many")
     parser.add_argument("--seconds", type=int, default=240, help="a family may take")
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -31,7 +31,7 @@ FLOORS = [
         "sparsify.disk",
     },
     {"sparsify.text", "sparsify.tensors", "sparsify.data", "sparsify.pretrained"},
-    {"sparsify.ir.ops", "sparsify.ir.tensor_names", "sparsify.ir.mode"},
+    {"sparsify.ir.inputs", "sparsify.ir.ops", "sparsify.ir.tensor_names", "sparsify.ir.mode"},
     {"sparsify.ir.program"},
     {"sparsify.ir.bounds", "sparsify.ir.types", "sparsify.ir.views"},
     {"sparsify.ir.graph", "sparsify.ir.text", "sparsify.ir.floats", "sparsify.ir.device"},

@@ -19,7 +19,8 @@ from sparsify.ir.facts.admission import (
     admission_of_model,
     admission_of_program,
 )
-from sparsify.ir.program import Program, default_input
+from sparsify.ir.inputs import default_input
+from sparsify.ir.program import Program
 from sparsify.ir.storage.folder import is_program, load
 from sparsify.ir.trace.trace import trace
 from sparsify.measure.latency import open_session

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sparsify.engine.contract import Exporter, Moves, Reader
 from sparsify.errors import ExportError, SparsifyError, reason_of
-from sparsify.ir.program import Program, default_input
+from sparsify.ir.inputs import default_input
+from sparsify.ir.program import Program
 from sparsify.ir.run.agreement import strange_rounding
 from sparsify.ir.run.double import is_rounding
 from sparsify.ir.run.pieces import PieceReader, run_in_pieces, strange_piece

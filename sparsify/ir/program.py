@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.errors import SparsifyError
+from sparsify.ir.inputs import check_sizes, default_input, shape_words
 from sparsify.ir.mode import evaluating
 
 Fact = TypeVar("Fact")
@@ -67,7 +68,8 @@ class Program:
     """A model as a flat `fx.GraphModule` over ATen ops, edited in place by passes.
 
     `module` takes the tensors of `sample` by name and returns a tuple of tensors. `dynamic` maps an
-    input name to its symbolic dimensions, `{"input_ids": {0: "batch", 1: "length"}}`. `features` says
+    input name to its symbolic dimensions, `{"input_ids": {0: "batch", 1: "length"}}`, `limits` the names of
+    those that the model's code bounds to the least and the most they may be. `features` says
     what passes have put into the graph (`mask.weights`, `lora`, ...). `plan` holds what learning passes
     decided and what prune passes removed. `log` is the text of every finished pass.
     `aliases` maps a tied parameter's second name to the name that holds the tensor.
@@ -83,6 +85,7 @@ class Program:
     plan: Plan = field(default_factory=Plan)
     log: list[str] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, tuple[int, int]] = field(default_factory=dict)
     tokenizer: Any = None
     _facts: dict[Hashable, tuple[Any, Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -116,9 +119,8 @@ class Program:
     def _inputs(self) -> list[tuple[str, str]]:
         found = []
         for name, value in self.sample.items():
-            varying = self.dynamic.get(name, {})
-            sizes = [varying.get(dim, str(size)) for dim, size in enumerate(value.shape)]
-            found.append((name, f"{str(value.dtype).removeprefix('torch.')} [{', '.join(sizes)}]"))
+            kind = str(value.dtype).removeprefix("torch.")
+            found.append((name, f"{kind} {shape_words(value, self.dynamic.get(name, {}))}"))
         return [*found, *([("pipeline", " | ".join(self.log))] if self.log else [])]
 
     @property
@@ -188,7 +190,7 @@ class Program:
         """The graph's inputs from a batch: missing masks are ones, positions 0..T-1, segments 0.
 
         `batch` holds tensors `[batch, length]`; names the graph does not read are left out.
-        Raises SparsifyError when an input has no default.
+        Raises SparsifyError when an input has no default, or a size that the program does not take.
         """
         reference = next(iter(batch.values()))
         inputs = {}
@@ -197,6 +199,7 @@ class Program:
             value = default_input(name, reference) if value is None else value
             dtype = example.dtype if value.is_floating_point() else None
             inputs[name] = value.to(example.device, dtype)
+            check_sizes(name, value, example, self.dynamic.get(name, {}), self.limits)
         return inputs
 
     def run(self, batch: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
@@ -231,6 +234,7 @@ class Program:
             plan=copy.deepcopy(self.plan),
             log=list(self.log),
             aliases=dict(self.aliases),
+            limits=dict(self.limits),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
@@ -257,24 +261,3 @@ class Program:
 
 def _type(value: Tensor) -> Any:
     return tuple(value.shape), value.dtype, isinstance(value, torch.nn.Parameter)
-
-
-def has_default(name: str) -> bool:
-    """Whether an input of that name may be missing from a batch: a mask, positions, segments."""
-    return name.endswith("attention_mask") or name in ("position_ids", "token_type_ids")
-
-
-def default_input(name: str, reference: Tensor) -> Tensor:
-    """The value of a missing input, shaped like `reference [batch, length, ...]`.
-
-    Raises SparsifyError for a name that has no default.
-    """
-    if not has_default(name):
-        raise SparsifyError(f"the batch lacks the input '{name}', which has no default")
-    batch, length = reference.shape[0], reference.shape[1]
-    device = reference.device
-    if name.endswith("attention_mask"):
-        return torch.ones(batch, length, dtype=torch.long, device=device)
-    if name == "position_ids":
-        return torch.arange(length, device=device).expand(batch, length).contiguous()
-    return torch.zeros(batch, length, dtype=torch.long, device=device)

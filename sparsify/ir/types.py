@@ -151,6 +151,11 @@ def _symbolic_inputs(program: Program, mode: FakeTensorMode) -> dict[str, Tensor
     """Fake inputs; a dimension called `a+b` is the sum of those that are called `a` and `b`."""
     terms = [name.split("+") for dims in program.dynamic.values() for name in dims.values()]
     hints = dict(zip(sorted({name for parts in terms for name in parts}), _HINTS, strict=False))
+    for key, dims in program.dynamic.items():
+        for i, name in dims.items():
+            if name in hints and program.sample[key].shape[i] > _HINTS[-1]:
+                # What needs a long input, as a sound through strides, gets one.
+                hints[name] = program.sample[key].shape[i] + hints[name]
     inputs: dict[str, Tensor] = {}
     sizes: dict[str, Any] = {}
     for key, value in program.sample.items():

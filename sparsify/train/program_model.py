@@ -12,8 +12,9 @@ from transformers.utils.generic import ModelOutput
 
 from sparsify.errors import DataError, SparsifyError, nearest
 from sparsify.ir.device import following
+from sparsify.ir.inputs import has_default
 from sparsify.ir.mode import set_training
-from sparsify.ir.program import Program, has_default
+from sparsify.ir.program import Program
 from sparsify.ir.run.segments import run_segments
 from sparsify.ir.storage.into_folder import save_into
 from sparsify.ir.storage.pickled import with_tensors

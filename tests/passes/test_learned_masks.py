@@ -321,10 +321,8 @@ def test_encoders_that_norm_last_learn_layers_and_width_together(head, build):
     sizes = {"layers": 1, "heads": 2, "channels": 32, "hidden": 48}
     with learning(program, Learning(sizes, lr=1.0, rise=0.2, seed=0), []):
         pass
-    kept = {kind: [] for kind in ALL}
-    for kind in ALL:
-        for units in KINDS[kind].units(program):
-            kept[kind] += [int(program.tensor(path).sum()) for path in units.index]
+    masks = {k: [path for u in KINDS[k].units(program) for path in u.index] for k in ALL}
+    kept = {k: [int(program.tensor(path).sum()) for path in masks[k]] for k in ALL}
     assert sorted(kept["layers"]) == [0, 1]
     assert kept["heads"] == [2, 2]
     assert kept["channels"] == [32, 32]

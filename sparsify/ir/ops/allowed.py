@@ -77,8 +77,8 @@ outer.default lstm.input rnn_relu.input rnn_tanh.input scaled_dot_product_attent
 _NORMS_AND_POOLS = """
 adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default
 adaptive_max_pool2d.default avg_pool1d.default avg_pool2d.default avg_pool3d.default batch_norm.default
-_native_batch_norm_legit_no_training.default _adaptive_avg_pool2d.default group_norm.default
-grid_sampler.default grid_sampler_2d.default instance_norm.default layer_norm.default
+_native_batch_norm_legit_no_training.default _adaptive_avg_pool2d.default _weight_norm.default
+group_norm.default grid_sampler.default grid_sampler_2d.default instance_norm.default layer_norm.default
 max_pool1d.default max_pool2d.default max_pool2d_with_indices.default max_pool3d.default
 native_group_norm.default native_layer_norm.default rms_norm.default upsample_bicubic2d.default
 upsample_bicubic2d.vec upsample_bilinear2d.default upsample_bilinear2d.vec upsample_linear1d.default

@@ -54,7 +54,7 @@ def _require(values: Mapping[str, Any], key: str, fits: _Check, what: str, at: s
     if key not in values:
         if at and key not in _ALWAYS:
             return
-        if key == "hashes":
+        if key in _LATER:
             return
         raise DataError(f"it has no '{at}{key}'")
     if not fits(values[key]):
@@ -97,6 +97,12 @@ def _dims(value: Any) -> bool:
         value,
         lambda dim: dim.isascii() and dim.isdecimal() and int(dim[:4]) < _DIMENSIONS,
         lambda name: isinstance(name, str) and _AXIS.fullmatch(name) is not None,
+    )
+
+
+def _span(value: Any) -> bool:
+    return (
+        isinstance(value, list) and [type(n) for n in value] == [int, int] and value[0] <= value[1]
     )
 
 
@@ -144,6 +150,10 @@ _ENTRIES: Mapping[str, tuple[_Check, str]] = {
     "plan": (_plan, "what passes have decided"),
     "source": (lambda v: isinstance(v, dict), "a mapping"),
     "dynamic": (lambda v: _mapping(v, is_identifier, _dims), "names of dimensions by input"),
+    "limits": (
+        lambda v: _mapping(v, lambda w: _AXIS.fullmatch(w) is not None, _span),
+        "the least and the most by dimension",
+    ),
     "aliases": (lambda v: _mapping(v, _path, _path), "paths by path"),
     "parameters": (
         lambda v: _mapping(v, is_path, lambda x: isinstance(x, bool)),
@@ -158,6 +168,7 @@ _ENTRIES: Mapping[str, tuple[_Check, str]] = {
         "hashes by name",
     ),
 }
+_LATER = ("hashes", "limits")  # which programs of earlier versions lack
 _ALWAYS = ("config", "model_class", "output_class", "outputs")
 _OF_SOURCE: Mapping[str, tuple[_Check, str]] = {
     "config": (_data, "a mapping"),

@@ -138,6 +138,7 @@ def _describe(program: Program, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "plan": program.plan,
         "source": json.loads(json.dumps(source, default=str)),
         "dynamic": {k: {str(d): name for d, name in v.items()} for k, v in program.dynamic.items()},
+        "limits": {name: list(ends) for name, ends in program.limits.items()},
         "aliases": program.aliases,
         "parameters": parameters,
         "bits": bits,
@@ -158,6 +159,7 @@ def _build(
         plan=about["plan"],
         log=list(about["pipeline"]),
         aliases=about["aliases"],
+        limits={name: (least, most) for name, (least, most) in about.get("limits", {}).items()},
     )
     try:
         with _without_traces():

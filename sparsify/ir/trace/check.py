@@ -1,5 +1,6 @@
 """Hold a program that was traced against its model: at other shapes, with padding, twice."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ _TOLERANCE = {
     torch.float16: 2e-2,
     torch.bfloat16: 5e-2,
 }
+# Tokens up to which the end of what a model takes is tried.
+_FAR = 8192
 # (batch, how much longer than the sample the other dimensions are, whether rows are padded)
 _TRIALS = ((3, 4, True), (1, -4, False))
 
@@ -34,12 +37,35 @@ def check_traced(
     neither, they are compared on the sample. A model without numbers is not compared. Raises TraceError
     naming the output and the difference.
     """
-    if any(value.is_meta or isinstance(value, FakeTensor) for value in model.parameters()):
+    if not _has_numbers(model):
         return
     with evaluating(model), torch.no_grad():
         trials = [_compared(program, model, fixed, *trial) for trial in _batches(program, shapes)]
         if not any(trials):
             _compared(program, model, fixed, program.sample, "the sample")
+
+
+def reach_ends(
+    program: Program, model: nn.Module, fixed: Mapping[str, Any], asked: Mapping[str, int]
+) -> None:
+    """Lift limits that stop one short of what was asked for, where the program is the model there too.
+
+    A table of positions that is cut to the length is not cut at its own: other code, which does the same.
+    """
+    for name, (_, most) in list(program.limits.items()):
+        if most + 1 != asked[name] or asked[name] > _FAR or not _has_numbers(model):
+            continue
+        sizes = {
+            n: program.sample[k].shape[d] for k, e in program.dynamic.items() for d, n in e.items()
+        }
+        inputs = {key: _resized(program, key, {**sizes, name: most + 1}) for key in program.sample}
+        with evaluating(model), torch.no_grad(), contextlib.suppress(TraceError):
+            if _compared(program, model, fixed, inputs, f"{name} {most + 1}"):
+                del program.limits[name]
+
+
+def _has_numbers(model: nn.Module) -> bool:
+    return not any(value.is_meta or isinstance(value, FakeTensor) for value in model.parameters())
 
 
 def _compared(

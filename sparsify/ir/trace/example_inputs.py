@@ -1,19 +1,20 @@
 """Example inputs for tracing a Hugging Face model: which inputs it takes, and made-up values."""
 
 import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsify.ir.mode import evaluating
+from sparsify.ir.trace.made_up import BATCH, LENGTH, Inputs, ids_of, signals, vocabulary_of
 from sparsify.tensors.precision import relative_difference
 
-# Sizes of the sample: distinct, small, and not 0 or 1, which torch.export would treat as constants.
-BATCH, LENGTH = 2, 13
-_PIXELS = 64
 # Outputs that agree this far come from the same positions; other positions move them by far more.
 _SAME = 1e-4
+_IDS = "input_ids"
 
 
 def example_inputs(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
@@ -21,16 +22,46 @@ def example_inputs(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str,
 
     Token ids `[batch, length]` with the attention mask, and what else the forward takes: `position_ids`
     for generating models whose default is 0..length-1, `token_type_ids` where segments are embedded,
-    `pixel_values [batch, channels, height, width]` for vision models.
+    `decoder_input_ids [batch, target length]`; pictures and sounds (`made_up.signals`). Where a model may
+    mean several, the first that it takes. Raises what the model does of the first when it takes none.
     """
     accepted = inspect.signature(model.forward).parameters
+    choices = list(_choices(model, accepted))
+    chosen, failure = choices[0], None
+    for choice in choices if len(choices) > 1 else ():
+        try:
+            _try(model, choice)
+        except Exception as error:  # whatever the model's own code raises
+            failure = failure or error
+        else:
+            chosen, failure = choice, None
+            break
+    if failure is not None:
+        raise failure
+    sample = {name: value for name, (value, _) in chosen.items()}
+    return sample, {name: dims for name, (_, dims) in chosen.items()}
+
+
+def _choices(model: PreTrainedModel, accepted: Mapping[str, Any]) -> Iterator[Inputs]:
+    """What the model may take: what it names as its main input first, alone, then with all else."""
     generator = torch.Generator().manual_seed(0)
-    if model.main_input_name == "pixel_values":
-        return _pixels(model, generator)
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    low = min(3, vocabulary - 1)
-    ids = torch.randint(low, vocabulary, (BATCH, LENGTH), generator=generator)
-    sample = {"input_ids": ids}
+    texts = _text(model, accepted, generator) if _IDS in accepted else {}
+    others = list(signals(model.config, accepted, generator))
+    target = _target(model, accepted, generator)
+    if model.main_input_name == _IDS and texts:
+        yield {**texts, **target}
+    for signal in others:
+        yield {**signal, **target}
+        if texts:
+            yield {**texts, **signal, **target}
+    if texts and model.main_input_name != _IDS:
+        yield {**texts, **target}
+
+
+def _text(
+    model: PreTrainedModel, accepted: Mapping[str, Any], generator: torch.Generator
+) -> Inputs:
+    sample = {_IDS: ids_of(model.config, generator)}
     if "attention_mask" in accepted:
         mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
         mask[1, -3:] = 0  # padding on the right, so that masking is part of every comparison
@@ -39,21 +70,28 @@ def example_inputs(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str,
         sample["token_type_ids"] = torch.zeros(BATCH, LENGTH, dtype=torch.long)
     if "position_ids" in accepted and model.can_generate() and _counts_positions(model):
         sample["position_ids"] = torch.arange(LENGTH).expand(BATCH, LENGTH).contiguous()
-    dims = {key: {0: "batch", 1: "length"} for key in sample}
-    if model.config.is_encoder_decoder:
-        sample["decoder_input_ids"] = ids[:, : LENGTH - 4].contiguous()
-        dims["decoder_input_ids"] = {0: "batch", 1: "target_length"}
-    return sample, dims
+    return {name: (value, {0: "batch", 1: "length"}) for name, value in sample.items()}
 
 
-def _pixels(
-    model: PreTrainedModel, generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    # A network of convolutions alone takes pictures of any size, and its config says none.
-    size = getattr(model.config, "image_size", _PIXELS)
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (BATCH, model.config.num_channels, height, width)
-    return {"pixel_values": torch.randn(shape, generator=generator)}, {"pixel_values": {0: "batch"}}
+def _target(
+    model: PreTrainedModel, accepted: Mapping[str, Any], generator: torch.Generator
+) -> Inputs:
+    """What a decoder behind an encoder begins with."""
+    if not model.config.is_encoder_decoder or "decoder_input_ids" not in accepted:
+        return {}
+    ids = ids_of(model.config, generator)[:, : LENGTH - 4].contiguous()
+    return {"decoder_input_ids": (ids, {0: "batch", 1: "target_length"})}
+
+
+def _try(model: PreTrainedModel, inputs: Inputs) -> None:
+    """Run a model on inputs; whatever it raises."""
+    place = next(model.parameters())
+    given = {
+        name: value.to(place.device, place.dtype if value.is_floating_point() else None)
+        for name, (value, _) in inputs.items()
+    }
+    with evaluating(model), torch.no_grad():
+        model(**given)
 
 
 def _counts_positions(model: PreTrainedModel) -> bool:
@@ -65,9 +103,7 @@ def _counts_positions(model: PreTrainedModel) -> bool:
     if model.config.is_encoder_decoder or any(p.is_meta for p in model.parameters()):
         return not model.config.is_encoder_decoder
     device = next(model.parameters()).device
-    ids = torch.tensor([[3, 4, 5, 6]], device=device) % int(
-        model.config.get_text_config().vocab_size
-    )
+    ids = torch.tensor([[3, 4, 5, 6]], device=device) % vocabulary_of(model.config)
     mask = torch.tensor([[0, 1, 1, 1]], device=device)
     positions = torch.arange(4, device=device)[None]
     with evaluating(model), torch.no_grad():

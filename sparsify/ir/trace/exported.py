@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -15,21 +15,30 @@ from transformers.utils.generic import ModelOutput
 from sparsify.errors import TraceError, reason_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace.canonical import Impure
+from sparsify.ir.trace.conditions import within_conditions
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
+_OF_TOKENS = ("length", "target_length")  # dimensions that have positions
+_FIXES = "Suggested fixes:"
 # Modules that draw random numbers may hide behind each other; each round costs an export.
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model as `torch.export` gives it, the names and the class of its outputs, the sizes it takes."""
+    """A model as `torch.export` gives it, the names and the class of its outputs, the sizes it takes.
+
+    `limits` are the least and the most of those dimensions, by name, that the model's code bounds,
+    `asked` the most that was asked for.
+    """
 
     module: torch.fx.GraphModule
     outputs: tuple[str, ...]
     output_class: str
     shapes: Mapping[str, Any]
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    asked: Mapping[str, int] = field(default_factory=dict)
 
 
 def first_that_holds(
@@ -50,7 +59,10 @@ def first_that_holds(
     for number in range(_ROUNDS + 1):
         _set_modes(model, resting)
         try:
-            return program_of(_export(model, sample, shapes, fixed))
+            exported = _export(model, sample, shapes, fixed)
+            limits = _limits(dims, shapes, exported.shapes)
+            asked = {size.__name__: size.max for e in shapes.values() for size in e.values()}
+            return program_of(replace(exported, limits=limits, asked=asked))
         except Exception as error:
             failure = error
         if resting is None:
@@ -73,18 +85,36 @@ def _set_modes(model: nn.Module, resting: frozenset[str] | None) -> None:
 def _export(
     model: nn.Module, sample: dict[str, Tensor], shapes: Any, fixed: Mapping[str, Any]
 ) -> Exported:
-    """Export; where the model bounds a dimension (by a table of positions, say), within its bounds."""
+    """Export; where the model bounds a dimension (by a table of positions, say), within its bounds.
+
+    A size that the export cannot see to be free is tried with conditions left in the graph, and fixed last.
+    """
     try:
         return _export_once(model, sample, shapes, fixed)
     except torch._dynamo.exc.UserError as error:
-        refined = _refined(error, shapes)
-        if refined is None:
-            raise
-    return _export_once(model, sample, refined, fixed)
+        first, refined = error, _refined(error, shapes)
+    ways = [(shapes, True)]
+    if refined is not None:
+        ways = (
+            [(shapes, True), (refined, False)] if _is_fixed(refined) else [(refined, False), *ways]
+        )
+    for sizes, conditions in ways:
+        with contextlib.suppress(torch._dynamo.exc.UserError):
+            return _export_once(model, sample, sizes, fixed, conditions=conditions)
+    raise first
+
+
+def _is_fixed(shapes: Any) -> bool:
+    return any(isinstance(size, int) for entry in shapes.values() for size in entry.values())
 
 
 def _export_once(
-    model: nn.Module, sample: dict[str, Tensor], shapes: Any, fixed: Mapping[str, Any]
+    model: nn.Module,
+    sample: dict[str, Tensor],
+    shapes: Any,
+    fixed: Mapping[str, Any],
+    *,
+    conditions: bool = False,
 ) -> Exported:
     seen: dict[str, Any] = {}
 
@@ -98,17 +128,28 @@ def _export_once(
         return tuple(named.values())
 
     with torch.no_grad(), flat_forward(model, list(sample), call):
-        exported = torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
+        exported = torch.export.export(
+            model,
+            (),
+            sample,
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=conditions,
+        )
+    if conditions:
+        shapes = within_conditions(exported, sample, shapes)
     module = exported.module(check_guards=False)
     return Exported(module, seen["names"], seen["class"], shapes)
 
 
 def _refined(error: Exception, shapes: Any) -> Any:
     """The sizes that an error of `torch.export` suggests; None where it suggests none that can be read."""
+    said, mark, suggested = str(error).partition(_FIXES)
+    message = said + mark + suggested.strip().partition("\n\n")[0]  # what follows is no suggestion
     try:
-        return refine_dynamic_shapes_from_suggested_fixes(str(error), shapes)
+        return refine_dynamic_shapes_from_suggested_fixes(message, shapes)
     except Exception:  # it parses the message, and fails in any way on one of another form
-        return _below(str(error), shapes)
+        return _below(message, shapes)
 
 
 def _below(message: str, shapes: Any) -> Any:
@@ -126,7 +167,8 @@ def _below(message: str, shapes: Any) -> Any:
 
 def _longest(model: nn.Module) -> int:
     config = getattr(model, "config", None)
-    return int(getattr(config, "max_position_embeddings", None) or _LONGEST)
+    stated = int(getattr(config, "max_position_embeddings", None) or 0)
+    return stated if stated > 2 else _LONGEST
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
@@ -183,14 +225,34 @@ def named_outputs(result: Any) -> dict[str, Tensor]:
 
 
 def _shapes(sample: Mapping[str, Tensor], dims: Dynamic, longest: int) -> dict[str, Any]:
-    names = {name for entry in dims.values() for name in entry.values()}
-    symbols = {
-        name: torch.export.Dim("batch", min=1, max=_LONGEST)
-        if name == "batch"
-        else torch.export.Dim(name, min=2, max=longest)
-        for name in sorted(names)
+    """A dimension for each name; what are no tokens (samples of a sound) from half of the sample's size."""
+    sizes = {
+        name: sample[key].shape[dim]
+        for key, entry in dims.items()
+        if key in sample
+        for dim, name in entry.items()
     }
+    symbols = {}
+    for name, size in sorted(sizes.items()):
+        least, most = (2, longest) if name in _OF_TOKENS else (max(2, size // 2), _LONGEST)
+        symbols[name] = torch.export.Dim(name, min=1 if name == "batch" else least, max=most)
     return {key: {dim: symbols[name] for dim, name in dims.get(key, {}).items()} for key in sample}
+
+
+def _limits(
+    dims: Dynamic, asked: Mapping[str, Any], taken: Mapping[str, Any]
+) -> dict[str, tuple[int, int]]:
+    """The ends of dimensions that an export has taken narrower than asked; 0 for a least as asked."""
+    found = {}
+    for key, entry in dims.items():
+        for dim, what in entry.items():
+            wide, narrow = (shapes.get(key, {}).get(dim) for shapes in (asked, taken))
+            if wide is None or isinstance(narrow, int) or hasattr(narrow, "root"):
+                continue
+            if (narrow.min, narrow.max) != (wide.min, wide.max):
+                least = 0 if narrow.min == wide.min else int(narrow.min)
+                found[what] = least, int(narrow.max)
+    return found
 
 
 def varying_dims(dims: Dynamic, shapes: Mapping[str, Any]) -> Dynamic:

@@ -268,7 +268,9 @@ def _functional(node: fx.Node) -> Any:
         wanted = [n for n in _arguments(target) if n not in _outs(target)]
         for overload in packet.overloads() if packet is not None else ():
             found = getattr(packet, overload)
-            if _arguments(found) == wanted and not found._schema.is_mutable:
+            # What is written to may have another name, `self` for `input`.
+            alike = len(_arguments(found)) == len(wanted) and _arguments(found)[1:] == wanted[1:]
+            if alike and not found._schema.is_mutable:
                 same = overload in (target._overloadname, target._overloadname.removesuffix("_out"))
                 if same or _outs(target):
                     return found

@@ -6,6 +6,7 @@ rebuilt as a plain graph module that shares its parameters with the model, and t
 
 import inspect
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from sparsify.ir.mode import set_training
 from sparsify.ir.ops.allowed import allowed
 from sparsify.ir.program import Program, Source
 from sparsify.ir.trace.canonical import normalise, plain
-from sparsify.ir.trace.check import check_traced
+from sparsify.ir.trace.check import check_traced, reach_ends
 from sparsify.ir.trace.example_inputs import example_inputs
 from sparsify.ir.trace.exported import Dynamic, Exported, first_that_holds, varying_dims
 from sparsify.ir.trace.unchanged import unchanged
@@ -87,14 +88,33 @@ def _traced(
         varying = varying_dims(dims, exported.shapes)
         made = built(model, exported.module, dict(sample), varying, source, tokenizer)
         shapes = {path: tuple(value.shape) for path, value in made.module.named_parameters()}
+        made.limits = dict(exported.limits)
         made.source = replace(
             source, shapes=shapes, generation=generation, files=files, origin=origin
         )
         if check:
             check_traced(made, model, fixed, exported.shapes)
+            reach_ends(made, model, fixed, exported.asked)
         return made
 
-    return first_that_holds(model, sample, dims, fixed, program_of)
+    made = first_that_holds(model, sample, dims, fixed, program_of)
+    _tell_fixed(made, dims)
+    return made
+
+
+def _tell_fixed(program: Program, dims: Dynamic) -> None:
+    """Warn of dimensions that cannot vary: at other sizes the model's code does other things."""
+    fixed = {
+        (what, program.sample[name].shape[dim])
+        for name, entry in dims.items()
+        for dim, what in entry.items()
+        if name in program.sample and dim not in program.dynamic.get(name, {})
+    }
+    for what, size in sorted(fixed):
+        logging.getLogger("sparsify").warning(
+            f"{program.source.model_class} can be followed at one size of '{what}' at a time, here {size}; give "
+            "inputs of the size that you need"
+        )
 
 
 def _made_up(model: PreTrainedModel) -> tuple[dict[str, Tensor], Dynamic]:

@@ -191,7 +191,7 @@ def test_sizes_that_fail_once_refined_are_tried_in_evaluation_mode(monkeypatch):
     exported = importlib.import_module("sparsify.ir.trace.exported")
     once, modes = exported._export_once, []
 
-    def failing(model, sample, shapes, fixed):
+    def failing(model, sample, shapes, fixed, **how):
         modes.append(model.training)
         if model.training and len(modes) == 1:
             raise torch._dynamo.exc.UserError(
@@ -199,7 +199,7 @@ def test_sizes_that_fail_once_refined_are_tried_in_evaluation_mode(monkeypatch):
             )
         if model.training:
             raise RuntimeError("not even so")
-        return once(model, sample, shapes, fixed)
+        return once(model, sample, shapes, fixed, **how)
 
     monkeypatch.setattr(exported, "_export_once", failing)
     monkeypatch.setattr(exported, "_refined", lambda error, shapes: shapes)
