@@ -47,7 +47,7 @@ def prepared(
 def seed_step(seed: int, step: int) -> None:
     """Seed what dropout draws of a rank's part of the data, so that a resumed run draws it again."""
     if ranks.count() > 1:
-        torch.set_rng_state(generator_of((seed, step, ranks.rank())).get_state())
+        torch.manual_seed(generator_of((seed, step, ranks.rank())).initial_seed())
 
 
 def mean_over_ranks(figures: Figures) -> Figures:

@@ -43,7 +43,7 @@ def played(folder, scenes, count=2):
         process.stdin.write(json.dumps(scenes).encode())
         process.stdin.close()
     for process in started:
-        assert process.wait(timeout=240) == 0
+        assert process.wait(timeout=600) == 0
 
     def read(name, rank):
         place = f"{folder}/{name}-{rank}"
@@ -94,7 +94,7 @@ def launched(words, tmp_path_factory):
         env=ONE_THREAD,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return out, done.stdout
