@@ -9,7 +9,9 @@ from torch import fx, nn
 
 from sparsify.errors import TraceError
 from sparsify.ir.mode import is_switch
+from sparsify.ir.trace.constants import as_buffers
 from sparsify.ir.trace.functional import Offence, functionalise, module_of
+from sparsify.ir.trace.lengths import as_rest
 from sparsify.ir.trace.picks import as_slices
 from sparsify.ir.trace.products import as_linears
 
@@ -51,6 +53,8 @@ def normalise(module: fx.GraphModule) -> fx.GraphModule:
             _drop_empty_operands(module.graph, node)
     as_linears(module)
     as_slices(module)
+    as_rest(module)
+    as_buffers(module)
     _sweep(module.graph)
     offences += [found for node in module.graph.nodes if (found := _offence(node))]
     if offences:

@@ -112,8 +112,8 @@ def _tell_fixed(program: Program, dims: Dynamic) -> None:
     }
     for what, size in sorted(fixed):
         logging.getLogger("sparsify").warning(
-            f"{program.source.model_class} can be followed at one size of '{what}' at a time, here {size}; give "
-            "inputs of the size that you need"
+            f"{program.source.model_class} can be followed at one size of '{what}' at a time, here {size}; "
+            "give inputs of the size that you need"
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from sparsify.ir.axes.analysis import Analysis, Attention
-from sparsify.ir.axes.axis import Axis
+from sparsify.ir.axes.axis import Axis, product
 from sparsify.ir.axes.rules.elementwise import ELEMENTWISE, overloads
 
 _MOVES = frozenset(
@@ -16,7 +16,8 @@ _MOVES = frozenset(
         slice.Tensor cat.default flatten.using_ints unflatten.int squeeze.dim"""
     )
 )
-_SLICE = frozenset(overloads("slice.Tensor"))
+# What may stand between scores, softmax and the product with the values: batch and heads in one too.
+_PASSED = frozenset(overloads("slice.Tensor view.default reshape.default"))
 _PRODUCTS = frozenset(overloads("matmul.default bmm.default baddbmm.default"))
 
 
@@ -47,15 +48,20 @@ def softmax_site(analysis: Analysis, node: fx.Node, weights: fx.Node, values: fx
         if len(analysis.axes[keys]) > 1:
             key_size = analysis.axes[keys][-2]
     left, right = analysis.axes[weights], analysis.axes[values]
-    analysis.sites.append(Attention(node, left[-3], right[-3], key_size, right[-1], tuple(made)))
+    heads = _heads(left[-3]), _heads(right[-3])
+    analysis.sites.append(Attention(node, *heads, key_size, right[-1], tuple(made)))
+
+
+def _heads(axis: Axis) -> Axis:
+    """The heads of a dimension that holds the batch before them, as for a batched product."""
+    fixed = [factor for factor in axis.factors() if not factor.moves()]
+    return product(fixed) if fixed else axis
 
 
 def _through_elementwise(node: fx.Node, wanted: set[fx.Node]) -> fx.Node | None:
-    """The nearest wanted node upstream, elementwise ops and slices on first operands passed over."""
+    """The nearest wanted node upstream, elementwise ops, slices and views on first operands passed over."""
     while node not in wanted:
-        if (
-            node.target not in ELEMENTWISE and node.target not in _SLICE
-        ) or not node.all_input_nodes:
+        if not _is_passed(node):
             return None
         node = node.all_input_nodes[0]
     return node
@@ -67,7 +73,11 @@ def _scores(softmax: fx.Node) -> fx.Node | None:
     for _ in range(16):
         if isinstance(node.target, torch._ops.OpOverload) and node.target in _PRODUCTS:
             return node
-        if node.target not in ELEMENTWISE or not node.all_input_nodes:
+        if not _is_passed(node):
             return None
         node = node.all_input_nodes[0]
     return None
+
+
+def _is_passed(node: fx.Node) -> bool:
+    return (node.target in ELEMENTWISE or node.target in _PASSED) and bool(node.all_input_nodes)

@@ -5,13 +5,13 @@ from typing import Any
 from torch import fx
 
 from sparsify.ir.axes.analysis import Analysis, Axes, place
-from sparsify.ir.axes.axis import Axis, Conflict, concatenation, take
+from sparsify.ir.axes.axis import Axis, Conflict, concatenation, regroup, take
 from sparsify.ir.axes.rules.elementwise import Rule, overloads
 from sparsify.ir.ops.op import opname
 
 
 def cut(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
-    """`slice`: a range of one dimension."""
+    """`slice`: a range of one dimension, or one index of every few, as of pairs that stand side by side."""
     axes = list(analysis.axes[args["self"]])
     dim = place(axes, args["dim"])
     whole = axes[dim]
@@ -20,12 +20,21 @@ def cut(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
         axes[dim] = whole if size else Axis(0)
         return axes
     start = 0 if args["start"] is None else args["start"]
-    if dynamic or whole.moves() or args["step"] != 1 or not isinstance(start, int):
+    step, length = args["step"], whole.root().size
+    if (
+        not (dynamic or whole.moves())
+        and start in range(step)
+        and step > 1
+        and size * step == length
+    ):
+        axes[dim], every = regroup([whole], [size, step])
+        every.pin(f"slice at {node.name} picks an index of it")
+        return axes
+    if dynamic or whole.moves() or step != 1 or not isinstance(start, int):
         reason = f"slice at {node.name} takes some of it"
         whole.pin(reason)
         axes[dim] = analysis.fresh(node.meta["val"].shape[dim], reason)
         return axes
-    length = whole.root().size
     axes[dim] = take(whole, max(0, start + length) if start < 0 else start, size)
     return axes
 

@@ -55,6 +55,10 @@ def _slice(analysis: Analysis, node: fx.Node, choice: Choice) -> None:
     if not choice.touches(whole):
         return
     size = whole.root().size
+    if given["step"] != 1:  # one index of every few, to the end
+        if isinstance(given["end"], int) and given["end"] != _END:
+            _set(node, "end", choice.size(whole))
+        return
     for name in ("start", "end"):
         bound = given[name]
         if isinstance(bound, int) and bound != _END:
