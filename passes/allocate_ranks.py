@@ -10,7 +10,8 @@ scale c stays, and so does the text of the graph. Source: LoSA (2502.14816), sec
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsify.data.sequences import batches, sample
+from sparsify.data.sequences import sample
+from sparsify.data.shares import own_batches
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.features.lora import branched_linears, resize_branch
@@ -50,7 +51,7 @@ class AllocateRanks(Pass):
                 raise OptionError(f"largest={self.largest} does not fit @{view.weight}")
         layers = layers_of(program, views)
         chosen = sample(context.data, self.samples, context.seed)
-        parts = batches(context.data, chosen, self.batch)
+        parts = own_batches(context.data, chosen, self.batch)
         errors = layer_errors(program, context.dense, layers, parts)
         found = ranks(errors, self.mean, self.largest)
         generator, changed = context.generator(), 0

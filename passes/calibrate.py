@@ -2,7 +2,8 @@
 
     statistics <- moments over the tokens of `samples` sequences
 
-Statistics start from zero each time; padded tokens are left out. The graph and the weights stay.
+Statistics start from zero each time; padded tokens are left out. The graph and the weights stay. Ranks share
+the sequences out, batch by batch, and add up what they have seen.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import ClassVar
 
 import torch
 
-from sparsify.data.sequences import batches, sample
+from sparsify import ranks
+from sparsify.data.sequences import sample
+from sparsify.data.shares import own_batches
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.mode import evaluating
@@ -43,9 +46,10 @@ class Calibrate(Pass):
         chosen = sample(context.data, self.samples, context.seed)
         collector = Collector(program)
         collector.reset()
-        context.progress.start(self.name, -(-len(chosen) // self.batch))
+        context.progress.start(self.name, len(ranks.own(range(0, len(chosen), self.batch))))
         with evaluating(program.module), torch.no_grad():
-            for part in batches(context.data, chosen, self.batch):
+            for part in own_batches(context.data, chosen, self.batch):
                 collector.collect(part)
                 context.progress.advance()
+        collector.add_up()
         return len(list(probes(program)))

@@ -40,7 +40,7 @@ from sparsify.select.target_shape import Heads, Learned
 from sparsify.select.weights import Target, check_axes
 from sparsify.train.domains import CONSTANT, Constant, Dynamic, check_domains, unmeasured
 from sparsify.train.every import Every
-from sparsify.train.following import note_of, progress_figures
+from sparsify.train.following import note_of
 from sparsify.train.loop import train
 from sparsify.train.losses import check_labels
 from sparsify.train.options import AdamS, ArsSte, Kl, Lors, Squared, SrSte
@@ -180,7 +180,7 @@ class Train(Pass):
         context.progress.start(self.name, self.steps)
 
         def show(figures: Figures) -> None:
-            context.progress.advance(**progress_figures(figures))
+            context.progress.advance(**figures)
 
         unknown = unmeasured(program, context.data)
         # Whole weights that do not learn need no copy of their product with the mask.

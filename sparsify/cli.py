@@ -15,6 +15,7 @@ from sparsify.commands.catalogue import check_words, show_passes, show_recipes
 from sparsify.commands.config import typed_alone
 from sparsify.commands.export import export_model, kernels
 from sparsify.commands.fuse import fuse_models
+from sparsify.commands.launch import check_verb, joined
 from sparsify.commands.loudness import Quiet, Verbose, console, set_loudness
 from sparsify.commands.options import (
     Against,
@@ -37,6 +38,7 @@ from sparsify.commands.options import (
     Temperature,
     Threads,
     Tokens,
+    Track,
     Trust,
     Verify,
     asks_tasks,
@@ -71,6 +73,7 @@ def face(
     ] = False,
 ) -> None:
     """A compiler for sparse language models: trace, mask, train, prune, export, measure."""
+    check_verb(context.invoked_subcommand)
     set_loudness(context, quiet, verbose)
 
 
@@ -103,6 +106,7 @@ def run(
     dtype: str = "float32",
     threads: Threads = 0,
     dump: Dump = None,
+    track: Track = "",
     json: Json = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
     overwrite: Overwrite = False,
@@ -119,14 +123,16 @@ def run(
     from sparsify.commands import run as run_command
     from sparsify.disk.files import write_json
     from sparsify.engine.pipeline import parse
+    from sparsify.ranks import is_first
 
     job = run_command.Job(
         model=model, pipeline=parse(text), out=out, seed=seed, device=device, dtype=dtype,
         threads=threads, dump=dump, resume=resume, overwrite=overwrite, to=words(to), loading=loading,
+        track=words(track),
         **asdict(reading),
     )  # fmt: skip
     _, report = run_command.run(job, console)
-    if json is not None:
+    if json is not None and is_first():
         write_json(json, report.to_json())
 
 
@@ -267,7 +273,7 @@ def report(
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 an error in one sentence, 2 wrong usage, 130 and 143 after a signal."""
     try:
-        with listening():
+        with listening(), joined():
             app()
     except Interrupted as stop:
         print(stop, file=sys.stderr)

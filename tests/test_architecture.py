@@ -24,6 +24,7 @@ FLOORS = [
         "sparsify.errors",
         "sparsify.exclusive",
         "sparsify.signals",
+        "sparsify.ranks",
         "sparsify.native",
         "sparsify.plugins",
         "sparsify.version",

@@ -60,7 +60,10 @@ class Bar:
         """One step further, with the figures beside the bar."""
         if self._task is not None:
             shown = "  ".join(
-                f"{key} {value:.4g}" for key, value in figures.items() if key != "step"
+                # Of each domain there are some, and there may be many.
+                f"{key} {value:.4g}"
+                for key, value in figures.items()
+                if key != "step" and "." not in key
             )
             self._bar.update(self._bar.task_ids[-1], advance=1, figures=shown)
 

@@ -124,6 +124,12 @@ Formats = Annotated[
     str,
     typer.Option(help="Formats separated by commas: safetensors, onnx, onnx-decode, huggingface."),
 ]
+Track = Annotated[
+    str,
+    typer.Option(
+        help="Where figures go as they come, separated by commas: jsonl, tensorboard, wandb, mlflow."
+    ),
+]
 # What bounds a number from above is what no machine has.
 Length = Annotated[
     int,

@@ -1,6 +1,7 @@
 """`sparsify-fx run`: a model through a pipeline into a folder."""
 
 import contextlib
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from sparsify import ranks
 from sparsify.commands.artifacts import loaded, traced
 from sparsify.commands.bar import Bar, counted
 from sparsify.commands.config import FILE, written
 from sparsify.commands.summary import summary
+from sparsify.commands.track import TRACK, Tracked, check_trackers, tracking
 from sparsify.data.domains import HOLDOUT, DomainData
 from sparsify.data.load import load_data
 from sparsify.data.sequences import Data
@@ -34,7 +37,7 @@ from sparsify.engine.registry import exporters, parse_exporter
 from sparsify.engine.report import Report
 from sparsify.engine.resume import kept
 from sparsify.errors import DataError, ExportError, OptionError, PipelineError
-from sparsify.ir.device import move
+from sparsify.ir.device import device_of_rank, move
 from sparsify.ir.facts.admission import admission_of_model
 from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.program import Program
@@ -46,7 +49,7 @@ from sparsify.signals import stop_of
 RUN = "run.json"
 # Beside the formats: what a run writes, and what was measured on its result.
 _FIGURES = ("train.json", "choose-tensors.json")
-_WRITTEN = ("report.json", RUN, FILE, *_FIGURES, "eval.json", "bench.json", "report.html")
+_WRITTEN = ("report.json", RUN, FILE, *_FIGURES, "eval.json", "bench.json", "report.html", TRACK)
 
 
 @dataclass(frozen=True)
@@ -68,33 +71,41 @@ class Job:
     resume: bool = False
     overwrite: bool = False
     to: tuple[str, ...] = ("safetensors",)
+    track: tuple[str, ...] = ()
     loading: Loading = STRICT
 
 
 def run(job: Job, console: Console) -> tuple[Program, Report]:
     """Trace, run the pipeline, export, and write the report; goes on where an interrupted run ended.
 
-    The state after each pass lies in `OUT/.resume` until everything is written. Raises SparsifyError, InUse
-    when another process is writing there.
+    The state after each pass lies in `OUT/.resume` until everything is written. Several processes do the
+    same, and rank 0 alone writes. Raises SparsifyError, InUse when another process is writing there.
     """
     with contextlib.ExitStack() as held:
-        held.enter_context(locked(job.out))
-        check_out(job)
-        chosen_exporters(job.to)
-        if job.dump is not None:  # it may lie in the other
-            held.enter_context(locked(job.dump))
+        ranks.by_first(lambda: _take(job, held))
         state = job.out / WORK
         try:
             return _run(job, state, console)
         except BaseException as error:
             stop = stop_of(error)
             if not kept(state):
-                abandon(state, job.out)
+                if ranks.is_first():
+                    abandon(state, job.out)
             elif stop is not None:
                 stop.kept = (
                     f"what was done is kept in '{state}'; the same command with --resume goes on"
                 )
             raise
+
+
+def _take(job: Job, held: contextlib.ExitStack) -> None:
+    """Hold the folders of a job against others, if they are free for it."""
+    held.enter_context(locked(job.out))
+    check_out(job)
+    check_trackers(job.track)
+    chosen_exporters(job.to)
+    if job.dump is not None:  # it may lie in the other
+        held.enter_context(locked(job.dump))
 
 
 def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
@@ -106,25 +117,56 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
     if data is not None:
         check_data(data, admission_of_model(model), f"the sequences of '{job.data}'")
     program = traced(model, tokenizer)
-    move(program, job.device)
+    device = device_of_rank(job.device)
+    move(program, device)
     report = Report()
-    with Bar(console) as bar:
-        context = Context(data=data, seed=job.seed, device=job.device, progress=bar)
+    with contextlib.ExitStack() as held:
+        bar = held.enter_context(Bar(console))
+        figures: dict[str, list[dict[str, float]]] = {}
+        watch = Tracked(bar, report, figures)
+        context = Context(data=data, seed=job.seed, device=device, progress=watch, figures=figures)
         job.pipeline.check(program, context)
         features = job.pipeline.features_after(program.features)
         check_exports(program, job.to, features, job.pipeline.heads_left(program))
-        if not job.resume:
-            abandon(state, job.out)  # never taken up unasked
-        with refusals(job.out):
-            state.mkdir(exist_ok=True)
-        write_json(state / "job.json", describe_job(job))
+        if ranks.is_first():
+            _begin(job, state)
+            told = {"model": job.model, "pipeline": str(job.pipeline), "seed": job.seed}
+            held.enter_context(tracking(job.track, state / TRACK, told, job.device, watch))
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
+    ranks.by_first(lambda: _write(job, state, program, report, context, console))
+    if ranks.is_first():
+        names = [parse_exporter(text).name for text in job.to]
+        for name in names:
+            show_notes(job.out / name, console)
+        console.print(report.table())
+        seconds = time.perf_counter() - started
+        said = summary(job.model, job.dtype, job.out, names, seconds)
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+    return program, report
+
+
+def _begin(job: Job, state: Path) -> None:
+    """Make the folder of work, and say in it whose it is."""
+    if not job.resume:
+        abandon(state, job.out)  # never taken up unasked
+    with refusals(job.out):
+        state.mkdir(exist_ok=True)
+    write_json(state / "job.json", describe_job(job))
+
+
+def _write(
+    job: Job, state: Path, program: Program, report: Report, context: Context, console: Console
+) -> None:
+    """Export a finished run, and write what belongs to it."""
 
     def write(folder: Path) -> None:
         with counted("exporting", console) as bar:
             export(program, folder, job.to, progress=bar)
         report.write(folder)
+        if (state / TRACK).is_dir():
+            shutil.copytree(state / TRACK, folder / TRACK)
+        data = context.data
         domains = {"domains": data.described()} if isinstance(data, DomainData) else {}
         write_text(folder / FILE, written({**describe_job(job), **_more(job)}))
         write_json(folder / RUN, {**_told(job), **domains, "machine": machine()})
@@ -137,14 +179,6 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
         disk = isinstance(error, DataError) or isinstance(error.__cause__, DataError)
         way = "--resume when that is mended" if disk else "--resume and another --to"
         raise type(error)(f"{error}; what the passes made is kept: run again with {way}") from error
-    names = [parse_exporter(text).name for text in job.to]
-    for name in names:
-        show_notes(job.out / name, console)
-    console.print(report.table())
-    seconds = time.perf_counter() - started
-    said = summary(job.model, job.dtype, job.out, names, seconds)
-    console.print(said, soft_wrap=True, highlight=False, markup=False)
-    return program, report
 
 
 def show_notes(folder: Path, console: Console) -> None:
@@ -187,7 +221,8 @@ def _more(job: Job) -> dict[str, object]:
     """What else a command said of a job: formats, threads, and what was let in that is refused otherwise."""
     usual = asdict(STRICT)
     let_in = {name: value for name, value in asdict(job.loading).items() if value != usual[name]}
-    return {"to": job.to, "threads": job.threads or None, **let_in}
+    track = ",".join(job.track) or None
+    return {"to": job.to, "threads": job.threads or None, "track": track, **let_in}
 
 
 def check_out(job: Job) -> None:

@@ -18,6 +18,7 @@ from sparsify.errors import DataError, OptionError
 from sparsify.ir.facts.admission import admission_in
 from sparsify.ir.facts.fitting import check_data
 from sparsify.pretrained.load import load_tokenizer, source_of
+from sparsify.ranks import is_first
 from sparsify.select.one_shot import OneShot
 from sparsify.select.weights import Target
 from sparsify.stream.job import Job
@@ -86,7 +87,7 @@ def stream(
     with Bar(console) as bar:
         prune(job, data, bar, resume=resume)
     console.print(f"written: {job.out}", soft_wrap=True, markup=False)
-    if json is not None:
+    if json is not None and is_first():
         figures = {"folder": str(job.out), "bytes": folder_bytes(job.out)}
         write_json(json, {**figures, "seconds": time.perf_counter() - started})
 
@@ -105,7 +106,7 @@ def show_plan(job: Job, source: Source, console: Console, json: Path | None = No
     table.add_row("together", _time(found.seconds))
     table.add_row("peak memory", f"{found.memory / 1e9:.1f} GB")
     console.print(table)
-    if json is not None:
+    if json is not None and is_first():
         write_json(json, {**asdict(found), "seconds": found.seconds})
     return found
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparsify import ranks
 from sparsify.describe.count import count_parameters, count_zeros
 from sparsify.disk.locks import locked
+from sparsify.engine.agreement import check_agreement, check_same
 from sparsify.engine.contract import Context, Pass
 from sparsify.engine.dump import Dump
 from sparsify.engine.registry import parse_passes
@@ -125,16 +127,21 @@ class Pipeline:
         names a folder that keeps the state after each pass: a run that finds one there goes on from it,
         and the program returned is then another object than the one given. The state is bound to its run by
         content: weights, data, pipeline, seed, device and versions.
-        Raises PipelineError, also for the state of another run, InUse when another process works in
-        the folder, VerifyError, LawError, or what a pass raises; the program is then spent.
+        Where torch has a process group, all its ranks must call it alike: they share out data, rank 0 alone
+        writes, and after every pass all must hold the same program.
+        Raises PipelineError, also for the state of another run and for ranks that disagree, InUse when
+        another process works in the folder, VerifyError, LawError, or what a pass raises; the program is
+        then spent.
         """
         context, report = context or Context(), report or Report()
         self.check(program, context)
         with contextlib.ExitStack() as held:
             checkpoints = None
             if resume is not None:
-                held.enter_context(locked(resume))
-                checkpoints = Checkpoints(resume, identity(str(self), program, context))
+                ranks.by_first(lambda: held.enter_context(locked(resume)))
+                run = identity(str(self), program, context)
+                check_same(run, "before the first pass")
+                checkpoints = Checkpoints(resume, run)
             return self._run(program, context, report, dump, checkpoints, compare)
 
     def _run(
@@ -151,13 +158,16 @@ class Pipeline:
         done = 0
         if checkpoints is not None:
             program, done = checkpoints.restore(program, report, context.figures)
-        dumper = Dump(dump, program, done, resumes=checkpoints is not None) if dump else None
+        dumper = None
+        if dump is not None and ranks.is_first():
+            dumper = Dump(dump, program, done, resumes=checkpoints is not None)
         outputs = program.run()
         for number, item in enumerate(self.passes[done:], done + 1):
             scratch = checkpoints.scratch(number) if checkpoints else None
             where = f"pass {number} of {len(self.passes)}, '{item}'"
             step = _Step(program, item, replace(context, scratch=scratch), where)
             row, outputs = step.run(outputs, compare)
+            check_agreement(program, f"after {where}")
             report.rows.append(row)
             logging.getLogger("sparsify").info(f"{where}: {row.sentence()}")
             if dumper is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sparsify import ranks
 from sparsify.disk.files import read_mapping, reading, write_json
 from sparsify.engine.contract import Context
 from sparsify.engine.fingerprint import data_fingerprint, fingerprint
@@ -25,16 +26,26 @@ class Checkpoints:
     """A folder with `state.json`, the saved program it names, and one scratch folder for the pass at work.
 
     The program is written first and `state.json` replaced last, so that a kill at any moment leaves
-    a state that was whole. Raises PipelineError when the folder belongs to another run.
+    a state that was whole. Of several ranks the first alone writes, and all must see what it wrote.
+    Raises PipelineError when the folder belongs to another run.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, str]) -> None:
         self._folder = folder
-        bind(folder, run)
+        ranks.by_first(lambda: bind(folder, run))
 
     def restore(self, program: Program, report: Report, figures: Figures) -> tuple[Program, int]:
-        """The program to go on with and the number of finished passes; fills rows and figures."""
-        if not (self._folder / _STATE).exists():
+        """The program to go on with and the number of finished passes; fills rows and figures.
+
+        Raises PipelineError where a rank does not see the state that rank 0 sees.
+        """
+        there = (self._folder / _STATE).exists()
+        if len(set(ranks.gathered(there))) > 1:
+            raise PipelineError(
+                f"some ranks see the state in '{self._folder}' and some do not; --out must lie in a folder "
+                "that all machines share"
+            )
+        if not there:
             self._tidy("", 0)
             return program, 0
         path = self._folder / _STATE
@@ -54,6 +65,8 @@ class Checkpoints:
 
     def store(self, program: Program, report: Report, done: int, figures: Figures) -> None:
         """Keep the program after `done` passes and forget the state before."""
+        if not ranks.is_first():
+            return
         name = f"after-{done:02d}"
         save(program, self._folder / name, overwrite=True)
         write_json(
@@ -64,6 +77,8 @@ class Checkpoints:
 
     def _tidy(self, name: str, done: int) -> None:
         """Remove the programs and the scratch of passes that a kill or a later state left behind."""
+        if not ranks.is_first():
+            return
         kept = {name, self.scratch(done + 1).name}
         for path in (*self._folder.glob("after-*"), *self._folder.glob("pass-*")):
             if path.name not in kept:

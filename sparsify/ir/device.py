@@ -1,12 +1,14 @@
 """Move a program to another device or floating-point type: its tensors, its sample, what its nodes say."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from sparsify import ranks
 from sparsify.errors import OptionError, SparsifyError, reason_of
 from sparsify.ir.floats import retyped
 from sparsify.ir.program import Program
@@ -105,3 +107,20 @@ def _swap_devices(graph: fx.Graph, devices: dict[torch.device, torch.device]) ->
     for node in graph.nodes:
         node.args = fx.node.map_aggregate(node.args, swap)
         node.kwargs = fx.node.map_aggregate(node.kwargs, swap)
+
+
+def device_of_rank(name: str) -> str:
+    """The device of this process among those of one run: of several GPUs its own.
+
+    Raises OptionError where there are fewer GPUs than processes here, or one GPU is named for several.
+    """
+    kind, _, number = name.partition(":")
+    if ranks.count() == 1 or kind == "cpu":
+        return name
+    here = int(os.environ.get("LOCAL_RANK", "0"))
+    if number:
+        raise OptionError(f"{name} is one GPU for {ranks.count()} processes; name {kind} alone")
+    device_of(f"{kind}:{here}")
+    if kind == "cuda":
+        torch.cuda.set_device(here)
+    return f"{kind}:{here}"

@@ -1,11 +1,16 @@
-"""First-order sensitivities: derivatives of the task loss by weights and by group masks."""
+"""First-order sensitivities: derivatives of the task loss by weights and by group masks.
+
+Ranks share the batches out, and each gets the sums of all.
+"""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from sparsify.data.sequences import Data, batches
+from sparsify import ranks
+from sparsify.data.sequences import Data
+from sparsify.data.shares import own_batches
 from sparsify.ir.axes.shrink.choice import reduce
 from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
@@ -18,12 +23,14 @@ def weight_gradients(
     program: Program, data: Data, indices: Sequence[int], batch: int
 ) -> dict[str, Tensor]:
     """Mean gradient of the task loss by every linear's weight, in its stored layout, by path."""
-    total: dict[str, Tensor] = {}
-    count = 0
-    for gradients in _each(program, _paths(program), data, indices, batch):
+    paths, count = _paths(program), 0
+    total = _zeros(program, paths)
+    for gradients in _each(program, paths, data, indices, batch):
         count += 1
         for path, value in gradients.items():
-            total[path] = total[path] + value if path in total else value
+            total[path] += value
+    ranks.add_up(*total.values())
+    (count,) = map(int, ranks.totals(count))
     return {path: value / count for path, value in total.items()}
 
 
@@ -34,13 +41,14 @@ def gradient_moments(
 
     One sample a backward: the square of a mean would be another thing.
     """
-    total: dict[str, tuple[Tensor, Tensor]] = {}
+    first, second = _zeros(program, paths), _zeros(program, paths)
     for gradients in _each(program, paths, data, indices, 1):
         for path, value in gradients.items():
-            first, second = total.get(path, (torch.zeros_like(value), torch.zeros_like(value)))
-            total[path] = first + value, second + value.square()
+            first[path] += value
+            second[path] += value.square()
+    ranks.add_up(*first.values(), *second.values())
     count = len(indices)
-    return {path: (first / count, second / count) for path, (first, second) in total.items()}
+    return {path: (first[path] / count, second[path] / count) for path in first}
 
 
 def mask_derivatives(
@@ -57,19 +65,27 @@ def mask_derivatives(
         (site, view, effective_weight(program, view), input_index(site))
         for site, view in zip(chosen, found, strict=True)
     ]
-    total: dict[str, Tensor] = {}
+    total = {
+        site.mask.path: torch.zeros(site.of.size, device=weight.device)
+        for site, _, weight, _ in fixed
+    }
     count = 0
     for gradients in _each(program, _paths(program), data, indices, batch):
         count += 1
         for site, view, weight, index in fixed:
             columns = out_in(view, weight * gradients[view.weight]).float().flatten(0, -2).sum(0)
-            value = reduce(index, columns, site.of.size).abs()
-            total[site.mask.path] = total.get(site.mask.path, torch.zeros_like(value)) + value
+            total[site.mask.path] += reduce(index, columns, site.of.size).abs()
+    ranks.add_up(*total.values())
+    (count,) = map(int, ranks.totals(count))
     return {path: value / count for path, value in total.items()}
 
 
 def _paths(program: Program) -> list[str]:
     return sorted({view.weight for view in products(program)})
+
+
+def _zeros(program: Program, paths: Sequence[str]) -> dict[str, Tensor]:
+    return {path: torch.zeros_like(program.tensor(path).detach()) for path in paths}
 
 
 def _each(
@@ -81,7 +97,7 @@ def _each(
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        for part in batches(data, indices, batch):
+        for part in own_batches(data, indices, batch):
             with evaluating(program.module):
                 loss = loss_of(program.module(**program.complete(part)), part)
             found = torch.autograd.grad(loss, weights)

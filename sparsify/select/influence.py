@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sparsify.data.sequences import Data, batches
+from sparsify import ranks
+from sparsify.data.sequences import Data
+from sparsify.data.shares import own_batches
 from sparsify.ir.axes.residual import Block
 from sparsify.ir.program import Program
 from sparsify.ir.run.values import Values
@@ -33,7 +35,7 @@ def block_influence(
     watch = Values(program, [node for span in spans.values() for node in (span.x, span.y)])
     totals = {name: torch.zeros((), dtype=torch.float64) for name in spans}
     tokens = dict.fromkeys(spans, 0)
-    for part in batches(data, indices, batch):
+    for part in own_batches(data, indices, batch):
         values, mask = watch.of(part), padding(program.complete(part))
         for name, span in spans.items():
             x, y = values[span.x], values[span.y]
@@ -41,7 +43,9 @@ def block_influence(
             after = kept_rows(x + y.reshape(x.shape) if span.adds else y, mask)
             totals[name] = accumulate_cosine(totals[name], rows.cpu(), after.cpu())
             tokens[name] += rows.shape[0]
-    return {name: 1.0 - float(total) / max(1, tokens[name]) for name, total in totals.items()}
+    sums = ranks.totals(*map(float, totals.values()), *tokens.values())
+    turns, seen = sums[: len(spans)], sums[len(spans) :]
+    return {n: 1.0 - turn / max(1, size) for n, turn, size in zip(spans, turns, seen, strict=True)}
 
 
 def influences(

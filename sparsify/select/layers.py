@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from sparsify import ranks
 from sparsify.data.sequences import Data, batches
 from sparsify.errors import DataError, SparsifyError
 from sparsify.ir.axes.residual import Block, blocks
@@ -84,7 +85,7 @@ def layer_errors(
         L_i = mean_c ||D_i[:, c] - P_i[:, c]||^2 / ||D_i[:, c]||^2
 
     Errors add up from layer to layer. Padded tokens count as others do. Source: LoSA (2502.14816),
-    section 3.3, equation 6.
+    section 3.3, equation 6. Where `parts` are those of one rank, every rank gets the sums of all.
     """
     names = {node.name: node for node in dense.graph.nodes}
     ends = [layer.end for layer in layers]
@@ -104,5 +105,13 @@ def layer_errors(
             lost = target - mine[end].double().flatten(0, -2)
             sums = torch.stack([lost.square().sum(0), target.square().sum(0)])
             totals[i] = totals[i] + sums if i in totals else sums
+    totals = _summed(ranks.gathered(totals))
     tiny = torch.finfo(torch.float64).tiny
     return torch.stack([(lost / whole.clamp_min(tiny)).mean() for lost, whole in totals.values()])
+
+
+def _summed(found: Sequence[dict[int, Tensor]]) -> dict[int, Tensor]:
+    """Sums by layer, of which a rank without a batch has none."""
+    layers = sorted({layer for sums in found for layer in sums})
+    parts = {layer: [sums[layer] for sums in found if layer in sums] for layer in layers}
+    return {layer: torch.stack(each).sum(0) for layer, each in parts.items()}

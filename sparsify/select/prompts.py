@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsify.data.sequences import Data, batches
+from sparsify import ranks
+from sparsify.data.sequences import Data
+from sparsify.data.shares import own_batches
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import Table, rounded_table
 from sparsify.train.losses import TaskLoss
@@ -30,9 +32,10 @@ def loss_of(program: Program, data: Data, indices: Sequence[int], batch: int) ->
     """The mean task loss of a label over some sequences, in nats."""
     task = TaskLoss(program)
     total = items = 0.0
-    for part in batches(data, indices, batch):
+    for part in own_batches(data, indices, batch):
         count = task.items(part)
         inputs = {name: value for name, value in part.items() if name != "labels"}
         total += float(task(program.run(inputs), part)) * count if count else 0.0
         items += count
+    total, items = ranks.totals(total, items)
     return total / max(items, 1)

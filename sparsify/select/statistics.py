@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sparsify import ranks
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import probe as probe_path
@@ -66,10 +67,37 @@ class Sums:
         if self.gram is not None:
             add_upper_gram(self.gram, rows)
 
+    def add_up(self) -> None:
+        """Put what all ranks have added in the place of what this one has."""
+        count = torch.tensor(self.tokens)
+        pool(count, self.mean, self.scatter)
+        self.tokens = int(count)
+        if self.gram is not None:
+            ranks.add_up(self.gram)
+
     def statistics(self) -> Statistics:
         """What was added so far."""
         gram = None if self.gram is None else mirrored(self.gram)
         return Statistics(self.tokens, self.mean, self.scatter, None, gram)
+
+
+def pool(count: Tensor, mean: Tensor, scatter: Tensor) -> None:
+    """Put the statistics of the tokens of all ranks in the place of those of one, in place.
+
+        n = sum n_r,   m = sum n_r m_r / n,   s = sum s_r + n_r (m_r - m)^2
+
+    `count []`, `mean [features]`, `scatter [features]`; sums are taken in float64.
+    """
+    if ranks.count() == 1:
+        return
+    mine, here = int(count), mean.double()
+    ranks.add_up(count)
+    whole = here * mine / max(1, int(count))
+    ranks.add_up(whole)
+    spread = scatter.double() + mine * (here - whole).square()
+    ranks.add_up(spread)
+    mean.copy_(whole)
+    scatter.copy_(spread)
 
 
 def kept_rows(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -146,6 +174,16 @@ class Collector(fx.Interpreter):
         self._shape = tuple(next(iter(inputs.values())).shape[:2])
         self._kept = padding(inputs)
         self.run(*inputs.values())
+
+    @torch.no_grad()
+    def add_up(self) -> None:
+        """Put what all ranks have seen together into the probes of each."""
+        for probe in self._probes.values():
+            buffers = [self._program.tensor(path) for path in probe.statistics]
+            if probe.scores is None:
+                count, mean, scatter, *buffers = buffers
+                pool(count, mean, scatter)
+            ranks.add_up(*buffers)
 
     def run_node(self, n: fx.Node) -> Any:
         """Interpret a node; a probe's statistics grow by what it sees."""

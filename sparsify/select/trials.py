@@ -9,8 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sparsify import ranks
 from sparsify.data.dialogues import IGNORED
-from sparsify.data.sequences import Data, batches
+from sparsify.data.sequences import Data
+from sparsify.data.shares import own_batches
 from sparsify.errors import DataError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.select.stacks import Stack
@@ -33,7 +35,7 @@ class Score:
     def of(self, program: Program) -> float:
         """The score of a program; DataError without labels, SparsifyError where it is not finite."""
         total, labels = 0.0, 0.0
-        for batch in batches(self.data, range(len(self.data)), self.batch):
+        for batch in own_batches(self.data, range(len(self.data)), self.batch):
             outputs = program.run(batch)
             held = {key: value.to(outputs[0].device) for key, value in batch.items()}
             if self.by == "loss":
@@ -41,6 +43,7 @@ class Score:
             else:
                 total += _missed(outputs[0], _labels(self.loss, held))
             labels += self.loss.items(batch)
+        total, labels = ranks.totals(total, labels)
         if not labels:
             raise DataError("the data has no label to score by; bring text, or labels")
         if not math.isfinite(total):

@@ -1,11 +1,14 @@
 """What crosses a cut, batch by batch, in memory or on disk."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from sparsify import ranks
 from sparsify.disk.files import new_file, new_folder
 from sparsify.ir.run.stages import Values
 
@@ -35,19 +38,19 @@ class Activations:
         """The values of a batch."""
         return self._held[batch] if self.folder is None else _load(self.folder / _name(batch))
 
-    def store(self, folder: Path, batches: int) -> None:
-        """Copy every batch into a new folder, which is there whole or not at all."""
-        with new_folder(folder, overwrite=True) as temporary:
-            for batch in range(batches):
+    def store(self, folder: Path, batches: Iterable[int]) -> None:
+        """Copy the batches of every rank into a new folder, which is there whole or not at all."""
+        with _common_folder(folder) as temporary:
+            for batch in batches:
                 if self.folder is None:
                     _save(self._held[batch], temporary / _name(batch))
                 else:
                     # A link: files are replaced, never written into.
                     os.link(self.folder / _name(batch), temporary / _name(batch))
 
-    def restore(self, folder: Path, batches: int) -> None:
-        """Take every batch over from what `store` wrote."""
-        for batch in range(batches):
+    def restore(self, folder: Path, batches: Iterable[int]) -> None:
+        """Take batches over from what `store` wrote, with however many ranks."""
+        for batch in batches:
             self[batch] = _load(folder / _name(batch))
 
     def clear(self) -> None:
@@ -55,6 +58,17 @@ class Activations:
         self._held.clear()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _common_folder(folder: Path) -> Iterator[Path]:
+    """As `new_folder`, one for all ranks, which leave the block together."""
+    with contextlib.ExitStack() as held:
+        made = (
+            held.enter_context(new_folder(folder, overwrite=True)) if ranks.is_first() else folder
+        )
+        yield ranks.gathered(made)[0]
+        ranks.gathered(None)
 
 
 def _name(batch: int) -> str:

@@ -1,5 +1,6 @@
 """What a streamed run is to do, and whether the folder it writes is free for it."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 from sparsify.data.spec import without_folders
 from sparsify.disk.files import WORK, read_json, refusals, require_free, write_json
+from sparsify.disk.locks import locked
 from sparsify.errors import DataError, OptionError
 from sparsify.ir.device import device_of
 from sparsify.pretrained.origin import short_name
@@ -55,6 +57,12 @@ class Job:
                 f"'{self.model}' is a file, and streaming reads a folder of safetensors; load it with "
                 "sparsify.load_model and save model and tokenizer into one"
             )
+
+
+def take(job: Job, held: contextlib.ExitStack, *, resume: bool) -> None:
+    """Hold the job's folder against others as long as `held` is, and begin in it; InUse, or as `begin`."""
+    held.enter_context(locked(job.out))
+    begin(job, resume=resume)
 
 
 def begin(job: Job, *, resume: bool) -> Path:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from accelerate.utils import get_max_memory
 
+from sparsify import ranks
+from sparsify.errors import OptionError
 from sparsify.ir.device import device_of
 
 DeviceMap = Mapping[str, str | int]
@@ -17,12 +19,17 @@ class Places:
     longest path that fits decides, '' fits all), or `auto`: the layers in even runs over the GPUs that
     accelerate finds, the CPU where it finds none. `layers` are the layers in order, each as the paths of
     its tensors.
-    Raises OptionError for a device that this machine has not.
+    Raises OptionError for a device that this machine has not, and for `auto` in several processes with GPUs.
     """
 
     def __init__(self, device: str | DeviceMap, layers: Sequence[Sequence[str]]) -> None:
         if device == "auto":
-            device = spread(layers, [key for key in get_max_memory() if isinstance(key, int)])
+            gpus = [key for key in get_max_memory() if isinstance(key, int)]
+            if gpus and ranks.count() > 1:
+                raise OptionError(
+                    "auto spreads a model over all GPUs for one process; give several --device cuda"
+                )
+            device = spread(layers, gpus)
         named = {"": device} if isinstance(device, str) else device
         self._devices = {
             path: device_of(name, numbers=False) for path, name in {"": "cpu", **named}.items()

@@ -8,6 +8,7 @@ pruned, in two passes, as in Wanda's code. What is pruned to N:M in float32 runs
 on, with half the multiply-adds. Source: SparseGPT (2301.00774), section 4, there with two passes.
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,15 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsify import native
-from sparsify.data.sequences import Data, batches, sample
-from sparsify.disk.files import ABOUT, forget, read_mapping, reading, write_json
-from sparsify.disk.hashes import write_hashes
-from sparsify.disk.locks import locked
+from sparsify import native, ranks
+from sparsify.data.sequences import Data, sample
+from sparsify.data.shares import own_batches
+from sparsify.disk.files import ABOUT, WORK, forget, read_mapping, reading, write_json
+from sparsify.disk.hashes import of_tensor, write_hashes
+from sparsify.engine.agreement import check_same
 from sparsify.engine.contract import Progress, Silent
 from sparsify.engine.fingerprint import data_fingerprint
 from sparsify.engine.publish import publish
 from sparsify.engine.resume import bind, surroundings
+from sparsify.ir.device import device_of_rank
 from sparsify.ir.facts.admission import admission_of_program
 from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.features.packed_nm import PackedProduct, packed_product
@@ -39,7 +42,7 @@ from sparsify.select.weights import check_axes
 from sparsify.signals import stop_of
 from sparsify.stream.activations import Activations
 from sparsify.stream.checkpoint import Borrowed, Checkpoint
-from sparsify.stream.job import Job, begin, told
+from sparsify.stream.job import Job, take, told
 from sparsify.stream.output import Shards
 from sparsify.stream.places import Places
 from sparsify.tensors.packing.layout import Layout, packable
@@ -55,17 +58,21 @@ def prune(job: Job, data: Data, progress: Progress | None = None, *, resume: boo
     and data are the same. Raises DataError, OptionError, TraceError, PipelineError for the state of
     another run, and InUse when another process is writing there.
     """
-    with locked(job.out):
-        work = begin(job, resume=resume)
+    work = job.out / WORK
+    with contextlib.ExitStack() as held:
+        ranks.by_first(lambda: take(job, held, resume=resume))
         try:
             run = _Run(job, data, work, progress or Silent())
-            bind(work, run.identity())
+            identity = run.identity()
+            check_same(identity, "before the first layer")
+            ranks.by_first(lambda: bind(work, identity))
             run.go()
-            run.publish()
+            ranks.by_first(run.publish)
         except BaseException as error:
             stop = stop_of(error)
             if not (work / _PROGRESS).is_file():  # nothing to go on from
-                forget(work)
+                if ranks.is_first():
+                    forget(work)
             elif stop is not None:
                 stop.kept = (
                     f"the layers that are done are kept in '{work}'; the same command with --resume "
@@ -91,12 +98,20 @@ class _Run:
         self.source = Path(job.model)
         dtype = next(p.dtype for p in self.program.module.parameters())
         found = dict.fromkeys(s.layer for s in self.stages if s.layer is not None)
-        self.places = Places(job.device, [layer.tensors for layer in found])
+        device = job.device
+        if isinstance(device, str) and device != "auto":
+            device = device_of_rank(device)
+        self.places = Places(device, [layer.tensors for layer in found])
         self.borrowed = Borrowed(self.program, Checkpoint(self.source), dtype, self.places)
         self.shards = Shards(work / "shards")
         self.activations = Activations(work / "activations" if job.on_disk else None)
         chosen = sample(data, job.samples, job.seed)
-        self.inputs = [self.program.complete(part) for part in batches(data, chosen, job.batch)]
+        # Of this rank, by their number among all: every rank has its own, and adds up with the others.
+        numbers = ranks.own(range(-(-len(chosen) // job.batch)))
+        parts = own_batches(data, chosen, job.batch)
+        self.inputs = {
+            number: self.program.complete(part) for number, part in zip(numbers, parts, strict=True)
+        }
         self.data = data
         self.rows: list[dict[str, Any]] = []
         # Pruned weights of the layer at hand, as they are run where the kernels are faster.
@@ -113,6 +128,7 @@ class _Run:
     def go(self) -> None:
         """Every stage, from the first or from where an interrupted run had stored its cut."""
         first = self._restore()
+        check_same({"progress": str(first)}, "before the first layer")
         self.progress.start("prune", (len(self.stages) - first) * len(self.inputs))
         for numbers in self._together(first):
             self._collect(numbers, stored=numbers[0] == first and first > 0)
@@ -133,7 +149,7 @@ class _Run:
         sums = [self._sums(self.stages[n]) for n in numbers]
         self._need(numbers[1:] if stored else numbers)
         self.progress.rename(self._title(numbers))
-        for index, inputs in enumerate(self.inputs):
+        for index, inputs in self.inputs.items():
             values, kept = self.activations[index] if first else inputs, padding(inputs)
             for number, total in zip(numbers, sums, strict=True):
                 stage = self.stages[number]
@@ -146,6 +162,8 @@ class _Run:
         if self._begins_layer(first) and not stored:
             self._write_layer(first)
             self._store(first)
+        for total in sums:
+            total.add_up()
         for number in numbers:
             # Taken out, so that the sums of a stage go when it is done.
             self._prune_stage(self.stages[number].linears, sums.pop(0).statistics(), started)
@@ -174,7 +192,7 @@ class _Run:
     def _go_on(self, numbers: Sequence[int]) -> None:
         """Move the cut over stages that are pruned now."""
         self._need(numbers)
-        for index in range(len(self.inputs)):
+        for index in self.inputs:
             values = self.activations[index]
             for number in numbers:
                 values = self._run(self.stages[number], values)
@@ -232,7 +250,9 @@ class _Run:
         pruned = {view.weight for stage in self.stages[:number] for view in stage.linears}
         paths = {*inside, *(path for path in self.borrowed.held if path in pruned)}
         tensors: dict[str, Tensor] = {self.borrowed.keys[p]: self.borrowed.held[p] for p in paths}
-        if tensors:
+        hashes = {path: of_tensor(self.borrowed.held[path]) for path in sorted(paths)}
+        check_same(hashes, f"before stage {number}")
+        if tensors and ranks.is_first():
             self.shards.write(number, tensors)
         self.borrowed.release(list(self.borrowed.held))
         self.packed.clear()
@@ -240,9 +260,11 @@ class _Run:
     def _store(self, number: int) -> None:
         """Keep the cut before a stage, so that a killed run can go on from it."""
         here = self.work / f"cut-{number}"
+        self.activations.store(here, self.inputs)
+        if not ranks.is_first():
+            return
         # Not this one, which a run may have left that was killed before it wrote its progress.
         before = [folder for folder in self.work.glob("cut-*") if folder != here]
-        self.activations.store(here, len(self.inputs))
         write_json(self.work / _PROGRESS, {"stage": number, "rows": self.rows})
         for folder in before:
             shutil.rmtree(folder)
@@ -254,7 +276,7 @@ class _Run:
         progress = read_mapping(path)
         with reading(path):
             self.rows, number = list(progress["rows"]), int(progress["stage"])
-        self.activations.restore(self.work / f"cut-{number}", len(self.inputs))
+        self.activations.restore(self.work / f"cut-{number}", self.inputs)
         return number
 
     def publish(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
+from sparsify import ranks
 from sparsify.errors import OptionError
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.experts import experts_beside
@@ -60,13 +61,17 @@ def balance(
     """`E sum_i f_i P_i` of one router: probabilities `[tokens, E]`, numbers of experts `[tokens, top]`.
 
     `mask`, of as many entries as tokens, marks those that count; `there` is E where masks leave some out.
+    Ranks count each other's tokens: the mean of what they return, and of its gradient, is B of all tokens.
     """
     tokens, size = probabilities.shape
     experts = size if there is None else there
     weights = probabilities.new_ones(tokens)
     if mask is not None and mask.numel() == tokens:
         weights = mask.flatten().to(probabilities)
-    weights = (weights / weights.sum())[:, None]
+    total = weights.sum()
+    ranks.add_up(total)
+    weights = (weights / total)[:, None]
     places = torch.zeros_like(probabilities).scatter(1, numbers, 1.0)
-    shares, means = (weights * places).sum(0), (weights * probabilities).sum(0)
+    shares, means = (weights * places).sum(0), (weights * probabilities).sum(0) * ranks.count()
+    ranks.add_up(shares)
     return experts * (shares * means).sum()

@@ -83,12 +83,6 @@ class Following:
             self._references = {**self._dense(), **self._references}
 
 
-def progress_figures(figures: Figures) -> Figures:
-    """The figures of a step without those of each domain, of which there may be many."""
-    prefixes = (WEIGHT, LOSS, REFERENCE)
-    return {name: value for name, value in figures.items() if not name.startswith(prefixes)}
-
-
 def note_of(how: Constant | Dynamic, names: Sequence[str], rows: Sequence[Figures]) -> str:
     """A sentence on each domain for the report: its weight and loss at the start and at the end."""
     first, last = rows[0], rows[-1]

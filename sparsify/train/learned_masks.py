@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsify import ranks
 from sparsify.tensors import hard_concrete
 from sparsify.tensors.decay import ramp
 from sparsify.tensors.seeds import generator_of
@@ -104,6 +105,14 @@ class LearnedMasks:
             for kind in self.families
         ]
         return torch.stack(terms).sum()
+
+    def share_gradients(self) -> None:
+        """Put the means over ranks in the place of this rank's gradients."""
+        for group in self.groups():
+            for value in group["params"]:
+                if value.grad is not None:
+                    ranks.add_up(value.grad)
+                    value.grad /= ranks.count()
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from sparsify import ranks
 from sparsify.data.domains import DomainData
-from sparsify.data.sequences import Data, order
+from sparsify.data.sequences import Data
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
 from sparsify.train.checkpoint import latest, restore, store
@@ -27,9 +28,12 @@ from sparsify.train.moving_masks import AdaptiveMasks
 from sparsify.train.objective import Objective
 from sparsify.train.omitting import Omitting
 from sparsify.train.optimizer import Rule, SparseAdamW
+from sparsify.train.parallel import check_shares, mean_over_ranks, prepared, seed_step
 from sparsify.train.precision import accelerating
 from sparsify.train.schedules import factor
 from sparsify.train.settings import Figures, Settings, Sparse
+from sparsify.train.shards import Shards, sharding
+from sparsify.train.steps import step_indices
 from sparsify.train.validation import Validation
 
 
@@ -50,7 +54,8 @@ def train(
 ) -> list[Figures]:
     """Optimise the parameters that require gradients, in place; returns one row of figures a step.
 
-    With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
+    With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted; where
+    parameters are sharded there are no checkpoints.
     With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one the loss on its batch
     of the dense weights (`unpruned`) and of the masked ones (`pruned`). `omission` gives
     the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `learned` are
@@ -59,6 +64,9 @@ def train(
     `Following` tells. Without it weights stay and nothing is measured. Raises SparsifyError when the loss is
     no longer finite; checkpoints from before then stay.
     """
+    check_shares(settings, measures=domains is not None and isinstance(data, DomainData))
+    if sharding():
+        scratch = None
     with (
         torch.random.fork_rng(devices=[]),
         accelerating(device, settings.precision) as accelerator,
@@ -84,20 +92,9 @@ def train(
                 if scratch is not None and (step + 1) % settings.save_every == 0 and not last:
                     store(run.accelerator, scratch, step + 1, history)
         run.model.eval()
+        if run.shards is not None:
+            run.shards.gather()
     return history
-
-
-# One permutation serves a whole epoch of steps; a step may reach into the next one.
-_order = lru_cache(maxsize=2)(order)
-
-
-def step_indices(size: int, seed: int, step: int, batch: int) -> list[int]:
-    """The sequences of one step: each epoch is one permutation, taken `batch` at a time without gaps."""
-    indices = []
-    for position in range(step * batch, (step + 1) * batch):
-        epoch, within = divmod(position, size)
-        indices.append(int(_order(size, seed, epoch)[within]))
-    return indices
 
 
 def _optimizer(
@@ -127,6 +124,8 @@ class _Run:
     ) -> None:
         self.program, self.data, self.settings = program, data, settings
         self.objective, self.accelerator, self.learned = objective, accelerator, learned
+        model = Trained(program, settings.recompute)
+        self.shards = Shards(program, model, accelerator.device) if sharding() else None
         # By name: a program loaded from disk may hold its parameters in another order, and the
         # optimiser's state is kept by number.
         named = sorted(program.module.named_parameters(), key=lambda item: item[0])
@@ -138,8 +137,7 @@ class _Run:
         groups = [{"params": trained}, *self._others()]
         optimizer = _optimizer(groups, settings, None if sparse is None else sparse.rule)
         self.rules = optimizer if isinstance(optimizer, SparseAdamW) else None
-        model = Trained(program, settings.recompute)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = prepared(self.accelerator, model, optimizer)
         # Asked of the optimiser: sharding puts other tensors in place of the parameters.
         groups = self.optimizer.param_groups
         self.trained = [parameter for group in groups for parameter in group["params"]]
@@ -183,6 +181,7 @@ class _Run:
         """One optimiser step; the figures to show."""
         started = time.perf_counter()
         settings = self.settings
+        seed_step(settings.seed, step)
         part = factor(settings.shape, step, settings.steps, settings.warmup, settings.floor)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * part
@@ -222,8 +221,10 @@ class _Run:
             figures = {key: figures.get(key, 0.0) + value for key, value in found.items()}
         if self.learned is not None:
             self.accelerator.backward(self.learned.penalty())
+            self.learned.share_gradients()
         ids = (part.batch.get("input_ids") for part in parts)
-        return figures, sum(each.numel() for each in ids if each is not None)
+        tokens = sum(each.numel() for each in ids if each is not None)
+        return mean_over_ranks(figures), int(ranks.totals(tokens)[0])
 
     def finish(self, step: int) -> Figures:
         """Put the masks in and measure domains."""
@@ -247,7 +248,8 @@ class _Run:
     def _evaluate(self, step: int) -> float:
         self.model.eval()
         parts = self.objective.parts(self._batches(step))
-        return sum(self.objective(self.model, part)[1]["loss"] for part in parts)
+        mine = sum(self.objective(self.model, part)[1]["loss"] for part in parts)
+        return mean_over_ranks({"loss": mine})["loss"]
 
     def _before(self, step: int) -> Figures:
         """What is due before a step: its omission rate, new masks, and how far the run is."""
@@ -273,8 +275,6 @@ class _Run:
         """What learns beside parameters, with learning rates of its own."""
         if self.learned is None:
             return []
-        if self.accelerator.num_processes > 1:
-            raise SparsifyError("masks are learnt in one process; start a single one")
         self.learned.to(self.accelerator.device)
         self.accelerator.register_for_checkpointing(self.learned)
         return self.learned.groups()
@@ -289,6 +289,5 @@ class _Run:
         return [self._batch(indices[i * batch : (i + 1) * batch]) for i in range(count)]
 
     def _batch(self, indices: list[int]) -> dict[str, Tensor]:
-        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        batch = self.data.batch(mine)
+        batch = self.data.batch(ranks.own(indices))
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}

@@ -3,7 +3,7 @@
     loss = task * sum_labels CE / labels + sum_tokens D / size + balance * mean of B
 
 with both sums, and what they are divided by, over all micro-batches and processes of a step; B is that of
-each of these alone, as `balance.py` has it.
+each micro-batch, over all processes, as `balance.py` has it.
 """
 
 from collections.abc import Mapping, Sequence

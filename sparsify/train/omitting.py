@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, fx
 
+from sparsify import ranks
 from sparsify.errors import OptionError
 from sparsify.ir.features.omission import Chooser, choosing, omissions
 from sparsify.ir.program import Program
@@ -146,10 +147,7 @@ class _Choice:
 
 def _shared(statistic: Tensor | None) -> Tensor | None:
     """The mean over data-parallel ranks, so that all choose alike."""
-    distributed = torch.distributed
-    if statistic is None or not (distributed.is_available() and distributed.is_initialized()):
-        return statistic
-    if distributed.get_world_size() > 1:
-        distributed.all_reduce(statistic)
-        statistic /= distributed.get_world_size()
+    if statistic is not None:
+        ranks.add_up(statistic)
+        statistic /= ranks.count()
     return statistic

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import patch_environment
 
 from sparsify.errors import OptionError
 from sparsify.train.settings import Precision
+from sparsify.train.shards import ASKED, sharding
 
 
 @contextlib.contextmanager
@@ -26,7 +28,12 @@ def accelerating(device: str, precision: Precision) -> Iterator[Accelerator]:
     for state in shared:
         state.clear()
     try:
-        yield Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+        # Sharding is done to the flat graph, in which accelerate finds no layers to wrap.
+        with patch_environment(**({ASKED: "false"} if sharding() else {})):
+            accelerator = Accelerator(
+                cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no"
+            )
+        yield accelerator
     finally:
         for state, said in zip(shared, before, strict=True):
             state.clear()

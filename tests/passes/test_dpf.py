@@ -14,8 +14,8 @@ from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.linear import linears
 from sparsify.train.checkpoint import latest
-from sparsify.train.loop import step_indices
 from sparsify.train.losses import TaskLoss
+from sparsify.train.steps import step_indices
 
 PLAIN = "lr=0.1 optimizer=sgd momentum=0.0 schedule=constant warmup=0.0 clip=0.0"
 DYNAMIC = (

@@ -1,0 +1,78 @@
+"""FSDP2 as accelerate's config file asks for it: parameters, gradients and moments cut over the ranks.
+
+The flat graph is one unit: a forward pass gathers all weights and keeps them until the backward pass is done,
+so that what falls with the number of ranks is what gradients, moments and resting weights take.
+"""
+
+import os
+from collections.abc import Mapping
+
+import torch
+from accelerate.utils import parse_flag_from_env
+
+from sparsify import ranks
+from sparsify.errors import OptionError
+from sparsify.ir.program import Program
+from sparsify.train.sharded import whole
+
+ASKED = "ACCELERATE_USE_FSDP"
+# What accelerate can do beside, and this cannot: its name in a config file.
+_OTHERS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params",
+}
+
+
+def sharding() -> bool:
+    """Whether parameters are to be cut over several ranks.
+
+    Raises OptionError for a way of accelerate's to spread a model that there is not here.
+    """
+    if ranks.count() == 1:
+        return False
+    for name, said in _OTHERS.items():
+        if parse_flag_from_env(name):
+            raise OptionError(f"{said} is not there for runs; take it out of accelerate's config")
+    if not parse_flag_from_env(ASKED):
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise OptionError("of FSDP there is version 2; say fsdp_version: 2 in accelerate's config")
+    return True
+
+
+class Shards:
+    """The parameters of a program, cut over the ranks from here to `gather`.
+
+    `model` holds the program's module, and is what is called.
+    """
+
+    def __init__(self, program: Program, model: torch.nn.Module, device: torch.device) -> None:
+        # Not above: importing them takes a second.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        self._program, self._model = program, model
+        self._before = self._now()
+        mesh = init_device_mesh(device.type, (ranks.count(),))
+        # Losses read weights of the head behind the forward pass.
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        for value in self._before.values():
+            value.data = value.new_empty(
+                0
+            )  # who knows the whole parameter keeps it, not its numbers
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Put whole parameters back, the same ones as before, on every rank."""
+        self._model.reshard()  # type: ignore[operator]  # an evaluation leaves them gathered
+        now, filled = self._now(), set[int]()
+        for path, value in self._before.items():
+            if id(value) not in filled:
+                value.data = whole(now[path].detach())
+                filled.add(id(value))
+            owner, _, name = path.rpartition(".")
+            self._program.module.get_submodule(owner).register_parameter(name, value)
+
+    def _now(self) -> Mapping[str, torch.nn.Parameter]:
+        return dict(self._program.module.named_parameters(remove_duplicate=False))
