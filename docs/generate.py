@@ -12,6 +12,29 @@ from sparsify.text.catalogue import Catalogue, Entry, entry_of
 from sparsify.text.syntax import parse_calls
 
 ROOT = Path(__file__).parent.parent
+SWEPT = "benchmarks/results/zoo.json"
+STEPS = (
+    "trace",
+    "heads",
+    "channels",
+    "experts",
+    "hidden",
+    "layers",
+    "2:4",
+    "onnx",
+    "decode",
+    "folder",
+)
+_MARKS = {"yes": "yes", "-": "none", "refused": "refused", "fault": "fault", "wrong": "wrong"}
+_FAMILIES = """# Families of the model library
+
+What `make zoo` has found of {count} families of transformers, each small and random: traced and held against
+its model; half of each kind of axis (a quarter of the hidden size) masked and removed, which must come to the
+same; pruned 2:4 and packed; written to ONNX and read back; written with a cache, whose greedy tokens must be
+the model's own; written to a folder that transformers loads. `none`: the family has no such axis, or none
+that may go, or does not generate from ids alone; `refused`: with the sentence below; an empty cell: untried.
+
+"""
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->\n\n"
 
 
@@ -58,6 +81,34 @@ def example_of(name: str) -> str:
     return min(with_it, key=lambda item: len(item.text)).text
 
 
+def families_page() -> str:
+    """What the sweep of `make zoo` has found of each family of the model library."""
+    rows = json.loads((ROOT / SWEPT).read_text(encoding="utf-8"))["rows"]
+    rows = {family: row for family, row in sorted(rows.items()) if row.get("built") == "yes"}
+    parts = [NOTE + _FAMILIES.format(count=len(rows))]
+    parts.append("| | " + " | ".join(STEPS) + " |\n|---|" + "---|" * len(STEPS))
+    for answer in _MARKS.values():
+        counts = [sum(_mark(row, step) == answer for row in rows.values()) for step in STEPS]
+        if any(counts):
+            parts.append(f"| {answer} | " + " | ".join(map(str, counts)) + " |")
+    parts.append("\n| family | " + " | ".join(STEPS) + " |\n|---|" + "---|" * len(STEPS))
+    for family, row in rows.items():
+        parts.append(f"| {family} | " + " | ".join(_mark(row, step) for step in STEPS) + " |")
+    parts.append("\n## In their words\n")
+    for family, row in rows.items():
+        for step in STEPS:
+            if _mark(row, step) in ("refused", "fault", "wrong"):
+                said = row[step].replace("<", "&lt;").replace("|", "&#124;").replace("*", "\\*")
+                parts.append(f"- {family}, {step}: {said}")
+    return "\n".join(parts) + "\n"
+
+
+def _mark(row: dict[str, str], step: str) -> str:
+    """What a step has answered, in a word; nothing where it was not done."""
+    word = row.get(step, "").split(" ")[0].rstrip(":")
+    return _MARKS.get(word, word)
+
+
 def _indented_as_code(text: str) -> str:
     """Indented lines of a docstring become fenced blocks."""
     lines, inside = [], False
@@ -76,6 +127,7 @@ def _indented_as_code(text: str) -> str:
 
 PAGES = {
     "docs/passes.md": passes_page,
+    "docs/families.md": families_page,
     "docs/recipes.md": recipes_page,
     "sparsify/text/catalogue.json": catalogue_file,
 }

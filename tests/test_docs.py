@@ -22,7 +22,8 @@ def generator():
 
 
 @pytest.mark.parametrize(
-    "name", ["docs/passes.md", "docs/recipes.md", "sparsify/text/catalogue.json"]
+    "name",
+    ["docs/passes.md", "docs/recipes.md", "docs/families.md", "sparsify/text/catalogue.json"],
 )
 def test_generated_pages_are_fresh(name):
     assert (ROOT / name).read_text() == generator().PAGES[name](), "run `make docs`"
