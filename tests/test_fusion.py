@@ -47,7 +47,7 @@ class Two(nn.Module):
 def small(seed=0):
     torch.manual_seed(seed)
     x = torch.randn(5, 4, 12, dtype=torch.float64)
-    return trace(Two().double(), {"x": x}, {"x": {0: "batch"}})
+    return trace(Two().double(), {"x": x}, {"x": {0: "batch", 1: "length"}})
 
 
 def outputs(program, x):
