@@ -142,7 +142,6 @@ def _trained() -> list[Row]:
 
 def _structured() -> list[Row]:
     groups = "insert-masks{of=heads,channels}"
-    seen = "insert-probes | calibrate{samples=128}"
     smaller = "prune-heads | prune-channels"
     healed = (
         "insert-lora{rank=32 alpha=32.0} | train{steps=200 batch=4 lr=0.001 update=lora "
@@ -150,14 +149,20 @@ def _structured() -> list[Row]:
     )
     criteria = {
         "taylor": f"{groups} | choose-masks{{of=heads,channels score=taylor sparsity=0.25}}",
-        "wanda-sp": f"{seen} | {groups} | choose-masks{{of=heads,channels score=wanda sparsity=0.25}} | "
+        "wanda-sp": f"{groups} | choose-masks{{of=heads,channels score=wanda sparsity=0.25}} | "
         "remove-probes",
-        "flap": f"{seen} | {groups} | choose-masks{{of=heads,channels score=fluctuation sparsity=0.25 "
+        "flap": f"{groups} | choose-masks{{of=heads,channels score=fluctuation sparsity=0.25 "
         "scope=global} | insert-bias | choose-bias | remove-probes | fold-bias",
         "llm-pruner": f"{groups} | choose-masks{{of=heads,channels score=mixed sparsity=0.25 samples=10}}",
     }
     rows = [
-        Row(f"{name} 25 %", "structured", f"{text} | {smaller}") for name, text in criteria.items()
+        Row(
+            f"{name} 25 %",
+            "structured",
+            f"{text} | {smaller}",
+            _CALIBRATED if "remove-probes" in text else None,
+        )
+        for name, text in criteria.items()
     ]
     rows += [
         Row(f"{name} 25 % recovered", "structured", healed, f"{name} 25 %") for name in criteria
