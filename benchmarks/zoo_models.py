@@ -129,7 +129,7 @@ def _changes(config: PreTrainedConfig) -> dict[str, Any]:
             changed[name] = min(value, SIZES[name]) if value > 0 else value
         elif name.endswith("token_id") and isinstance(value, int) and value >= WORDS:
             changed[name] = 1
-    if getattr(config, "head_dim", 0) is None:
+    if vars(config).get("head_dim", 0) is None:
         changed["head_dim"] = SIZES["head_dim"]
     if "qk_rope_head_dim" in changed:
         # Keys of one latent for all heads, of which a part is rotated.
@@ -142,7 +142,9 @@ def _changes(config: PreTrainedConfig) -> dict[str, Any]:
 def small_model(family: str, task: str) -> nn.Module:
     """A random model of a family, in evaluation mode, biases and gains moved away from 0 and 1."""
     torch.manual_seed(0)
-    model = getattr(transformers, task).from_config(small_config(family))
+    config = small_config(family)
+    config.architectures = config.architectures or []
+    model = getattr(transformers, task).from_config(config)
     count = sum(value.numel() for value in model.parameters())
     if count > 40_000_000:
         raise ValueError(f"{count:,} parameters are not small")

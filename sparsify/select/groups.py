@@ -48,8 +48,8 @@ class MaskedAxis:
 
     @property
     def per_group(self) -> int:
-        """Query heads of one KV group; 1 for channels and for attention without groups."""
-        return self.of.rep_size if isinstance(self.of, Heads) else 1
+        """Query heads of one KV group, which go together; 1 for channels, and where one group serves all."""
+        return self.of.rep_size if isinstance(self.of, Heads) and self.of.kv is not None else 1
 
 
 def prunable(analysis: Analysis, kind: str) -> list[Group] | list[Heads]:
@@ -158,7 +158,9 @@ def heads_left(program: Program, amount: Amount) -> tuple[int, int, int, int] | 
 
 def _left(of: Heads, amount: Amount) -> tuple[int, int]:
     groups, inside = of.kv_size, of.rep_size
-    if amount.rule == "inside" and inside == 1:
+    if of.kv is None:
+        groups = inside
+    elif amount.rule == "inside" and inside == 1:
         groups, inside = 1, of.size
     units = groups if amount.rule == "groups" else inside
     if amount.sizes:
@@ -167,6 +169,8 @@ def _left(of: Heads, amount: Amount) -> tuple[int, int]:
         step = amount.step("heads")
         count = min(units, -(-(units - zeros_of(units, amount.sparsity)) // step) * step)
     left = count * of.size // units
+    if of.kv is None:
+        return left, 1
     return left, left // of.rep_size if amount.rule == "groups" or of.rep_size == 1 else of.kv_size
 
 

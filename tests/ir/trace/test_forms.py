@@ -1,10 +1,14 @@
 """Forms that models write and no axis rule knows, brought into those that it does."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsify.engine.contract import Context
+from sparsify.engine.export import export
 from sparsify.engine.pipeline import parse
 from sparsify.ir.axes.groups import heads
 from sparsify.ir.axes.walk import analyse
@@ -106,3 +110,22 @@ def test_channels_that_stand_in_pairs_go_in_pairs():
     assert smaller.tensor("both.weight").shape == (12, 8)
     assert smaller.tensor("down.weight").shape == (8, 6)
     torch.testing.assert_close(smaller.run({"x": x})[0], wanted)
+
+
+def test_heads_that_one_group_serves_go_one_by_one(tmp_path):
+    """Multi-query attention: half of the query heads go, the keys and values stay; a config can say it."""
+    sizes = {"hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 60}
+    heads_of = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 12}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads_of)).eval()
+    masks = "insert-masks{of=heads} | choose-masks{of=heads sparsity=0.5}"
+    masked = parse(masks).run(trace(model), Context())
+    wanted = masked.run()[0]
+    smaller = parse("prune-heads").run(masked, Context())
+    attention = "model.layers.1.self_attn"
+    assert smaller.tensor(f"{attention}.q_proj.weight").shape == (24, 48)
+    assert smaller.tensor(f"{attention}.k_proj.weight").shape == (12, 48)
+    torch.testing.assert_close(smaller.run()[0], wanted)
+    export(smaller, tmp_path / "mqa", ["huggingface"])
+    config = json.loads((tmp_path / "mqa" / "huggingface" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (2, 1)
