@@ -18,7 +18,7 @@ from torch import Tensor
 
 from exporters.beside.genai import write_cached
 from exporters.beside.transformers_files import write_about, write_beside, write_config
-from exporters.onnx import FILE, Onnx
+from exporters.onnx import FILE, Onnx, limit_notes
 from exporters.onnx_graph.attention import fuse_attention
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
@@ -56,6 +56,7 @@ class OnnxDecode(Onnx):
     def write_settings(self, program: Program, folder: Path) -> None:
         """Write `config.json` and `genai_config.json`, as far as each can say the caches, and the rest."""
         config, notes = write_cached(program, folder, FILE)
+        notes += limit_notes(program)
         if _is_unpadded(program):
             notes.append(
                 "the sequences of a batch must be of one length: attention sees a window of places, and "

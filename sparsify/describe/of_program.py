@@ -14,6 +14,7 @@ from sparsify.describe.cost import cost as cost_of
 from sparsify.describe.count import count_parameters
 from sparsify.describe.facts import Facts, Weight, kind
 from sparsify.errors import SparsifyError
+from sparsify.ir.facts.admission import admission_of_program
 from sparsify.ir.facts.experts import expert_sets
 from sparsify.ir.facts.multiply_adds import multiply_adds
 from sparsify.ir.facts.weights import other_weights, zeros_in
@@ -28,7 +29,6 @@ from sparsify.ir.views.packed import (
     unblocked_weight,
     unpacked_weight,
 )
-from sparsify.pretrained.load import class_named, config_of
 
 _LENGTH = 128
 _MS = (4, 8)  # of the patterns N:M that are looked for
@@ -165,13 +165,12 @@ def pattern_of(weight: Tensor) -> str:
 
 
 def usual_length(program: Program) -> int:
-    """Tokens to count the work at: 128, or the positions of a smaller model; 0 without a length."""
+    """Tokens to count the work at: 128, or what a smaller model takes; 0 without a length."""
     varying = {name for dims in program.dynamic.values() for name in dims.values()} - {"batch"}
     if not varying:
         return 0
-    cls = class_named(program.source.model_class)
-    config = config_of(cls, program.source.config) if cls else None
-    return min(_LENGTH, getattr(config, "max_position_embeddings", None) or _LENGTH)
+    positions = admission_of_program(program).positions
+    return _LENGTH if positions is None else min(_LENGTH, positions)
 
 
 def _names(entries: Iterable[str | tuple[str, ...]]) -> set[str]:

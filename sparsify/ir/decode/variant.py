@@ -65,6 +65,7 @@ def decoder(program: Program) -> Program:
     take_over(made, program)
     propagate(made)
     made.tokenizer, made.log = program.tokenizer, list(program.log)
+    made.limits = dict(program.limits)
     made.features = program.features
     _verify(made, program)
     return made

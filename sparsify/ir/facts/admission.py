@@ -53,6 +53,12 @@ class Admission:
         positions = None if self.positions is None else self.positions - tokens
         return replace(self, positions=positions)
 
+    def up_to(self, most: int | None) -> "Admission":
+        """What is left where the model's code does something else beyond so many tokens; None is no bound."""
+        if most is None or (self.fixed and self.positions is not None and self.positions <= most):
+            return self
+        return replace(self, positions=most, fixed=True)
+
     def check_ids(self, largest: int, what: str) -> None:
         """Refuse ids that the model has no row for; DataError."""
         if self.vocabulary is not None and largest >= self.vocabulary:
@@ -63,6 +69,7 @@ class Admission:
 
 
 ANYTHING = Admission()
+LENGTH = "length"  # the dimension of tokens
 
 
 def admission_of(kind: str, config: Mapping[str, Any]) -> Admission:
@@ -94,7 +101,12 @@ def admission_of_model(model: nn.Module) -> Admission:
 
 
 def admission_of_program(program: Program) -> Admission:
-    """What a program takes: by the config it was traced with, or by its own tables of ids."""
+    """What a program takes: by its limits, and the config it was traced with or its own tables of ids."""
+    _, most = program.limits.get(LENGTH, (0, None))
+    return _stated_by(program).up_to(most)
+
+
+def _stated_by(program: Program) -> Admission:
     if program.source.config:
         stated = admission_of(program.source.model_class, program.source.config)
         return stated.behind(tokens_before(program))

@@ -16,6 +16,7 @@ from sparsify.ir.ops.nm_linear import nm_linear
 from sparsify.ir.ops.op import Cost, product
 from sparsify.ir.ops.registry import op_of
 from sparsify.ir.program import Program
+from sparsify.ir.trace.made_up import SIGNALS
 
 aten = torch.ops.aten
 
@@ -39,7 +40,8 @@ def multiply_adds(program: Program, batch: int, length: int, *, packed_whole: bo
     Counted are linear maps, matrix products, attention (keys that a mask hides included),
     convolutions and grouped products; elementwise work and softmax are not. A packed linear counts
     the N of every M that it multiplies by, or all with `packed_whole`.
-    The dimension called `batch` takes `batch`, every other varying dimension takes `length`.
+    The dimension called `batch` takes `batch`, every other varying dimension takes `length`, but for samples
+    and frames of a sound, which are as many as in the program's sample.
     """
     return work(program, batch, length, packed_whole=packed_whole).total
 
@@ -100,9 +102,10 @@ def _inputs(program: Program, batch: int, length: int, mode: FakeTensorMode) -> 
     inputs = {}
     for key, value in program.sample.items():
         dims = program.dynamic.get(key, {})
+        named = [(dims.get(i), size) for i, size in enumerate(value.shape)]
         sizes = [
-            (batch if dims[i] == "batch" else length) if i in dims else size
-            for i, size in enumerate(value.shape)
+            size if name is None or name in SIGNALS else batch if name == "batch" else length
+            for name, size in named
         ]
         # A meta tensor costs nothing however large the sizes are.
         with mode:

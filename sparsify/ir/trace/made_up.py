@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 BATCH, LENGTH = 2, 13
 _PIXELS, _CHANNELS = 64, 3
 _FRAMES, _SAMPLES = 96, 4000
+SIGNALS = ("samples", "frames")  # dimensions of a sound along its time
 _BYTES = 256  # ids of models whose vocabulary is not stated
 _MELS = ("num_mel_bins", "feature_size", "input_feat_per_channel", "num_mel_channels", "feat_dim")
 _STATED_CHANNELS = ("num_channels", "in_channels", "in_chans", "num_input_channels")

@@ -5,10 +5,14 @@ import logging
 import pytest
 import torch
 from torch import nn
+from transformers import MptConfig, MptForCausalLM
 
-from sparsify.errors import SparsifyError
+from sparsify.engine.export import export
+from sparsify.errors import DataError, SparsifyError
+from sparsify.ir.facts.admission import Admission, admission_of_program
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.trace.trace import trace
+from sparsify.runtime.generate import load_onnx
 
 DIMS = {"x": {0: "batch", 1: "length"}}
 
@@ -68,6 +72,7 @@ def test_what_holds_up_to_a_size_is_said_and_refused_beyond(tmp_path):
     assert program.limits == {"length": (0, 40)}
     for length in (2, 39, 40):
         follows(model, program, length)
+    assert admission_of_program(program) == Admission(None, 40, fixed=True)
     save(program, tmp_path / "saved")
     for one in (program, program.clone(), load(tmp_path / "saved")):
         with pytest.raises(SparsifyError, match="a length of 41 is not within 0 to 40"):
@@ -89,3 +94,16 @@ def test_a_size_that_code_counts_along_is_fixed(caplog):
     follows(model, program, 9)
     with pytest.raises(SparsifyError, match=r"takes x \[batch, 9, 4\], and was given \[2, 8, 4\]"):
         program.run({"x": torch.randn(2, 8, 4)})
+
+
+def test_files_say_how_many_tokens_they_take(tmp_path):
+    """MPT's table of slopes ends at `max_seq_len`; the file refuses what reaches beyond it."""
+    config = MptConfig(d_model=32, n_heads=4, n_layers=1, max_seq_len=64, vocab_size=60)
+    program = trace(MptForCausalLM(config).eval())
+    assert program.limits == {"length": (0, 63)}
+    folder = export(program, tmp_path / "mpt", ["onnx-decode"])["onnx-decode"]
+    model = load_onnx(folder)
+    assert model.generate([[5, 6, 7]], tokens=61, stop=[]).ids.shape == (1, 64)
+    with pytest.raises(DataError, match="of 64 tokens are too long for the model, which has 63"):
+        model.generate([[5, 6, 7]], tokens=62)
+    assert "beyond 63 tokens" in (folder / "sparsify.json").read_text()
