@@ -31,7 +31,7 @@ from sparsify.engine.contract import Exporter, Reader
 from sparsify.errors import ExportError
 from sparsify.exclusive import EXCLUSIVE
 from sparsify.ir.decode.caches import public_name
-from sparsify.ir.facts.admission import LENGTH
+from sparsify.ir.facts.admission import most_tokens
 from sparsify.ir.features.catalogue import carried
 from sparsify.ir.lower.captured import captured
 from sparsify.ir.ops.registry import own_ops
@@ -39,7 +39,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.run.pieces import PieceReader
 from sparsify.ir.views.packed import block_weights, packed_linears
 from sparsify.pretrained.load import class_named, config_of
-from sparsify.runtime.session import MOST_TOKENS, onnxruntime_session
+from sparsify.runtime.session import onnxruntime_session
 
 FILE = "model.onnx"
 # A protobuf message ends at 2 GiB; heavier weights go into a file of their own beside the graph. So do
@@ -137,7 +137,7 @@ class Onnx(Exporter):
         if cls is not None:
             write_config(config_of(cls, program.source.config), program, folder)
         write_beside(program, folder)
-        write_about(program, folder, self.name, [*slow_notes(program), *limit_notes(program)])
+        write_about(program, folder, self.name, slow_notes(program), most_tokens(program))
 
     def finish(self, model: ir.Model, program: Program) -> None:
         """A last rewrite of the graph; none here."""
@@ -236,14 +236,6 @@ def _translated(program: Program, opset: int, *, apart: bool) -> torch.onnx.ONNX
     )
 
 
-def limit_notes(program: Program) -> list[str]:
-    """What other tools have to know of a program that is its model up to a length."""
-    if LENGTH not in program.limits:
-        return []
-    most = program.limits[LENGTH][1]
-    return [f"beyond {most} tokens the model's own code does something else than this file"]
-
-
 def _describe(model: ir.Model, program: Program) -> None:
     """Put our metadata into an `onnx_ir` model; drop the notes on where its code stood."""
     for node in model.graph.all_nodes():
@@ -257,8 +249,6 @@ def _describe(model: ir.Model, program: Program) -> None:
     model.metadata_props["sparsify.config"] = json.dumps(
         dict(program.source.config), default=str, sort_keys=True
     )
-    if LENGTH in program.limits:
-        model.metadata_props[MOST_TOKENS] = str(program.limits[LENGTH][1])
 
 
 @contextlib.contextmanager

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from exporters.beside.genai import write_cached
 from exporters.beside.transformers_files import write_about, write_beside, write_config
-from exporters.onnx import FILE, Onnx, limit_notes
+from exporters.onnx import FILE, Onnx
 from exporters.onnx_graph.attention import fuse_attention
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
 from sparsify.ir.decode.variant import check_decoder, decoder
-from sparsify.ir.facts.admission import admission_of_program
+from sparsify.ir.facts.admission import admission_of_program, most_tokens
 from sparsify.ir.facts.causal import masks_bar_future, masks_bar_past
 from sparsify.ir.features.prefix import tokens_before
 from sparsify.ir.program import Program
@@ -56,7 +56,6 @@ class OnnxDecode(Onnx):
     def write_settings(self, program: Program, folder: Path) -> None:
         """Write `config.json` and `genai_config.json`, as far as each can say the caches, and the rest."""
         config, notes = write_cached(program, folder, FILE)
-        notes += limit_notes(program)
         if _is_unpadded(program):
             notes.append(
                 "the sequences of a batch must be of one length: attention sees a window of places, and "
@@ -64,7 +63,7 @@ class OnnxDecode(Onnx):
             )
         write_config(config, program, folder)
         write_beside(program, folder)
-        write_about(program, folder, self.name, notes)
+        write_about(program, folder, self.name, notes, most_tokens(program))
 
     def usage(self, program: Program) -> str:
         """A few tokens more than a prompt has."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
-from sparsify.disk.files import ABOUT, read_json, write_json
+from sparsify.disk.files import ABOUT, MOST_TOKENS, read_json, write_json
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import PACKED
 from sparsify.pretrained.load import class_named, config_of
@@ -115,8 +115,17 @@ def generation_of(program: Program, config: PreTrainedConfig) -> dict[str, Any]:
     return said or GenerationConfig.from_model_config(config).to_diff_dict()
 
 
-def write_about(program: Program, folder: Path, format: str, notes: Sequence[str] = ()) -> None:
-    """Write `sparsify.json`: what made the model, what it needs, and what whoever opens it should know."""
+def write_about(
+    program: Program,
+    folder: Path,
+    format: str,
+    notes: Sequence[str] = (),
+    most_tokens: int | None = None,
+) -> None:
+    """Write `sparsify.json`: what made the model, what it needs, and what whoever opens it should know.
+
+    Beyond `most_tokens` the model's own code does something else than what is written.
+    """
     about = {
         "format": format,
         "pipeline": " | ".join(program.log),
@@ -124,6 +133,11 @@ def write_about(program: Program, folder: Path, format: str, notes: Sequence[str
         "packed": PACKED in program.features,
         "notes": list(notes),
     }
+    if most_tokens is not None:
+        said = (
+            f"beyond {most_tokens} tokens the model's own code does something else than this file"
+        )
+        about |= {MOST_TOKENS: most_tokens, "notes": [*notes, said]}
     write_json(folder / ABOUT, about)
 
 

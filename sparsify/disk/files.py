@@ -24,6 +24,7 @@ from sparsify.errors import DataError
 
 _LARGEST = 1 << 28  # bytes of a JSON file
 ABOUT = "sparsify.json"  # beside an exported model
+MOST_TOKENS = "most_tokens"  # an entry there
 WORK = ".resume"  # in the folder of a run: what it needs to go on
 _PARTIAL, _BEFORE = ".partial", ".before"
 _OURS = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}(?P<kind>\.partial|\.before)")

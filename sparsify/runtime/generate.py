@@ -17,7 +17,7 @@ from sparsify.pretrained.load import load_tokenizer
 from sparsify.pretrained.rope import switch_length
 from sparsify.runtime.caches import PAST, Caches, empty_caches
 from sparsify.runtime.sampling import Defaults, chosen
-from sparsify.runtime.session import MOST_TOKENS, UNPADDED, onnxruntime_session
+from sparsify.runtime.session import UNPADDED, onnxruntime_session
 
 FILE = "model.onnx"
 FORMAT = "onnx-decode"
@@ -68,13 +68,12 @@ class Generator:
         self._defaults = Defaults(path.parent, self.tokenizer)
         self.notes: Sequence[str] = self._defaults.notes
         self._switch = switch_length(self._defaults.config)
-        said = self.session.get_modelmeta().custom_metadata_map
-        self._unpadded, self._most = UNPADDED in said, said.get(MOST_TOKENS)
+        self._unpadded = UNPADDED in self.session.get_modelmeta().custom_metadata_map
 
     @functools.cached_property
     def admission(self) -> Admission:
         """What sequences the model takes."""
-        return admission_in(self.path.parent).up_to(None if self._most is None else int(self._most))
+        return admission_in(self.path.parent)
 
     def generate(
         self,

@@ -17,8 +17,6 @@ DOMAIN = "sparsify"  # of our nodes in an ONNX file
 SHARED_CACHE = "sparsify.shared_cache"
 # Metadata of a file that gives padded rows of a batch something else than each alone.
 UNPADDED = "sparsify.unpadded"
-# Metadata of a file that gives more tokens than this something else than its model does.
-MOST_TOKENS = "sparsify.most_tokens"
 # Numbers of fields and wire types in a protobuf message of onnx.proto.
 _OPSET_IMPORT, _DOMAIN = 8, 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from sparsify.disk.files import read_json
+from sparsify.disk.files import ABOUT, MOST_TOKENS, read_json
 from sparsify.errors import DataError, SparsifyError
 from sparsify.ir.features.prefix import tokens_before
 from sparsify.ir.program import Program
@@ -69,7 +69,7 @@ class Admission:
 
 
 ANYTHING = Admission()
-LENGTH = "length"  # the dimension of tokens
+_LENGTH = "length"  # the dimension of tokens
 
 
 def admission_of(kind: str, config: Mapping[str, Any]) -> Admission:
@@ -102,8 +102,12 @@ def admission_of_model(model: nn.Module) -> Admission:
 
 def admission_of_program(program: Program) -> Admission:
     """What a program takes: by its limits, and the config it was traced with or its own tables of ids."""
-    _, most = program.limits.get(LENGTH, (0, None))
-    return _stated_by(program).up_to(most)
+    return _stated_by(program).up_to(most_tokens(program))
+
+
+def most_tokens(program: Program) -> int | None:
+    """The tokens beyond which the model's own code does something else than the program; None is no bound."""
+    return program.limits[_LENGTH][1] if _LENGTH in program.limits else None
 
 
 def _stated_by(program: Program) -> Admission:
@@ -119,12 +123,16 @@ def _stated_by(program: Program) -> Admission:
 
 
 def admission_in(folder: str | Path) -> Admission:
-    """What the model of a folder takes by its `config.json`; anything where that does not say."""
+    """What the model of a folder takes by `config.json` and `sparsify.json`; anything without the first."""
     if not (Path(folder) / "config.json").is_file():
         return ANYTHING
     try:
-        config = read_json(Path(folder) / "config.json")
-        return admission_of(next(iter(config.get("architectures") or ("",))), config)
+        config, about = (
+            read_json(path) if (path := Path(folder) / name).is_file() else {}
+            for name in ("config.json", ABOUT)
+        )
+        stated = admission_of(next(iter(config.get("architectures") or ("",))), config)
+        return stated.up_to(about.get(MOST_TOKENS))
     except (SparsifyError, AttributeError, TypeError, ValueError):
         return ANYTHING
 

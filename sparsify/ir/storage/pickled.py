@@ -14,9 +14,7 @@ from sparsify.ir.storage.graph_json import graph_from_json, graph_to_json
 from sparsify.ir.types import propagate
 
 # What a program holds besides its module, as `Program` is given it.
-_KEPT = (
-    *("sample", "dynamic", "limits", "source", "features", "plan", "log", "aliases", "tokenizer"),
-)
+_KEPT = ["sample", "dynamic", "limits", "source", "features", "plan", "log", "aliases", "tokenizer"]
 
 
 def with_tensors(program: Program, tensors: Mapping[str, Tensor]) -> Program:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sparsify.errors import TraceError, reason_of
 from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
-from sparsify.ir.trace.exported import named_outputs
+from sparsify.ir.trace.exported import Exported, named_outputs
 from sparsify.tensors.precision import relative_difference
 
 # How far an output may be from the model's, of the largest: models take other kernels when they are traced.
@@ -46,18 +46,17 @@ def check_traced(
 
 
 def reach_ends(
-    program: Program, model: nn.Module, fixed: Mapping[str, Any], asked: Mapping[str, int]
+    program: Program, model: nn.Module, fixed: Mapping[str, Any], exported: Exported
 ) -> None:
     """Lift limits that stop one short of what was asked for, where the program is the model there too.
 
     A table of positions that is cut to the length is not cut at its own: other code, which does the same.
     """
     for name, (_, most) in list(program.limits.items()):
-        if most + 1 != asked[name] or asked[name] > _FAR or not _has_numbers(model):
+        asked = exported.asked[name]
+        if most + 1 != asked or asked > _FAR or not _has_numbers(model):
             continue
-        sizes = {
-            n: program.sample[k].shape[d] for k, e in program.dynamic.items() for d, n in e.items()
-        }
+        sizes = dict(_sizes(program, exported.shapes, 1, 0))
         inputs = {key: _resized(program, key, {**sizes, name: most + 1}) for key in program.sample}
         with evaluating(model), torch.no_grad(), contextlib.suppress(TraceError):
             if _compared(program, model, fixed, inputs, f"{name} {most + 1}"):

@@ -17,11 +17,11 @@ from sparsify.ir.program import Program
 from sparsify.ir.trace.canonical import Impure
 from sparsify.ir.trace.conditions import within_conditions
 from sparsify.ir.trace.fixed_sizes import noting_fixed
+from sparsify.ir.trace.made_up import SIGNALS
 from sparsify.ir.trace.scans import scans_as_ops
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
-_OF_TOKENS = ("length", "target_length")  # dimensions that have positions
 _FIXES = "Suggested fixes:"
 # Modules that draw random numbers may hide behind each other; each round costs an export.
 _ROUNDS = 3
@@ -231,7 +231,7 @@ def named_outputs(result: Any) -> dict[str, Tensor]:
 
 
 def _shapes(sample: Mapping[str, Tensor], dims: Dynamic, longest: int) -> dict[str, Any]:
-    """A dimension for each name; what are no tokens (samples of a sound) from half of the sample's size."""
+    """A dimension for each name; those of a sound have no positions, and begin at half of the sample."""
     sizes = {
         name: sample[key].shape[dim]
         for key, entry in dims.items()
@@ -240,7 +240,7 @@ def _shapes(sample: Mapping[str, Tensor], dims: Dynamic, longest: int) -> dict[s
     }
     symbols = {}
     for name, size in sorted(sizes.items()):
-        least, most = (2, longest) if name in _OF_TOKENS else (max(2, size // 2), _LONGEST)
+        least, most = (max(2, size // 2), _LONGEST) if name in SIGNALS else (2, longest)
         symbols[name] = torch.export.Dim(name, min=1 if name == "batch" else least, max=most)
     return {key: {dim: symbols[name] for dim, name in dims.get(key, {}).items()} for key in sample}
 

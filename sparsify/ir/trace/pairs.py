@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx
 
 aten = torch.ops.aten
-# Ops that move elements, by the place of the dimension they name.
-_DIM = {
-    aten.unsqueeze.default: 1,
-    aten.select.int: 1,
-    aten.slice.Tensor: 1,
-    aten.squeeze.dim: 1,
-    aten.flip.default: 1,
+# Ops that move elements, by the places of the dimensions they name.
+_DIMS = {
+    aten.unsqueeze.default: (1,),
+    aten.select.int: (1,),
+    aten.slice.Tensor: (1,),
+    aten.squeeze.dim: (1,),
+    aten.flip.default: (1,),
     aten.transpose.int: (1, 2),
 }
 _SIZES = {aten.expand.default, aten.view.default, aten.reshape.default}
@@ -85,7 +85,7 @@ def _form(node: fx.Node) -> Form | None:
     target: Any = node.target
     if target in _FORMS:
         return _FORMS[target]
-    if target in _DIM or target in _SIZES or target is aten.permute.default:
+    if target in _DIMS or target in _SIZES or target is aten.permute.default:
         return _moved
     if target in _SAME or target in _CASTS:
         return _kept if _is_complex(node) else None
@@ -130,8 +130,7 @@ def _moved(write: _Writer, node: fx.Node, pairs: Pairs) -> fx.Node:
         count = source.meta["val"].dim()
         values[0] = [*(dim % count for dim in values[0]), count]
     else:
-        places = _DIM[target]
-        for place in places if isinstance(places, tuple) else (places,):
+        for place in _DIMS[target]:
             values[place - 1] = _before_last(values[place - 1])
     return write(target, pairs[source], *values)
 

@@ -94,7 +94,7 @@ def _traced(
         )
         if check:
             check_traced(made, model, fixed, exported.shapes)
-            reach_ends(made, model, fixed, exported.asked)
+            reach_ends(made, model, fixed, exported)
         _tell_fixed(made, dims, exported.numbers)
         return made
 

@@ -9,7 +9,7 @@ from transformers import MptConfig, MptForCausalLM
 
 from sparsify.engine.export import export
 from sparsify.errors import DataError, SparsifyError
-from sparsify.ir.facts.admission import Admission, admission_of_program
+from sparsify.ir.facts.admission import Admission, admission_in, admission_of_program
 from sparsify.ir.storage.folder import load, save
 from sparsify.ir.trace.trace import trace
 from sparsify.runtime.generate import load_onnx
@@ -107,3 +107,4 @@ def test_files_say_how_many_tokens_they_take(tmp_path):
     with pytest.raises(DataError, match="of 64 tokens are too long for the model, which has 63"):
         model.generate([[5, 6, 7]], tokens=62)
     assert "beyond 63 tokens" in (folder / "sparsify.json").read_text()
+    assert admission_in(folder).positions == 63
