@@ -22,6 +22,7 @@ from sparsify.train.losses import Distillation
 _CHUNK = {"cpu": 1 << 24}
 _BLOCK = {"cpu": 1 << 20}
 _ELSEWHERE = 1 << 26
+_ROWS = 1024  # of the head's gradient at a time
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ class _Sums:
             if part.dtype == of_weight.dtype:
                 of_weight.addmm_(gradient.t(), part)
             else:
-                of_weight += gradient.t() @ part
+                # By parts that stay in the cache: a whole product in another type is written out twice.
+                for some, of in zip(of_weight.split(_ROWS), gradient.split(_ROWS, 1), strict=True):
+                    some += of.t() @ part
         if of_bias is not None:
             of_bias += gradient.sum(0)
 
