@@ -158,7 +158,8 @@ class _Sums:
                 of_weight.addmm_(gradient.t(), part)
             else:
                 # By parts that stay in the cache: a whole product in another type is written out twice.
-                for some, of in zip(of_weight.split(_ROWS), gradient.split(_ROWS, 1), strict=True):
+                parts = torch.split(of_weight, _ROWS), torch.split(gradient, _ROWS, 1)
+                for some, of in zip(*parts, strict=True):
                     some += of.t() @ part
         if of_bias is not None:
             of_bias += gradient.sum(0)

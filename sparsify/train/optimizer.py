@@ -1,6 +1,6 @@
 """AdamW with decoupled pulls on masked weights: AST's optimiser and CAST's AdamS are rules of one class."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sparsify.errors import SparsifyError
 from sparsify.train.sharded import part, part_like
+
+_PIECE = 1 << 16  # numbers
 
 
 class Rule(Protocol):
@@ -75,25 +77,47 @@ class SparseAdamW(torch.optim.Optimizer):
             empty = torch.zeros_like
             state.update(step=0, moment=empty(parameter), square=empty(parameter))
         state["step"] += 1
+        values = [parameter, parameter.grad, state["moment"], state["square"]]
+        parts = [part(value) for value in values]
+        if (mask := self.masks.get(parameter)) is not None:
+            parts.append(part_like(mask, parameter))
+            if parameter.dtype != torch.float32:
+                raise SparsifyError(
+                    f"a masked weight {list(parameter.shape)} is {parameter.dtype}; "
+                    "adaptive masks need float32 weights"
+                )
+        for pieces in zip(*map(_pieces, parts), strict=True):
+            self._update(*pieces, step=state["step"], group=group)
+
+    def _update(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        moment: Tensor,
+        square: Tensor,
+        mask: Tensor | None = None,
+        *,
+        step: int,
+        group: Mapping[str, Any],
+    ) -> None:
+        """One step of some rows, element by element."""
         first, second = group["betas"]
-        weight, gradient = part(parameter), part(parameter.grad)
-        moment, square = part(state["moment"]), part(state["square"])
-        mask = self.masks.get(parameter)
         if mask is None:
             moved = moment.lerp_(gradient, 1 - first)
             square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         else:
-            if weight.dtype != torch.float32:
-                raise SparsifyError(
-                    f"a masked weight {list(parameter.shape)} is {weight.dtype}; "
-                    "adaptive masks need float32 weights"
-                )
-            mask = part_like(mask, parameter)
             gradient = self.rule.gradient(gradient, weight, mask, self.progress)
             moment.lerp_(gradient, 1 - first)
             moved = self.rule.momentum(moment, weight, mask, self.progress)
             square.mul_(second).addcmul_(moved, moved, value=1 - second)
         if weight.dim() > 1:
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-        scale = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
-        weight.addcdiv_(moved, scale, value=-group["lr"] / (1 - first ** state["step"]))
+        scale = (square / (1 - second**step)).sqrt_().add_(group["eps"])
+        weight.addcdiv_(moved, scale, value=-group["lr"] / (1 - first**step))
+
+
+def _pieces(value: Tensor) -> Sequence[Tensor]:
+    """Runs of rows that stay in the cache from the first to the last line of an update; views."""
+    if value.dim() == 0 or value.numel() == 0:
+        return (value,)
+    return torch.split(value, max(1, _PIECE * len(value) // value.numel()))
