@@ -76,6 +76,8 @@ cross:
 	cmake --build build/check --parallel --target check
 	if [ "$$(uname -m)" = x86_64 ]; then \
 	  for cpu in max Nehalem; do qemu-x86_64 -cpu $$cpu build/check/check/check_kernels || exit 1; done; fi
+	cmake -S kernels -B build/tiles -DSPARSIFY_CHECK=ON -DSPARSIFY_TILE_MODEL=ON
+	cmake --build build/tiles --parallel --target check
 	cmake -S kernels -B build/portable -DSPARSIFY_CHECK=ON -DSPARSIFY_PORTABLE=ON
 	cmake --build build/portable --parallel --target all check
 	cmake -S kernels -B build/aarch64 -DSPARSIFY_CHECK=ON -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/kernels/cmake/aarch64.cmake

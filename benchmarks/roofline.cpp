@@ -1,5 +1,5 @@
 // What one and several threads of this machine can do at most: bytes read from memory and float32 operations
-// in fused multiply-adds, on 256-bit vectors. Prints "THREADS GB/s GFLOP/s" for each count in the arguments.
+// in fused multiply-adds, on the widest vectors that it has. Prints "THREADS GB/s GFLOP/s" for each count in the arguments.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -9,7 +9,18 @@
 #include <utility>
 #include <vector>
 
-typedef float Vector __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+constexpr std::size_t kBytes = 64;
+#else
+constexpr std::size_t kBytes = 32;
+#endif
+typedef float Vector __attribute__((vector_size(kBytes)));
+constexpr std::size_t kLine = 64;
+#if defined(__x86_64__)
+#define ANY_VECTOR "v"
+#else
+#define ANY_VECTOR "w"
+#endif
 
 // One thread is timed by the time that it runs, as the benchmark does it; several by the clock.
 double seconds(int threads) {
@@ -21,27 +32,29 @@ double seconds(int threads) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Reads `count` vectors once, in `kStreams` places by turns: which number is the fastest depends on the machine.
-template <int kStreams>
+// Reads `count` vectors once, in `kStreams` places by turns, fetched `kAhead` bytes before: which numbers are the
+// fastest depends on the machine.
+template <int kStreams, std::size_t kAhead>
 void read(const Vector* from, std::size_t count) {
   Vector sums[8] = {};
   const std::size_t part = count / kStreams / 16 * 16;
   for (std::size_t i = 0; i < part; i += 16)
     for (int stream = 0; stream < kStreams; ++stream) {
       const Vector* at = from + stream * part + i;
-      for (int line = 0; line < 16; line += 2) __builtin_prefetch(at + 64 + line, 0, 2);
+      for (std::size_t b = 0; b < 16 * kBytes; b += kLine)
+        __builtin_prefetch(reinterpret_cast<const char*>(at) + kAhead + b, 0, 2);
 #pragma GCC unroll 16
       for (int j = 0; j < 16; ++j) sums[j % 8] += at[j];
     }
-  for (Vector& sum : sums) asm volatile("" : : "x"(sum));
+  for (Vector& sum : sums) asm volatile("" : : ANY_VECTOR(sum));
 }
 
 inline void multiply_add(Vector& sum, const Vector& factor) {
 #if defined(__FMA__)
-  asm volatile("vfmadd231ps %1, %1, %0" : "+x"(sum) : "x"(factor));
+  asm volatile("vfmadd231ps %1, %1, %0" : "+" ANY_VECTOR(sum) : ANY_VECTOR(factor));
 #else
   sum += factor * factor;
-  asm volatile("" : "+x"(sum));
+  asm volatile("" : "+" ANY_VECTOR(sum));
 #endif
 }
 
@@ -73,10 +86,13 @@ int main(int count, char** words) {
     const int threads = std::atoi(words[i]);
     std::vector<std::vector<Vector>> memory(threads);
     for (auto& part : memory) part.assign(bytes / sizeof(Vector), Vector{} + 1.0f);
-    const double reading = std::min(best(threads, [&](int t) { read<1>(memory[t].data(), memory[t].size()); }),
-                                    best(threads, [&](int t) { read<8>(memory[t].data(), memory[t].size()); }));
+    const auto reads = [&](auto way) {
+      return best(threads, [&](int t) { way(memory[t].data(), memory[t].size()); });
+    };
+    const double reading = std::min({reads(read<1, 2048>), reads(read<8, 2048>), reads(read<1, 16384>),
+                                     reads(read<8, 4096>)});
     const double computing = best(threads, [&](int) { multiply(steps, std::make_index_sequence<12>()); });
     std::printf("%d %.3f %.3f\n", threads, threads * bytes / reading / 1e9,
-                threads * steps * 12.0 * 16.0 / computing / 1e9);
+                threads * steps * 12.0 * 2 * (kBytes / sizeof(float)) / computing / 1e9);
   }
 }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "isa.h"
@@ -187,9 +188,14 @@ void check_pattern(Tally& tally, std::size_t n, std::size_t m) {
 
 }  // namespace
 
-int main() {
+// check_kernels [INSTRUCTION_SET]: all of this processor, or the one named.
+int main(int count, char** words) {
   Tally tally{};
-  tally.count = available_isas(tally.isas);
+  const Isa* found[kMostIsas];
+  const std::size_t all = available_isas(found);
+  for (std::size_t i = 0; i < all; ++i) {
+    if (count < 2 || std::strcmp(words[1], found[i]->name) == 0) tally.isas[tally.count++] = found[i];
+  }
   check_pattern(tally, 1, 4);
   check_pattern(tally, 2, 4);
   for (std::size_t n = 1; n <= 7; ++n) check_pattern(tally, n, 8);

@@ -29,14 +29,16 @@ constexpr std::size_t kFewBlocks = 8;  // at once
 // way than one long stream does. Independent sums hide the latency of the multiply-add. Weights are fetched
 // early, into the second cache, as the first one is busy with activations. With one token a line in four will do,
 // a page ahead: it calls up the processor's own prefetching, which ends with each page. With more, a late line
-// would hold up the multiply-adds: every line then, and with four tokens as early as one run of blocks.
+// would hold up the multiply-adds: every line then, and with four tokens as early as one run of blocks. Where
+// the processor's own prefetching is slow to start, it is every line a page ahead, always.
 template <std::size_t N, std::size_t M, std::size_t T, std::size_t B>
 void few_blocks(const Layout& layout, const std::uint8_t* at, const float* x, const float* bias, float* y,
                 std::size_t rows) {
   using F = Float<N, M>;
   constexpr std::size_t kSums = T * B == 1 ? 4 : T * B == 2 ? 2 : 1;
-  constexpr std::size_t line = 64, fetched = T == 1 ? 4 * line : line;  // one line of so many bytes
-  const std::size_t ahead = T == 1 ? 4096 : T < 4 ? 2048 : B * layout.block_bytes;
+  constexpr std::size_t line = 64;
+  const bool slow = processor().slow_start, every = T > 1 || slow;
+  const std::size_t ahead = T == 1 || slow ? 4096 : T < 4 ? 2048 : B * layout.block_bytes;
   Row sums[B][T][kSums];
 SPARSIFY_UNROLL
   for (std::size_t i = 0; i < B * T * kSums; ++i) sums[i / (T * kSums)][i / kSums % T][i % kSums] = zero_row();
@@ -45,9 +47,12 @@ SPARSIFY_UNROLL
 SPARSIFY_UNROLL
     for (std::size_t c = 0; c < F::chunks; ++c, at += F::bytes) {
 SPARSIFY_UNROLL
-      for (std::size_t b = 0; b < B; ++b)
+      for (std::size_t b = 0; b < B; ++b) {
+        const std::uint8_t* later = at + b * layout.block_bytes + ahead;
 SPARSIFY_UNROLL
-        for (std::size_t i = 0; i < F::bytes; i += fetched) prefetch_far(at + b * layout.block_bytes + i + ahead);
+        for (std::size_t i = 0; i < F::bytes; i += line)
+          if (every || i % (4 * line) == 0) prefetch_far(later + i);
+      }
       Word index[B];
 SPARSIFY_UNROLL
       for (std::size_t b = 0; b < B; ++b) index[b] = load_word(at + b * layout.block_bytes);

@@ -3,15 +3,15 @@
 // provides Lanes (kLanes floats) and the functions on them.
 
 // Bytes of activations and weights that a run over all row blocks reads again and again: they should stay in
-// the first-level cache (32 KiB) beside the sums of a row.
-constexpr std::size_t kCacheBytes = 28000;
+// the first cache, of 32 or 48 KiB, beside the sums of a row.
+constexpr std::size_t kCacheBytes = 28000, kMoreCacheBytes = 36000;
 
 // Columns of one step: a multiple of the span.
 template <std::size_t N, std::size_t M>
-constexpr std::size_t step_columns(std::size_t width) {
+constexpr std::size_t step_columns(std::size_t width, std::size_t cache) {
   using F = Float<N, M>;
   const std::size_t bytes = F::span * width * sizeof(float) + F::chunks * F::bytes;
-  return (bytes >= kCacheBytes ? 1 : kCacheBytes / bytes) * F::span;
+  return (bytes >= cache ? 1 : cache / bytes) * F::span;
 }
 
 // The values of one row block, whose rows the packed layout interleaves, as [row][entries]: four values of a row
@@ -76,8 +76,9 @@ SPARSIFY_UNROLL
 template <std::size_t N, std::size_t M, std::size_t V>
 void tile_sums(const Layout& layout, const std::uint8_t* packed, const float* x, std::size_t blocks, float* sums) {
   using F = Float<N, M>;
-  constexpr std::size_t width = V * kLanes, rows = tile_rows_at_once(V), step = step_columns<N, M>(width);
-  constexpr std::size_t entries = step / M * N, line = 64;
+  constexpr std::size_t width = V * kLanes, rows = tile_rows_at_once(V), line = 64;
+  constexpr std::size_t most = step_columns<N, M>(width, kMoreCacheBytes), entries = most / M * N;
+  const std::size_t step = processor().cache < 49152 ? step_columns<N, M>(width, kCacheBytes) : most;
   alignas(line) float values[kRows * entries];
   for (std::size_t k = 0; k < layout.padded; k += step) {
     const std::size_t spans = (layout.padded - k < step ? layout.padded - k : step) / F::span;

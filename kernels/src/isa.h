@@ -12,6 +12,15 @@
 
 namespace sparsify {
 
+// What kernels ask of the processor beside its instructions.
+struct Processor {
+  std::size_t cache;  // bytes of the first data cache
+  // Whether memory keeps up only if every line of the weights of few tokens is fetched, long before it is used:
+  // so it is on Intel's server processors. Elsewhere a line here and there calls up the processor's own fetching.
+  bool slow_start;
+};
+const Processor& processor();
+
 struct FloatKernels {
   // Few tokens: x [tokens, padded]. Writes y [tokens, out], the rows of blocks [first, last).
   void (*few)(const Layout&, const std::uint8_t* packed, const float* x, std::size_t tokens,
@@ -55,17 +64,20 @@ extern const Isa kReference;
 #if defined(SPARSIFY_X86)
 extern const Isa kAvx2;
 extern const Isa kAvx512;
+#if defined(SPARSIFY_AMX)
+extern const Isa kAmx;
+#endif
 #endif
 #if defined(SPARSIFY_ARM64)
 extern const Isa kNeon;
 #endif
 
-constexpr std::size_t kMostIsas = 3;
+constexpr std::size_t kMostIsas = 4;
 
 // The tables that this processor can run, best first; `tables` has room for kMostIsas. Returns how many.
 std::size_t available_isas(const Isa** tables);
 
-// The best of them; the environment variable SPARSIFY_ISA (reference, avx2, avx512, neon) chooses another one.
+// The best of them; the environment variable SPARSIFY_ISA (reference, avx2, avx512, amx, neon) chooses another one.
 // A name that this processor or build does not have is ignored.
 const Isa& best_isa();
 

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "layout.h"
+#include "isa.h"
 
 namespace sparsify {
 
@@ -24,6 +24,11 @@ SPARSIFY_ROUNDED_KERNELS
 namespace avx512 {
 SPARSIFY_ROUNDED_KERNELS
 }
+#if defined(SPARSIFY_AMX)
+namespace amx {
+SPARSIFY_ROUNDED_KERNELS
+}
+#endif
 #endif
 #if defined(SPARSIFY_ARM64)
 namespace neon {

@@ -95,8 +95,9 @@ SPARSIFY_INLINE void few_group(Sequence<I...>, const Byte* group, std::size_t sl
    ...);
 }
 
-// Bytes between a weight's use and its prefetch; bytes of codes that stay in the first cache beside the weights.
-constexpr std::size_t kFewAhead = 2048, kFewCodes = 16384;
+// Bytes between a weight's use and its prefetch, where the processor's own prefetching is slow to start and
+// where it is not; bytes of codes that stay in the first cache beside the weights.
+constexpr std::size_t kFewFar = 16384, kFewAhead = 2048, kFewCodes = 16384;
 
 // B row blocks, a scale group each in turn, and T tokens; kSlots of a scale group if it is known to the
 // compiler, else 0.
@@ -104,6 +105,8 @@ template <int N, int M, bool kNibbles, int T, std::size_t kSlots, std::size_t B>
 SPARSIFY_INLINE void few_rows(const Layout& l, const Byte* group, std::size_t block, const Rounded& x,
                               std::size_t token, const float* bias, float* y) {
   const std::size_t bytes = l.block_bytes / l.groups(), slots = kSlots ? kSlots : l.slots;
+  const bool slow = processor().slow_start;
+  const std::size_t ahead = B == 1 && slow ? kFewFar : slow ? 2 * kFewAhead : kFewAhead;
   __m256 totals[B][T];
   for (auto& row : totals) {
     for (__m256& total : row) total = _mm256_setzero_ps();
@@ -112,7 +115,7 @@ SPARSIFY_INLINE void few_rows(const Layout& l, const Byte* group, std::size_t bl
     for (std::size_t b = 0; b < B; ++b) {
       const Byte* at = group + b * l.block_bytes;
       // One stream is foreseen by the processor itself, up to the end of a page.
-      prefetch_far(at, kFewAhead, B == 1 ? 1 : bytes);
+      prefetch_far(at, ahead, B == 1 && !slow ? 1 : bytes);
       few_group<N, M, kNibbles>(Count<T>(), at, slots, x.codes_of(g, token), x.stride, x.scales_of(g, token),
                                 totals[b]);
     }

@@ -63,6 +63,28 @@ def test_64_bit_arm(tmp_path: Path) -> None:
     assert checked(*EMULATE, "-cpu", "cortex-a53", program) == {"reference"}
 
 
+def _flags() -> set[str]:
+    """The instruction sets of this processor, as Linux names them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split() for line in lines if line.startswith("flags")), []))
+
+
+@pytest.mark.skipif(
+    not (shutil.which("cmake") and {"avx512_vnni", "avx512_vbmi2"} <= _flags()),
+    reason="needs CMake and AVX-512 with VNNI and VBMI2",
+)
+@pytest.mark.skipif(
+    "amx_int8" in _flags(), reason="the processor has tiles, and the tests beside run on them"
+)
+def test_tiles_over_a_model_of_them(tmp_path: Path) -> None:
+    """The kernels for AMX, on tiles in plain C++, where the processor has none."""
+    folder = build(tmp_path, "-DSPARSIFY_TILE_MODEL=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    assert checked(str(folder / "check" / "check_kernels"), "amx") == {"amx"}
+
+
 @pytest.mark.skipif(
     not (shutil.which("cmake") and any(map(shutil.which, ("c++", "g++", "clang++")))),
     reason="needs CMake and a C++ compiler",
