@@ -21,11 +21,13 @@ pass. Resumes at its last checkpoint, bitwise.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
+from sparsify.engine.stored_twin import data_and_twin
 from sparsify.errors import OptionError
 from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
@@ -46,6 +48,7 @@ from sparsify.train.losses import check_labels
 from sparsify.train.options import AdamS, ArsSte, Kl, Lors, Squared, SrSte
 from sparsify.train.schedules import Shape, factor
 from sparsify.train.settings import Figures, Optimizer, Precision, Recompute, Settings
+from sparsify.train.stored import is_whole
 from sparsify.train.trainable import select_trainable
 
 _EPOCHS = 8  # that one step may hold: small data repeats, but nobody means a thousand times
@@ -131,8 +134,8 @@ class Train(Pass):
                 raise OptionError(f"{name}={part} is a fraction of {of}, from 0 to 1")
         if self.task == 0 and self.distill is None:
             raise OptionError("task=0 without distill leaves no loss")
-        if isinstance(self.distill, Kl) and self.distill.temperature <= 0:
-            raise OptionError(f"temperature={self.distill.temperature} must be positive")
+        if isinstance(self.distill, Kl):
+            self.distill.check()
         if isinstance(self.schedule, Lors):
             self.schedule.check()
         self._check_sparse(program)
@@ -177,12 +180,14 @@ class Train(Pass):
         """Train in place; returns the number of tensors that learnt."""
         assert context.data is not None
         moving = self.masks if isinstance(self.masks, Every) else None
-        context.progress.start(self.name, self.steps)
 
         def show(figures: Figures) -> None:
             context.progress.advance(**figures)
 
-        unknown = unmeasured(program, context.data)
+        settings = self._settings(context.seed)
+        data, dense = data_and_twin(program, context, self.distill, settings)
+        context.progress.start(self.name, self.steps)
+        unknown = unmeasured(program, data)
         # Whole weights that do not learn need no copy of their product with the mask.
         lean = recomputed_weights(program) if self.update == "lora" else nullcontext()
         with (
@@ -192,9 +197,9 @@ class Train(Pass):
         ):
             history = train(
                 program,
-                context.data,
-                self._settings(context.seed),
-                dense=context.dense if self._wants_dense else None,
+                data,
+                settings,
+                dense=dense if self._wants_dense else None,
                 distillation=self.distill,
                 sparse=sparse_of(moving, self.decay, self.steps) if moving else None,
                 omission=self.schedule.omission if isinstance(self.schedule, Lors) else None,
@@ -205,11 +210,9 @@ class Train(Pass):
                 on_step=show,
             )
         context.figures.setdefault(self.name, []).extend(history)
-        if isinstance(context.data, DomainData):
-            note = f"no loss of domains is measured: {unknown}"
-            if not unknown:
-                note = note_of(self.domains, context.data.names, history)
-            context.notes.append(note)
+        if isinstance(data, DomainData):
+            told = f"no loss of domains is measured: {unknown}"
+            context.notes.append(told if unknown else note_of(self.domains, data.names, history))
         return len(trained)
 
     def _settings(self, seed: int) -> Settings:
@@ -235,7 +238,9 @@ class Train(Pass):
 
     @property
     def _wants_dense(self) -> bool:
-        return self.distill is not None or self.domains.measures_dense
+        stored = self.distill.stored if isinstance(self.distill, Kl) else None
+        asked = self.distill is not None and not (stored is not None and is_whole(Path(stored)))
+        return asked or self.domains.measures_dense
 
     def _check_sparse(self, program: Program) -> None:
         if not isinstance(self.masks, Every):

@@ -184,7 +184,7 @@ def _reason(error: Exception, temporary: Path) -> str | None:
     else:
         return None
     if number in (errno.ENOSPC, errno.EDQUOT) or not isinstance(error, OSError):
-        said = f"with {_megabytes(_size(temporary))} written and {_free(temporary)} free: {said}"
+        said = f"with {megabytes(_size(temporary))} written and {_free(temporary)} free: {said}"
     return said
 
 
@@ -195,10 +195,11 @@ def _size(path: Path) -> int:
 
 def _free(path: Path) -> str:
     place = next(parent for parent in path.parents if parent.exists())
-    return _megabytes(shutil.disk_usage(place).free)
+    return megabytes(shutil.disk_usage(place).free)
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """A number of bytes, to read."""
     return f"{size / 1e6:,.1f} MB"
 
 

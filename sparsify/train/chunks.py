@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from sparsify.data.dialogues import IGNORED
 from sparsify.ir.run.head import Head
-from sparsify.train.losses import Distillation
+from sparsify.train.losses import Distillation, OfTop
+from sparsify.train.top_logits import TopLogits
 
 # Logits at a time: of the products with the head, and of the losses, which are quickest in the cache.
 _CHUNK = {"cpu": 1 << 24}
@@ -48,8 +49,9 @@ class Side:
 class Terms:
     """The terms of the loss of every token; `a` scales cross-entropies, `c [tokens]` distances.
 
-    `labels [tokens]` are None without a task loss; `teacher` and `c` without distillation. Products with
-    the student's head are taken in `dtype`, in the type of its weight where that is None.
+    `labels [tokens]` are None without a task loss; `teacher` and `c` without distillation; `stored` stands in
+    for the teacher where its logits are on disk. Products with the student's head are taken in `dtype`, in
+    the type of its weight where that is None.
     """
 
     labels: Tensor | None
@@ -58,6 +60,7 @@ class Terms:
     teacher: Side | None
     c: Tensor | None
     dtype: torch.dtype | None
+    stored: TopLogits | None = None
 
     def of(self, logits: Tensor, dense: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
         """The sums over some tokens, of cross-entropies and of distances."""
@@ -67,10 +70,18 @@ class Terms:
                 logits, self.labels[rows], ignore_index=IGNORED, reduction="sum"
             )
         if self.distance is not None:
-            assert dense is not None
             assert self.c is not None
-            distilled = (self.distance.each(logits, dense) * self.c[rows]).sum()
+            distilled = (self._distances(logits, dense, rows) * self.c[rows]).sum()
         return task, distilled
+
+    def _distances(self, logits: Tensor, dense: Tensor | None, rows: slice) -> Tensor:
+        if self.stored is not None:
+            assert isinstance(self.distance, OfTop)
+            found = self.stored.rows(rows)
+            return self.distance.each_of_top(logits, found.ids, found.logs, found.rest)
+        assert self.distance is not None
+        assert dense is not None
+        return self.distance.each(logits, dense)
 
 
 def chunked_loss(student: Side, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,6 +174,11 @@ class _Sums:
                     some += of.t() @ part
         if of_bias is not None:
             of_bias += gradient.sum(0)
+
+
+def rows_at_once(vocabulary: int, device: torch.device) -> int:
+    """Tokens whose logits stand in memory together."""
+    return max(1, _CHUNK.get(device.type, _ELSEWHERE) // vocabulary)
 
 
 def _slices(

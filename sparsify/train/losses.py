@@ -1,7 +1,7 @@
 """Losses as functions of outputs: the task's own, and distillation from the dense twin."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ class Distillation(Protocol):
 
     def size(self, dense: Sequence[Tensor], mask: Tensor | None) -> float:
         """What the sum over all tokens is divided by."""
+
+
+@runtime_checkable
+class OfTop(Distillation, Protocol):
+    """A distance that can do with the largest logits of the dense twin."""
+
+    def each_of_top(self, student: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
+        """The distance of each token `[...]`: logits `[..., vocabulary]`, ids and log p `[..., top]`."""
 
 
 def check_labels(program: Program, data: Data, instead: str) -> None:
@@ -196,6 +204,22 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_q = functional.log_softmax(student.float() / temperature, -1)
     log_p = functional.log_softmax(teacher.float() / temperature, -1)
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def kl_of_top(
+    student: Tensor, ids: Tensor, logs: Tensor, rest: Tensor, temperature: float
+) -> Tensor:
+    """The same where of `p` only the largest entries are known, and the sum of all others, of each token.
+
+    `T^2 (sum_top p log(p / q) + p_rest log(p_rest / q_rest))`: at most what `kl` is, and that where `top` is
+    the vocabulary. `ids`, `logs` `[..., top]`, `rest` `[...]`: log p.
+    """
+    log_q = functional.log_softmax(student.float() / temperature, -1)
+    found = (logs.exp() * (logs - log_q.gather(-1, ids))).sum(-1)
+    if ids.shape[-1] < log_q.shape[-1]:
+        of_rest = log_q.scatter(-1, ids, float("-inf")).logsumexp(-1)
+        found = found + rest.exp() * (rest - of_rest)
+    return temperature**2 * found
 
 
 def squared(student: Tensor, teacher: Tensor) -> Tensor:

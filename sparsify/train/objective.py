@@ -19,8 +19,9 @@ from sparsify.ir.run.head import find_head
 from sparsify.train.balance import Balance
 from sparsify.train.chunks import Terms, chunked_loss
 from sparsify.train.forward import Teacher, Trained, side_of
-from sparsify.train.losses import Distillation, TaskLoss
+from sparsify.train.losses import Distillation, OfTop, TaskLoss, mean
 from sparsify.train.settings import Figures, Settings
+from sparsify.train.top_logits import inputs_of, top_logits_of
 
 Batch = Mapping[str, Tensor]
 
@@ -80,7 +81,7 @@ class Objective:
 
     def __call__(self, model: Any, part: Part) -> tuple[Tensor, Figures]:
         """The loss of a micro-batch, and what it adds to the figures of its step."""
-        inputs = {key: value for key, value in part.batch.items() if key != "labels"}
+        inputs = inputs_of(part.batch)
         bare: Trained = self.accelerator.unwrap_model(model)
         bare.headless = self._in_chunks(part.batch)
         bare.watched = self.balance.watched if self.balance is not None else ()
@@ -108,8 +109,8 @@ class Objective:
             if labels is None or labels.shape != batch["input_ids"].shape:
                 return False
         if self.distance is not None:
-            assert self.teacher is not None
-            if not self.distance.per_token or find_head(self.teacher.program) is None:
+            bare = self.teacher is None or find_head(self.teacher.program) is not None
+            if not (self.distance.per_token and bare):
                 return False
         return "input_ids" in batch and find_head(self.program) is not None
 
@@ -121,16 +122,27 @@ class Objective:
             task = self.task(outputs, part.batch, part.labels)
             total = total + self.settings.task * task
         if self.distance is not None:
-            dense = self._dense(part.batch) if part.dense is None else part.dense
-            mask = part.batch.get("attention_mask")
-            distance = self.distance(outputs, dense, mask) * part.share
+            distance = self._distance(self.distance, outputs, part) * part.share
             total = total + distance
         return total, task, distance
+
+    def _distance(self, distance: Distillation, outputs: Sequence[Tensor], part: Part) -> Tensor:
+        mask = part.batch.get("attention_mask")
+        stored = top_logits_of(part.batch)
+        if stored is not None:
+            assert isinstance(distance, OfTop)
+            return mean(
+                distance.each_of_top(outputs[0], stored.ids, stored.logs, stored.rest), mask
+            )
+        return distance(
+            outputs, self._dense(part.batch) if part.dense is None else part.dense, mask
+        )
 
     def _chunked(
         self, found: tuple[Tensor, ...], part: Part
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         batch, labels, a, c, teacher = part.batch, None, 0.0, None, None
+        stored = top_logits_of(batch)
         if self.task is not None:
             labels = self.task.targets(batch)
             assert labels is not None
@@ -139,10 +151,12 @@ class Objective:
             a = self.settings.task / items if items else float("nan")
             labels = labels.flatten()
         if self.distance is not None:
-            assert self.teacher is not None
-            teacher = self.teacher.side(batch, found[0].device)
+            if stored is None:
+                assert self.teacher is not None
+                teacher = self.teacher.side(batch, found[0].device)
             c = self._weights(batch, found[0]) * part.share
-        terms = Terms(labels, a, self.distance, teacher, c, self._dtype)
+        flat = None if stored is None else stored.flat()
+        terms = Terms(labels, a, self.distance, teacher, c, self._dtype, flat)
         total, task, distance = chunked_loss(side_of(self.program, found), terms)
         return (
             total,
@@ -160,8 +174,7 @@ class Objective:
 
     def _dense(self, batch: Batch) -> tuple[Tensor, ...]:
         assert self.teacher is not None
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return self.teacher.outputs(inputs, self.accelerator.device)
+        return self.teacher.outputs(inputs_of(batch), self.accelerator.device)
 
     def _tokens(self, batch: Batch) -> float:
         """How many tokens a batch has distances of, or sequences where each has one or as many as others."""

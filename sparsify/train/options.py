@@ -17,12 +17,26 @@ from sparsify.train.schedules import Shape
 
 @dataclass(frozen=True)
 class Kl(Options):
-    """`weight * T^2 KL(p_dense || p)` of the first output's softmax at temperature T, a token."""
+    """`weight * T^2 KL(p_dense || p)` of the first output's softmax at temperature T, a token.
+
+    With `stored`, a folder, the `top` largest logits of the dense twin are written there before the training,
+    those of the sequences that it draws, and read from there; all others count as one more. A run that finds
+    them needs no twin.
+    """
 
     name: ClassVar[str] = "kl"
     per_token: ClassVar[bool] = True
     weight: float = 1.0
     temperature: float = 1.0
+    stored: str | None = None
+    top: int = 64
+
+    def check(self) -> None:
+        """The temperature and the number of logits must make sense; OptionError."""
+        if self.temperature <= 0:
+            raise OptionError(f"temperature={self.temperature} must be positive")
+        if self.top < 1:
+            raise OptionError(f"top={self.top} must be at least 1")
 
     def __call__(
         self, outputs: Sequence[Tensor], dense: Sequence[Tensor], mask: Tensor | None
@@ -33,6 +47,10 @@ class Kl(Options):
     def each(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The distance of each token."""
         return self.weight * losses.kl(student, teacher, self.temperature)
+
+    def each_of_top(self, student: Tensor, ids: Tensor, logs: Tensor, rest: Tensor) -> Tensor:
+        """The distance of each token to stored logits."""
+        return self.weight * losses.kl_of_top(student, ids, logs, rest, self.temperature)
 
     def size(self, dense: Sequence[Tensor], mask: Tensor | None) -> float:
         """The number of tokens."""
