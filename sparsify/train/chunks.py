@@ -178,13 +178,17 @@ class _Sums:
 
 def rows_at_once(vocabulary: int, device: torch.device) -> int:
     """Tokens whose logits stand in memory together."""
-    return max(1, _CHUNK.get(device.type, _ELSEWHERE) // vocabulary)
+    return _tokens(vocabulary, _CHUNK, device)
+
+
+def _tokens(vocabulary: int, most: dict[str, int], device: torch.device) -> int:
+    return max(1, most.get(device.type, _ELSEWHERE) // vocabulary)
 
 
 def _slices(
     start: int, stop: int, vocabulary: int, most: dict[str, int], device: torch.device
 ) -> Iterator[slice]:
     """Tokens from `start` to `stop`, so many at a time as have that many logits."""
-    step = max(1, most.get(device.type, _ELSEWHERE) // vocabulary)
+    step = _tokens(vocabulary, most, device)
     for first in range(start, stop, step):
         yield slice(first, min(first + step, stop))

@@ -20,8 +20,8 @@ class Kl(Options):
     """`weight * T^2 KL(p_dense || p)` of the first output's softmax at temperature T, a token.
 
     With `stored`, a folder, the `top` largest logits of the dense twin are written there before the training,
-    those of the sequences that it draws, and read from there; all others count as one more. A run that finds
-    them needs no twin.
+    those of the sequences that it draws, and read from there; all others count as one more. Where they are
+    there of all sequences of the data, no twin is made.
     """
 
     name: ClassVar[str] = "kl"

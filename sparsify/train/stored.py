@@ -2,7 +2,7 @@
 
     log p_v = log_softmax(z / T)_v  for the `top` tokens v of largest logit;  p_rest = 1 - sum p_v
 
-They are written once for each sequence, and a run that finds all it needs has no twin in memory.
+They are written once for each sequence, for all runs on the same data.
 """
 
 import json
