@@ -1,5 +1,6 @@
 // What one and several threads of this machine can do at most: bytes read from memory and float32 operations
-// in fused multiply-adds, on the widest vectors that it has. Prints "THREADS GB/s GFLOP/s" for each count in the arguments.
+// in fused multiply-adds, on the widest vectors that it has. Prints "THREADS GB/s GFLOP/s" for each count in the
+// arguments.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

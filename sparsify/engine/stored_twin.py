@@ -1,13 +1,13 @@
 """The dense twin of a training run by its stored logits: where they are, what of, and which are missing."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparsify import ranks
 from sparsify.data.domains import DomainData
 from sparsify.data.sequences import Data
+from sparsify.disk.digests import of_json
 from sparsify.engine.contract import Context
 from sparsify.engine.fingerprint import data_fingerprint, fingerprint
 from sparsify.errors import OptionError
@@ -52,7 +52,8 @@ def _with_logits(
         for step in range(settings.steps)
         for i in step_indices(len(data), settings.seed, step, batch)
     }
-    missing = store.missing(sorted(drawn))
+    # What rank 0 has seen, and all have looked before one writes: else shares would not fit together.
+    missing = ranks.gathered(store.missing(list(drawn)))[0]
     size = size_of(len(missing), data.length, about["top"], about["vocabulary"])
     if missing:
         if context.dense is None:
@@ -62,7 +63,7 @@ def _with_logits(
             )
         context.progress.start(f"storing {size} of logits", -(-len(missing) // settings.batch))
         twin = Teacher(context.dense, settings.precision)
-        fill(store, twin, data, sorted(drawn), settings.batch, context.progress.advance)
+        fill(store, twin, data, missing, settings.batch, context.progress.advance)
     context.notes.append(
         f"logits of {len(drawn)} sequences are read from '{folder.name}'; {len(missing)} of them "
         f"were written, {size}"
@@ -76,9 +77,6 @@ def _about(program: Program, dense: Program | None, data: Data, how: Kl) -> Mapp
         raise OptionError(
             f"'{program.source.outputs[0]}' {list(shape)} is no logits of tokens; leave stored= out"
         )
-    config = json.dumps(
-        [program.source.model_class, program.source.config], sort_keys=True, default=str
-    )
     return {
         "top": min(how.top, shape[-1]),
         "temperature": how.temperature,
@@ -86,6 +84,6 @@ def _about(program: Program, dense: Program | None, data: Data, how: Kl) -> Mapp
         "sequences": len(data),
         "vocabulary": shape[-1],
         "data": data_fingerprint(data),
-        "model": hashlib.sha256(config.encode()).hexdigest(),
+        "model": of_json([program.source.model_class, dict(program.source.config)]),
         "twin": None if dense is None else fingerprint(dense),
     }

@@ -40,6 +40,10 @@ class Side:
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         return Side(self.head, self.x.detach(), self.weight.detach().to(dtype), bias)
 
+    def chunks(self) -> Iterator[slice]:
+        """All tokens, so many at a time as may have their logits in memory together."""
+        return _slices(0, len(self.x), len(self.weight), _CHUNK, self.x.device)
+
     def product(self, rows: slice) -> Tensor:
         """`x W^T + b` of some tokens."""
         return functional.linear(self.x[rows].to(self.weight.dtype), self.weight, self.bias)
@@ -78,7 +82,7 @@ class Terms:
         if self.stored is not None:
             assert isinstance(self.distance, OfTop)
             found = self.stored.rows(rows)
-            return self.distance.each_of_top(logits, found.ids, found.logs, found.rest)
+            return self.distance.each_of_top(logits, *found)
         assert self.distance is not None
         assert dense is not None
         return self.distance.each(logits, dense)
@@ -133,7 +137,7 @@ class _Sums:
         sums = torch.zeros(2, device=student.x.device)
         wanted = any(g is not None for g in self.gradients)
         vocabulary = len(student.weight)
-        for rows in _slices(0, len(student.x), vocabulary, _CHUNK, student.x.device):
+        for rows in student.chunks():
             product = student.product(rows)
             dense = None if teacher is None else teacher.product(rows)
             for block in _slices(rows.start, rows.stop, vocabulary, _BLOCK, product.device):
@@ -176,19 +180,10 @@ class _Sums:
             of_bias += gradient.sum(0)
 
 
-def rows_at_once(vocabulary: int, device: torch.device) -> int:
-    """Tokens whose logits stand in memory together."""
-    return _tokens(vocabulary, _CHUNK, device)
-
-
-def _tokens(vocabulary: int, most: dict[str, int], device: torch.device) -> int:
-    return max(1, most.get(device.type, _ELSEWHERE) // vocabulary)
-
-
 def _slices(
     start: int, stop: int, vocabulary: int, most: dict[str, int], device: torch.device
 ) -> Iterator[slice]:
     """Tokens from `start` to `stop`, so many at a time as have that many logits."""
-    step = _tokens(vocabulary, most, device)
+    step = max(1, most.get(device.type, _ELSEWHERE) // vocabulary)
     for first in range(start, stop, step):
         yield slice(first, min(first + step, stop))

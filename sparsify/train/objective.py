@@ -131,9 +131,7 @@ class Objective:
         stored = top_logits_of(part.batch)
         if stored is not None:
             assert isinstance(distance, OfTop)
-            return mean(
-                distance.each_of_top(outputs[0], stored.ids, stored.logs, stored.rest), mask
-            )
+            return mean(distance.each_of_top(outputs[0], *stored), mask)
         return distance(
             outputs, self._dense(part.batch) if part.dense is None else part.dense, mask
         )

@@ -19,9 +19,8 @@ from sparsify.data.sequences import Data
 from sparsify.disk.files import megabytes, new_folder, write_json
 from sparsify.errors import OptionError
 from sparsify.ir.run.head import find_head
-from sparsify.train.chunks import rows_at_once
 from sparsify.train.forward import Teacher
-from sparsify.train.top_logits import PREFIX, TopLogits, inputs_of, joined, top_logits
+from sparsify.train.top_logits import TopLogits, beside, inputs_of, joined, top_logits
 
 ABOUT = "logits.json"
 
@@ -34,8 +33,7 @@ class StoredLogits:
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        if not (folder / ABOUT).is_file():
-            ranks.by_first(lambda: _create(folder, about))
+        ranks.by_first(lambda: _create(folder, about))
         held = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         self.about = held
         for key, value in about.items():
@@ -56,10 +54,8 @@ class StoredLogits:
 
     def put(self, index: int, found: TopLogits) -> None:
         """Store those of the first tokens of a sequence."""
-        count = len(found.rest)
-        self._ids[index, :count] = found.ids.numpy()
-        self._logs[index, :count] = found.logs.numpy()
-        self._rest[index, :count] = found.rest.numpy()
+        for part, value in zip((self._ids, self._logs, self._rest), found, strict=True):
+            part[index, : len(value)] = value.numpy()
         self._there[index] = 1
 
     def get(self, indices: Sequence[int], length: int) -> TopLogits:
@@ -98,12 +94,12 @@ def fill(
     store: StoredLogits,
     twin: Teacher,
     data: Data,
-    indices: Sequence[int],
+    missing: Sequence[int],
     batch: int,
     told: Callable[[], None],
 ) -> None:
-    """Store what is missing of some sequences, each rank a part of it; `told` is called after each batch."""
-    mine = list(ranks.own(store.missing(indices)))
+    """Store what is missing, of which each rank does a part; `told` is called after each batch."""
+    mine = list(ranks.own(missing))
     for start in range(0, len(mine), batch):
         some = mine[start : start + batch]
         inputs = inputs_of(data.batch(some))
@@ -125,9 +121,8 @@ def _logits(twin: Teacher, inputs: Mapping[str, Tensor]) -> Iterator[Tensor]:
         yield twin.outputs(inputs, here)[0].flatten(0, -2)
         return
     side = twin.side(inputs, here)
-    step = rows_at_once(len(side.weight), here)
-    for first in range(0, len(side.x), step):
-        yield side.head.after(side.product(slice(first, first + step)))
+    for rows in side.chunks():
+        yield side.head.after(side.product(rows))
 
 
 class StoredData:
@@ -149,8 +144,7 @@ class StoredData:
         """The batch, and `twin_ids`, `twin_logs` `[b, T, top]` and `twin_rest` `[b, T]`."""
         batch = self._data.batch(indices)
         found = self._store.get(indices, batch["input_ids"].shape[1])
-        parts = {"ids": found.ids, "logs": found.logs, "rest": found.rest}
-        return {**batch, **{f"{PREFIX}{name}": value for name, value in parts.items()}}
+        return {**batch, **beside(found)}
 
 
 def _id_type(vocabulary: int) -> type[np.generic]:
@@ -158,6 +152,9 @@ def _id_type(vocabulary: int) -> type[np.generic]:
 
 
 def _create(folder: Path, about: Mapping[str, Any]) -> None:
+    """An empty folder for them, where there is none yet."""
+    if (folder / ABOUT).is_file():
+        return
     shape = (about["sequences"], about["length"])
     wide = (*shape, about["top"])
     parts: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {

@@ -4,18 +4,17 @@ log p_v = log_softmax(z / T)_v  for the `top` tokens v of largest logit;  p_rest
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-PREFIX = "twin_"
+_PREFIX = "twin_"
 _LEAST = -1e4  # the logarithm of nothing, as float16 can hold it
 
 
-@dataclass(frozen=True)
-class TopLogits:
+class TopLogits(NamedTuple):
     """Of each token the ids and `log p` of the largest logits `[..., top]`, and that of the rest `[...]`."""
 
     ids: Tensor
@@ -24,7 +23,7 @@ class TopLogits:
 
     def rows(self, rows: slice) -> "TopLogits":
         """Those of some tokens."""
-        return TopLogits(self.ids[rows], self.logs[rows], self.rest[rows])
+        return TopLogits(*(value[rows] for value in self))
 
     def flat(self) -> "TopLogits":
         """Token by token, `[tokens, top]`."""
@@ -41,19 +40,21 @@ def top_logits(logits: Tensor, top: int, temperature: float) -> TopLogits:
 
 def joined(parts: Sequence[TopLogits]) -> TopLogits:
     """Those of the tokens of all parts, one after the other."""
-    fields = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "logs", "rest")
-    )
-    return TopLogits(*fields)
+    return TopLogits(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def beside(found: TopLogits) -> dict[str, Tensor]:
+    """The entries of a batch that they are."""
+    return {f"{_PREFIX}{name}": value for name, value in found._asdict().items()}
 
 
 def top_logits_of(batch: Mapping[str, Tensor]) -> TopLogits | None:
     """What a batch of `StoredData` brings along; None of other data."""
-    if f"{PREFIX}ids" not in batch:
+    if f"{_PREFIX}ids" not in batch:
         return None
-    return TopLogits(*(batch[f"{PREFIX}{name}"] for name in ("ids", "logs", "rest")))
+    return TopLogits(*(batch[f"{_PREFIX}{name}"] for name in TopLogits._fields))
 
 
 def inputs_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What of a batch the model takes: neither labels nor what belongs to the twin."""
-    return {k: v for k, v in batch.items() if k != "labels" and not k.startswith(PREFIX)}
+    return {k: v for k, v in batch.items() if k != "labels" and not k.startswith(_PREFIX)}

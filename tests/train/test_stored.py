@@ -179,6 +179,20 @@ def test_without_a_twin_nothing_can_be_made(program, tmp_path):
         item.rewrite(masked, Context(data=data(count=12), seed=0))
 
 
+def test_a_rank_does_its_part_of_what_all_have_seen(program, tmp_path, monkeypatch):
+    """Another rank may have written some of its own by the time that this one begins."""
+    line = text(tmp_path / "logits", top=8, how=STEPS.replace("steps=3", "steps=1"))
+    trained(program, line, data(count=20))
+    about = json.loads((tmp_path / "logits" / stored.ABOUT).read_text())
+    store = stored.StoredLogits(tmp_path / "logits", about)
+    missing = store.missing(range(20))
+    assert len(missing) == 16
+    store.put(missing[0], store.get([missing[0]], 12).rows(0))
+    monkeypatch.setattr(stored.ranks, "own", lambda items: items[1::2])
+    stored.fill(store, stored.Teacher(program), data(count=20), missing, 4, lambda: None)
+    assert store.missing(range(20)) == missing[2::2]
+
+
 def test_domains_are_refused(program, tmp_path, domains):
     with pytest.raises(OptionError, match="takes data without domains"):
         trained(program, text(tmp_path / "logits"), domains())
