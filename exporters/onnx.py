@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -39,7 +39,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.run.pieces import PieceReader
 from sparsify.ir.views.packed import block_weights, packed_linears
 from sparsify.pretrained.load import class_named, config_of
-from sparsify.runtime.session import onnxruntime_session
+from sparsify.runtime.session import onnxruntime_session, run_session
 
 FILE = "model.onnx"
 # A protobuf message ends at 2 GiB; heavier weights go into a file of their own beside the graph. So do
@@ -97,7 +97,7 @@ class Onnx(Exporter):
 
     def usage(self, program: Program) -> str:
         """A session, and one run on inputs that stand for real ones."""
-        feeds = [f'    "{public_name(name)}": {code},' for name, code in _feeds(program)]
+        feeds = [f'    "{public_name(name)}": {code},' for name, code in feeds_of(program)]
         opened = (
             "sparsify.onnxruntime_session" if packed_linears(program) else "ort.InferenceSession"
         )
@@ -114,12 +114,16 @@ class Onnx(Exporter):
 
     def write(self, program: Program, folder: Path) -> None:
         """Write the model and the files beside it."""
-        path = folder / FILE
+        self.write_model(program, folder / FILE)
+        self.write_settings(program, folder)
+
+    def write_model(self, program: Program, path: Path) -> None:
+        """Write a program to one ONNX file, heavy weights to another beside it."""
         with _quiet():
             model = _export(program, self.opset)
             self.finish(model, program)
             _describe(model, program)
-            data = f"{FILE}.data" if _is_heavy(program) else None
+            data = f"{path.name}.data" if _is_heavy(program) else None
             ir.save(
                 model,
                 path,
@@ -129,7 +133,6 @@ class Onnx(Exporter):
                 align_threshold=_PAGE,
             )
         onnx.checker.check_model(str(path))
-        self.write_settings(program, folder)
 
     def write_settings(self, program: Program, folder: Path) -> None:
         """Write the files from which other tools learn what the model is."""
@@ -145,23 +148,27 @@ class Onnx(Exporter):
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model on ONNX Runtime's CPU provider, with our kernels where they are built."""
-        session = onnxruntime_session(folder / FILE)
-        outputs = list(program.source.outputs)
-
-        def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            arrays = {
-                public_name(key): value.detach().cpu().numpy() for key, value in inputs.items()
-            }
-            return tuple(torch.from_numpy(array) for array in session.run(outputs, arrays))
-
-        return run
+        return file_reader([folder / FILE], program.source.outputs)
 
     def read_pieces(self, program: Program, folder: Path) -> PieceReader | None:
         """The model cut at its rounded products, on the same provider."""
-        return piece_reader(folder / FILE, program.source.outputs)
+        return piece_reader([folder / FILE], program.source.outputs)
 
 
-def _feeds(program: Program) -> Iterator[tuple[str, str]]:
+def file_reader(paths: Sequence[Path], outputs: Sequence[str]) -> Reader:
+    """What runs written files one after the other, each also on what those before it gave."""
+    sessions = [onnxruntime_session(path) for path in paths]
+
+    def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        known = {public_name(key): value.detach().cpu().numpy() for key, value in inputs.items()}
+        for session in sessions:
+            known |= run_session(session, known)
+        return tuple(torch.from_numpy(known[name]) for name in outputs)
+
+    return run
+
+
+def feeds_of(program: Program) -> Iterator[tuple[str, str]]:
     """Each input, and NumPy code for a value: one sequence of eight tokens."""
     for name, value in program.sample.items():
         dims = program.dynamic.get(name, {})

@@ -4,7 +4,12 @@
     ->  logits, present.N.key, present.N.value
 
 Names and shapes are those that Optimum writes. The cache of a layer has the heads that are left in it.
-The files beside the model let onnxruntime-genai and Optimum open the folder, each where it can.
+The files beside the model let onnxruntime-genai and Optimum open the folder, each where it can. An encoder
+and a decoder become two files, each with its own weights:
+
+    encoder.onnx    its inputs  ->  cross_key_values.N.key, cross_key_values.N.value        once a text
+    model.onnx      decoder_input_ids, past_key_values.*, cross_key_values.*, a mask of the encoder's
+                    ->  logits, present.*
 """
 
 from collections.abc import Mapping
@@ -18,15 +23,20 @@ from torch import Tensor
 
 from exporters.beside.genai import write_cached
 from exporters.beside.transformers_files import write_about, write_beside, write_config
-from exporters.onnx import FILE, Onnx
+from exporters.onnx import FILE, Onnx, feeds_of, file_reader
 from exporters.onnx_graph.attention import fuse_attention
+from exporters.onnx_graph.pieces import piece_reader
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
+from sparsify.ir.decode.caches import DECODER_IDS
+from sparsify.ir.decode.encoder import crosses, parted
 from sparsify.ir.decode.variant import check_decoder, decoder
 from sparsify.ir.facts.admission import admission_of_program, most_tokens
 from sparsify.ir.facts.causal import masks_bar_future, masks_bar_past
 from sparsify.ir.features.prefix import tokens_before
 from sparsify.ir.program import Program
+from sparsify.ir.run.pieces import PieceReader
+from sparsify.runtime.encoder import ENCODER
 from sparsify.runtime.session import UNPADDED
 
 # Tokens that are enough to meet a window where a model does not say how many it takes.
@@ -53,6 +63,15 @@ class OnnxDecode(Onnx):
         except TraceError as error:
             raise ExportError(f"{error}; export to onnx") from error
 
+    def write(self, program: Program, folder: Path) -> None:
+        """Write the model, or the encoder and the decoder of one, and the files beside it."""
+        if not crosses(program):
+            super().write(program, folder)
+            return
+        for part, path in zip(parted(program), _files(program, folder), strict=True):
+            self.write_model(part, path)
+        self.write_settings(program, folder)
+
     def write_settings(self, program: Program, folder: Path) -> None:
         """Write `config.json` and `genai_config.json`, as far as each can say the caches, and the rest."""
         config, notes = write_cached(program, folder, FILE)
@@ -66,13 +85,16 @@ class OnnxDecode(Onnx):
         write_about(program, folder, self.name, notes, most_tokens(program))
 
     def usage(self, program: Program) -> str:
-        """A few tokens more than a prompt has."""
-        prompt = '"Once"' if program.tokenizer is not None else "[[1, 2, 3]]"
-        return (
-            "import sparsify\n\n"
-            'model = sparsify.load_onnx(".")\n'
-            f"ids = model.generate({prompt}, tokens=16).ids"
-        )
+        """A few tokens more than a prompt has, or from what an encoder is given."""
+        opened = 'import sparsify\n\nmodel = sparsify.load_onnx(".")\n'
+        if "input_ids" in program.sample:
+            prompt = '"Once"' if program.tokenizer is not None else "[[1, 2, 3]]"
+            return f"{opened}ids = model.generate({prompt}, tokens=16).ids"
+        feeds = [
+            f'    "{name}": {code},' for name, code in feeds_of(program) if name != DECODER_IDS
+        ]
+        given = "\n".join(["given = {", *feeds, "}"])
+        return f"import numpy as np\n{opened}{given}\nids = model.generate(given, tokens=16).ids"
 
     def variant(self, program: Program) -> Program:
         """The program with caches in and out; ExportError where there can be none."""
@@ -90,7 +112,9 @@ class OnnxDecode(Onnx):
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """As for `onnx`, one sequence at a time: all that fused attention takes behind a past."""
-        reader = super().read_back(program, folder)
+        reader = file_reader(_files(program, folder), program.source.outputs)
+        if crosses(program):
+            return reader
 
         def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
             rows = [
@@ -100,6 +124,15 @@ class OnnxDecode(Onnx):
             return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
 
         return run
+
+    def read_pieces(self, program: Program, folder: Path) -> PieceReader | None:
+        """As for `onnx`; of two files one after the other."""
+        return piece_reader(_files(program, folder), program.source.outputs)
+
+
+def _files(variant: Program, folder: Path) -> list[Path]:
+    """The files of a variant in the order in which they are run."""
+    return [folder / ENCODER, folder / FILE] if crosses(variant) else [folder / FILE]
 
 
 def _is_unpadded(variant: Program) -> bool:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from exporters.beside.transformers_files import generation_of, slow_notes
 from sparsify.disk.files import write_json
 from sparsify.ir.decode.caches import CACHES, carries_states, past_inputs
+from sparsify.ir.decode.encoder import crosses
 from sparsify.ir.decode.variant import check_decoder
 from sparsify.ir.program import Program
 from sparsify.pretrained.companions import ids_of
@@ -138,6 +139,12 @@ def write_cached(program: Program, folder: Path, file: str) -> tuple[PreTrainedC
         notes.append(
             "onnxruntime-genai and Optimum do not run this model, since its layers carry states that are no "
             f"keys or values: there is no {FILE}"
+        )
+        return config, notes
+    if crosses(program):
+        notes.append(
+            "onnxruntime-genai and Optimum do not run this model, whose encoder gives the keys and values "
+            f"that each layer of the decoder reads, not what these are made from: there is no {FILE}"
         )
         return config, notes
     found = caches(program)

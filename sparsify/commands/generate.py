@@ -9,7 +9,7 @@ from sparsify.commands.loudness import answer
 from sparsify.disk.files import write_json
 from sparsify.errors import OptionError
 from sparsify.pretrained.loading import STRICT, Loading
-from sparsify.runtime.generate import Generated, load_onnx
+from sparsify.runtime.generate import Generated, Generator, load_onnx
 
 
 def generate(
@@ -24,17 +24,10 @@ def generate(
     loading: Loading = STRICT,
 ) -> Generated:
     """Print the prompt, each piece of text as soon as it is known, then the speed."""
-    model = load_onnx(
-        folder,
-        threads=threads,
-        trust_remote_code=loading.trust_remote_code,
-        verify=loading.verify,
-    )
-    if model.tokenizer is None:
-        raise OptionError(f"'{folder}' has no tokenizer, so that a text means nothing to it")
-    for note in model.notes:
-        console.print(note, style="dim", markup=False, soft_wrap=True)
-    answer.print(prompt, end="", markup=False, highlight=False, soft_wrap=True)
+    model = _opened(folder, threads, console, loading)
+    # An encoder's prompt is answered, not continued.
+    before = prompt if model.encoder is None else ""
+    answer.print(before, end="", markup=False, highlight=False, soft_wrap=True)
     seen: list[int] = []
     shown = ""
 
@@ -50,7 +43,7 @@ def generate(
     made = model.generate(prompt, tokens=tokens, temperature=temperature, seed=seed, watch=watch)
     answer.print()
     figures = {
-        "prompt tokens": made.ids.shape[1] - len(seen),
+        "prompt tokens": len(model.tokenizer(prompt)["input_ids"]),
         "new tokens": len(seen),
         "time to first token, s": made.prompt_seconds,
         "tokens per second": made.tokens_per_second,
@@ -61,5 +54,20 @@ def generate(
         style="dim",
     )
     if json is not None:
-        write_json(json, {**figures, "text": prompt + shown})
+        write_json(json, {**figures, "text": before + shown})
     return made
+
+
+def _opened(folder: Path, threads: int, console: Console, loading: Loading) -> Generator:
+    """The model of a folder, if it reads text; prints what it says of itself."""
+    model = load_onnx(
+        folder,
+        threads=threads,
+        trust_remote_code=loading.trust_remote_code,
+        verify=loading.verify,
+    )
+    if model.tokenizer is None:
+        raise OptionError(f"'{folder}' has no tokenizer, so that a text means nothing to it")
+    for note in model.notes:
+        console.print(note, style="dim", markup=False, soft_wrap=True)
+    return model

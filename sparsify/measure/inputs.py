@@ -72,8 +72,10 @@ def _value(
 
 
 def _sizes(entry: Any, shape: Shape) -> list[int]:
-    """Stated sizes; open ones are the batch in front, and behind it the cache or the tokens."""
+    """Stated sizes; open ones are the batch in front, and behind it the cache, the tokens, or both."""
     rest = shape.past if entry.name.startswith("past") else shape.tokens
+    if entry.name.startswith("cross"):  # as long as the mask of what was encoded
+        rest += shape.past
     opened = [shape.batch, *[rest] * (len(entry.shape) - 1)]
     return [
         size if isinstance(size, int) else free

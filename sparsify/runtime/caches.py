@@ -20,8 +20,14 @@ class Caches(Protocol):
         """Logits `[batch, n, vocabulary]` of `input_ids [batch, n]` behind all tokens before."""
 
 
-def empty_caches(session: Any, batch: int, capacity: int) -> Caches:
-    """Caches that hold nothing, for a batch and at most `capacity` tokens of each; states are zeros."""
+def empty_caches(
+    session: Any, batch: int, capacity: int, fixed: Mapping[str, Array] | None = None
+) -> Caches:
+    """Caches that hold nothing, for a batch and at most `capacity` tokens of each; states are zeros.
+
+    `fixed` holds inputs that are the same in every step.
+    """
+    given = {name: _value(array) for name, array in (fixed or {}).items()}
     pasts = [entry for entry in session.get_inputs() if entry.name.startswith(PAST)]
     shared = SHARED_CACHE in session.get_modelmeta().custom_metadata_map
     length = capacity if shared else 0
@@ -30,7 +36,7 @@ def empty_caches(session: Any, batch: int, capacity: int) -> Caches:
         sizes = [size if isinstance(size, int) else length for size in past.shape[1:]]
         values[past.name] = _value(np.zeros((batch, *sizes), np.float32))
     if not shared:
-        return GrowingCaches(session, values)
+        return GrowingCaches(session, values, given)
     states = [past.name for past in pasts if all(isinstance(size, int) for size in past.shape[1:])]
     return SharedCaches(session, values, states)
 
@@ -70,14 +76,15 @@ class SharedCaches:
 class GrowingCaches:
     """Caches that each step makes anew, longer by its tokens."""
 
-    def __init__(self, session: Any, empty: Mapping[str, Any]) -> None:
-        self._session, self._past = session, dict(empty)
+    def __init__(self, session: Any, empty: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+        self._session, self._past, self._fixed = session, dict(empty), fixed
         self._outputs = [LOGITS, *(name.replace(PAST, PRESENT) for name in self._past)]
 
     def step(self, feeds: Mapping[str, Array]) -> Array:
         """As for all caches."""
         given = {name: _value(array) for name, array in feeds.items()}
-        first, *presents = self._session.run_with_ort_values(self._outputs, {**given, **self._past})
+        feeds = {**given, **self._fixed, **self._past}
+        first, *presents = self._session.run_with_ort_values(self._outputs, feeds)
         self._past = dict(zip(self._past, presents, strict=True))
         logits: Array = first.numpy()
         return logits

@@ -16,6 +16,7 @@ from sparsify.errors import DataError
 from sparsify.pretrained.companions import ids_of
 
 FILE = "generation_config.json"
+_AT_BEGIN = "begin_suppress_tokens"
 # Key, the value that does nothing, and the rule of a value, the ends, tokens of the prompt, tokens at most.
 _Rule = Callable[[Any, list[int], int, int], Any]
 _ALWAYS: tuple[tuple[str, Any, _Rule], ...] = (
@@ -40,7 +41,7 @@ _ALWAYS: tuple[tuple[str, Any, _Rule], ...] = (
     ),
     ("suppress_tokens", None, lambda v, *_: rules.SuppressTokensLogitsProcessor(v)),
     (
-        "begin_suppress_tokens",
+        _AT_BEGIN,
         None,
         lambda v, e, n, _: rules.SuppressTokensAtBeginLogitsProcessor(v, n),
     ),
@@ -66,6 +67,8 @@ _NOT_OBEYED: Mapping[str, tuple[Any, ...]] = {
     "dola_layers": (),
     "stop_strings": ([],),
     "force_words_ids": ([],),
+    "encoder_repetition_penalty": (1.0,),
+    "encoder_no_repeat_ngram_size": (0,),
     "constraints": ([],),
     "watermarking_config": (),
 }
@@ -118,8 +121,11 @@ class Defaults:
             value = self.said.get(key)
             if value is None or value == neutral or (key in _NEED_ENDS and not ends):
                 continue
+            # A token that is forced on a lone first one comes before what is held to begin.
+            forced = prompt == 1 and self.said.get("forced_bos_token_id") is not None
+            begins = prompt + (key == _AT_BEGIN and forced)
             try:
-                found.append(make(value, list(ends), prompt, total))
+                found.append(make(value, list(ends), begins, total))
             except (TypeError, ValueError) as error:
                 raise DataError(
                     f"'{self.folder / FILE}' says {key}={value}, which cannot be meant: {error}"

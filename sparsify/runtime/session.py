@@ -73,6 +73,14 @@ def onnxruntime_session(
         raise DataError(f"ONNX Runtime cannot open '{path}': {reason_of(error)}") from error
 
 
+def run_session(session: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Every output of a session by name, from those of the named values that it takes."""
+    taken = {entry.name for entry in session.get_inputs()}
+    names = [entry.name for entry in session.get_outputs()]
+    given = {name: value for name, value in known.items() if name in taken}
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
 def has_packed_weights(path: Path) -> bool:
     """Whether an ONNX file imports our domain; read without its weights. Any other file does not."""
     try:

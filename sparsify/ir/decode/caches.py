@@ -1,7 +1,9 @@
 """Names, shapes and beginnings of what a decode graph carries from step to step.
 
 A layer may hold keys and values of all tokens so far, the last inputs of a short convolution, and the state
-of a recurrence. `past_key_values_N_KIND` is what comes in for layer N, `present.N.KIND` what goes out.
+of a recurrence. `past_key_values_N_KIND` is what comes in for layer N, `present.N.KIND` what goes out. A
+decoder behind an encoder is given `cross_key_values_N_KIND` as well: the keys and values of what was encoded,
+which stay.
 """
 
 import re
@@ -18,6 +20,9 @@ CACHES = ("key", "value")
 CONVOLUTION, RECURRENCE = "conv", "state"
 GROWING = "past"
 _PAST = re.compile(r"past_key_values_(\d+)_([a-z]+\d*)")
+_CROSS = re.compile(r"cross_key_values_(\d+)_([a-z]+)")
+# The ids of a decoder behind an encoder, as the model library calls them.
+DECODER_IDS = "decoder_input_ids"
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,28 @@ def cache_of(name: str) -> tuple[int, str] | None:
     return (int(found[1]), found[2]) if found else None
 
 
-def output_names(caches: Iterable[tuple[int, str]]) -> tuple[str, ...]:
-    """The outputs: logits, then what each layer carries on, of what grows the new at the end."""
-    return "logits", *(f"present.{layer}.{kind}" for layer, kind in caches)
+def cross_name(layer: int, kind: str) -> str:
+    """The input that holds keys or values of what was encoded, for one of the layers that read it."""
+    return f"cross_key_values_{layer}_{kind}"
+
+
+def output_names(caches: Iterable[tuple[int, str]], crosses: int = 0) -> tuple[str, ...]:
+    """The outputs: logits, then what each layer carries on, of what grows the new at the end.
+
+    Behind an encoder, the keys and values of so many layers that read it come last.
+    """
+    own = [f"present.{layer}.{kind}" for layer, kind in caches]
+    return "logits", *own, *(public_name(name) for name in cross_names(crosses))
+
+
+def cross_names(layers: int) -> list[str]:
+    """The names of what so many layers read of an encoder, in order."""
+    return [cross_name(layer, kind) for layer in range(layers) for kind in CACHES]
 
 
 def public_name(name: str) -> str:
     """An input's name as runtimes know it: `past_key_values.N.key`."""
-    return _PAST.sub(r"past_key_values.\1.\2", name)
+    return _CROSS.sub(r"cross_key_values.\1.\2", _PAST.sub(r"past_key_values.\1.\2", name))
 
 
 def past_inputs(program: Program) -> list[str]:

@@ -14,7 +14,7 @@ from sparsify.ir.features.block_mask import (
     block_mask_path,
     settle_block,
 )
-from sparsify.ir.graph import redirect, sweep
+from sparsify.ir.graph import output_nodes, redirect, sweep
 from sparsify.ir.program import Program
 
 
@@ -30,19 +30,24 @@ def remove_blocks(made: Program, kind: str, gone: list[str]) -> None:
 
 
 def drop_dead_caches(made: Program) -> None:
-    """Take out the caches of layers that no longer lead to the logits, and number the others anew."""
-    output = made.graph.output_node()
-    logits, *presents = list(output.args[0])  # type: ignore[arg-type]
+    """Take out the caches of layers that no longer lead to the logits, and number the others anew.
+
+    What layers read of an encoder is numbered for itself: one may be left of a layer without the other.
+    """
+    logits, *found = output_nodes(made)
     living = _ancestors(logits)
     inputs = {str(node.target): node for node in made.graph.find_nodes(op="placeholder")}
     names = past_inputs(made)
+    presents, handed = found[: len(names)], found[len(names) :]
+    handed = [node for node in handed if node in living]
     caches = {name: cache for name in names if (cache := cache_of(name)) is not None}
     alive = list(dict.fromkeys(caches[name][0] for name in names if inputs[name] in living))
     if not alive:
         raise TraceError("no layer that carries anything is left; there is nothing to cache")
     new = {layer: number for number, layer in enumerate(alive)}
     kept = [name for name in names if caches[name][0] in new]
-    output.args = ((logits, *(x for x, name in zip(presents, names, strict=True) if name in kept)),)
+    grown = [x for x, name in zip(presents, names, strict=True) if name in kept]
+    made.graph.output_node().args = ((logits, *grown, *handed),)
     sweep(made)
     for name in [name for name in names if name not in kept]:
         _take_out(made, inputs[name], [inputs[other] for other in kept])
@@ -51,7 +56,8 @@ def drop_dead_caches(made: Program) -> None:
         _rename(made, inputs[old], name)
     made.sample = {renamed.get(name, name): value for name, value in made.sample.items()}
     made.dynamic = {renamed.get(name, name): value for name, value in made.dynamic.items()}
-    outputs = output_names((new[caches[name][0]], caches[name][1]) for name in kept)
+    numbered = [(new[caches[name][0]], caches[name][1]) for name in kept]
+    outputs = output_names(numbered, len(handed) // 2)
     made.source = replace(made.source, outputs=outputs)
     made.module.recompile()
 

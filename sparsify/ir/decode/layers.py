@@ -6,7 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    EncoderDecoderCache,
+    LinearAttentionLayer,
+)
 
 from sparsify.errors import TraceError
 from sparsify.ir.decode.caches import CACHES, CONVOLUTION, RECURRENCE
@@ -56,6 +61,15 @@ class StatesAndKeys(States, DynamicLayer):  # type: ignore[misc, override]
         DynamicLayer.lazy_initialization(self, *args, **kwargs)
 
 
+class Handed(DynamicLayer):
+    """Keys and values of another sequence, which are there at once and stay."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
+        """Keep both as they are `[batch, heads, length, size]`."""
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
 class Carried(DynamicCache):
     """What all layers hold, a mapping by kind for each layer of the model."""
 
@@ -81,6 +95,13 @@ class Carried(DynamicCache):
     def held(self, layer: int, kind: str) -> Tensor:
         """What a layer holds of a kind."""
         return held_by(self.layers[layer])[kind]
+
+
+def behind_encoder(own: Carried) -> EncoderDecoderCache:
+    """A decoder's cache whose keys and values of what was encoded are still to be made."""
+    handed = DynamicCache()
+    handed.layers = [Handed() for _ in own.layers]  # type: ignore[no-untyped-call]
+    return EncoderDecoderCache(own, handed)
 
 
 def held_by(layer: Any) -> dict[str, Tensor]:

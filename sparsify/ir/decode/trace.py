@@ -9,7 +9,9 @@
 
 A layer has what it has need of: keys and values, the last inputs of a convolution, the state of a recurrence.
 The past may be empty, and states begin as zeros. Names are Optimum's, with `_` for `.` where Python has a
-say.
+say. A decoder behind an encoder takes what that is given and `decoder_input_ids [batch, target length]`,
+without a mask, and gives the keys and values of what was encoded last (`sparsify.ir.decode.encoder` parts
+the two).
 """
 
 import inspect
@@ -23,8 +25,9 @@ from transformers import PreTrainedModel
 
 from sparsify.errors import TraceError, reason_of
 from sparsify.exclusive import exclusive
-from sparsify.ir.decode.caches import Held, output_names
-from sparsify.ir.decode.layers import Carried
+from sparsify.ir.decode.caches import DECODER_IDS, Held, output_names
+from sparsify.ir.decode.encoder import Given
+from sparsify.ir.decode.layers import Carried, behind_encoder
 from sparsify.ir.program import Program, Source
 from sparsify.ir.trace.exported import flat_forward
 from sparsify.ir.trace.fixed_sizes import noting_fixed
@@ -44,16 +47,24 @@ _ARGUMENTS = ("past_key_values", "cache_params")
 
 @exclusive
 def trace_cached(
-    model: PreTrainedModel, layers: Sequence[Sequence[Held]], source: Source, *, positions: bool
+    model: PreTrainedModel,
+    layers: Sequence[Sequence[Held]],
+    source: Source,
+    *,
+    positions: bool,
+    encoder: Sequence[Given] = (),
 ) -> Program:
     """The program of a model with caches; `layers` says what each layer of the model holds.
 
-    `positions`: whether position ids are an input. Raises TraceError where the model cannot be followed.
+    `positions`: whether position ids are an input; `encoder`: what an encoder before the decoder is given.
+    Raises TraceError where the model cannot be followed.
     """
     held = [item for layer in layers for item in layer]
-    sample = _sample(model, held, positions)
+    sample = _encoded_sample(model, encoder) if encoder else _sample(model, positions)
     dims = {name: _dims(name) for name in sample} | {item.name: item.dims for item in held}
-    running, lines = _Running(model, layers), list[str]()
+    dims |= {given.name: dict(given.dims) for given in encoder}
+    sample |= _pasts(held)
+    running, lines = _Running(model, layers, bool(encoder)), list[str]()
     try:
         with (
             torch.no_grad(),
@@ -68,7 +79,7 @@ def trace_cached(
         raise TraceError(
             f"{type(model).__name__} could not be traced with a cache: {why}"
         ) from error
-    outputs = output_names((item.layer, item.kind) for item in held)
+    outputs = output_names(((item.layer, item.kind) for item in held), running.crosses)
     made = replace(source, outputs=outputs)
     return built(model, exported.module(check_guards=False), sample, dims, made, None)
 
@@ -90,35 +101,50 @@ def _exported(
     return torch.export.export(model, (), sample, dynamic_shapes=shapes, strict=False)
 
 
-def _sample(model: PreTrainedModel, held: Sequence[Held], positions: bool) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    low = min(3, vocabulary - 1)
+def _sample(model: PreTrainedModel, positions: bool) -> dict[str, Tensor]:
     mask = torch.ones(BATCH, PAST + LENGTH, dtype=torch.long)
     mask[1, :2] = 0  # padding on the left, so that masking is part of every comparison
-    sample = {
-        "input_ids": torch.randint(low, vocabulary, (BATCH, LENGTH), generator=draw),
-        "attention_mask": mask,
-    }
+    sample = {"input_ids": _ids(model), "attention_mask": mask}
     if positions:
         sample["position_ids"] = torch.arange(PAST, PAST + LENGTH).expand(BATCH, -1).contiguous()
-    for item in held:
-        shape = (BATCH, *(PAST if size is None else size for size in item.shape))
-        sample[item.name] = torch.randn(shape, generator=draw).to(item.dtype)
     return sample
 
 
+def _encoded_sample(model: PreTrainedModel, encoder: Sequence[Given]) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    made = {given.name: given.made_up(model.config, BATCH, draw) for given in encoder}
+    return {**made, DECODER_IDS: _ids(model)}
+
+
+def _ids(model: PreTrainedModel) -> Tensor:
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(min(3, vocabulary - 1), vocabulary, (BATCH, LENGTH), generator=draw)
+
+
+def _pasts(held: Sequence[Held]) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    shapes = {i.name: (BATCH, *(PAST if size is None else size for size in i.shape)) for i in held}
+    return {
+        item.name: torch.randn(shapes[item.name], generator=draw).to(item.dtype) for item in held
+    }
+
+
 def _dims(name: str) -> dict[int, str]:
-    return {0: "batch", 1: "length+past" if name == "attention_mask" else "length"}
+    named = {"attention_mask": "length+past", DECODER_IDS: "target_length"}
+    return {0: "batch", 1: named.get(name, "length")}
 
 
 class _Running:
     """Runs a model on flat inputs and gives its caches flat."""
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[Sequence[Held]]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layers: Sequence[Sequence[Held]], encoder: bool
+    ) -> None:
         accepted = inspect.signature(model.forward).parameters
         self.argument = next((name for name in _ARGUMENTS if name in accepted), _ARGUMENTS[0])
-        self.layers, self.caches = layers, Carried([])
+        self.layers, self.caches, self.encoder = layers, Carried([]), encoder
+        self.crosses = 0  # layers that have read the encoder
 
     def asked(self) -> Tensor | None:
         """The state that the model has asked for last."""
@@ -129,12 +155,20 @@ class _Running:
         self.caches = Carried(
             [{item.kind: arguments.pop(item.name) for item in layer} for layer in self.layers]
         )
+        cache: Any = behind_encoder(self.caches) if self.encoder else self.caches
         if not any(None in item.shape for layer in self.layers for item in layer):
             # Who keeps no past has a mask for the tokens that are given alone.
             length = arguments["input_ids"].shape[1]
             arguments["attention_mask"] = arguments["attention_mask"][:, -length:]
-        result = original(**arguments, **{self.argument: self.caches}, use_cache=True)
+        result = original(**arguments, **{self.argument: cache}, use_cache=True)
         found = [result.logits]
         for place, layer in enumerate(self.layers):
             found += [self.caches.held(place, item.kind) for item in layer]
-        return tuple(found)
+        return tuple(found + self._handed(cache))
+
+    def _handed(self, cache: Any) -> list[Tensor]:
+        """The keys and values of what was encoded, layer by layer."""
+        layers = cache.cross_attention_cache.layers if self.encoder else []
+        read = [layer for layer in layers if layer.keys is not None]
+        self.crosses = len(read)
+        return [value for layer in read for value in (layer.keys, layer.values)]

@@ -8,20 +8,22 @@ ones by name, packed ones and biases where the program has them.
 import copy
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from sparsify.errors import TraceError, VerifyError, reason_of
 from sparsify.ir.axes.shrink.keep import keep_from_json
 from sparsify.ir.axes.shrink.shrink import shrink
-from sparsify.ir.decode.caches import CACHES, Held, empty_past
+from sparsify.ir.decode.caches import CACHES, DECODER_IDS, Held, empty_past
 from sparsify.ir.decode.carry import take_over
 from sparsify.ir.decode.drop import drop_dead_caches, remove_blocks
+from sparsify.ir.decode.encoder import Given, crosses, encoder_inputs
 from sparsify.ir.decode.layers import held_by
 from sparsify.ir.decode.trace import trace_cached
 from sparsify.ir.features.block_mask import (
@@ -39,6 +41,7 @@ from sparsify.pretrained.rope import switch_length
 from sparsify.tensors.precision import relative_difference
 
 _TOLERANCE = 1e-4
+_BOTH = "is_encoder_decoder"  # of a config
 # Traces that are kept: the variants that a process makes are mostly of a few models.
 _KEPT = 8
 
@@ -62,6 +65,8 @@ def decoder(program: Program) -> Program:
         for gone in program.plan.get(kind, []):
             remove_blocks(made, kind, gone)
     drop_dead_caches(made)
+    if DECODER_IDS in made.sample and not crosses(made):
+        raise TraceError("no layer of the decoder reads what was encoded any longer")
     take_over(made, program)
     propagate(made)
     made.tokenizer, made.log = program.tokenizer, list(program.log)
@@ -87,43 +92,49 @@ def _traced(program: Program) -> Program:
     check_decoder(program)
     dtype = next(p.dtype for p in program.module.parameters() if p.is_floating_point())
     config = json.dumps(dict(program.source.config), sort_keys=True)
-    positions = "position_ids" in program.sample
-    made = _of_class(program.source.model_class, config, dtype, positions=positions).shared()
+    encoder = encoder_inputs(program) if program.source.config.get(_BOTH) else ()
+    positions = "position_ids" in program.sample and not encoder
+    made = _of_class(
+        program.source.model_class, config, dtype, positions=positions, encoder=encoder
+    ).shared()
     made.source = replace(program.source, outputs=made.source.outputs)
     return made
 
 
 @functools.lru_cache(_KEPT)
-def _of_class(name: str, config: str, dtype: torch.dtype, *, positions: bool) -> Program:
+def _of_class(
+    name: str, config: str, dtype: torch.dtype, *, positions: bool, encoder: tuple[Given, ...]
+) -> Program:
     """A variant before anything of a program is carried to it, without weights: never changed, but copied."""
     values, cls = json.loads(config), class_named(name)
     assert cls is not None
     with quiet():
         made = config_of(cls, values)
-        layers = _held(cls, made, dtype)
+        layers = _held(cls, made, dtype, encoder)
         model = weightless(cls, made, dtype)
         source = Source(values, name, "", ())
-        return trace_cached(model, layers, source, positions=positions)
+        return trace_cached(model, layers, source, positions=positions, encoder=encoder)
 
 
-def _held(cls: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> list[list[Held]]:
+def _held(
+    cls: type[PreTrainedModel], config: Any, dtype: torch.dtype, encoder: Sequence[Given]
+) -> list[list[Held]]:
     """What every layer of a model carries, from a run without numbers; layers are those of its cache."""
     refusal = f"{cls.__name__} has no cache that a decoder could carry along"
-    with torch.device("meta"), torch.no_grad():
-        if config.is_encoder_decoder:
-            raise TraceError(refusal)
+    with torch.device("meta"), torch.no_grad(), _AnyNumber():  # type: ignore[no-untyped-call]
         # Attention spelled out, since some models ask the values of a mask which way it may go; and
         # products of experts exist on this device in bfloat16 alone.
         plain = copy.deepcopy(config)
         plain._attn_implementation = "eager"
         model = cls(plain).eval().to(torch.bfloat16)
         try:
-            result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+            result = model(**_without_numbers(encoder), use_cache=True)
         except Exception as error:  # whatever the model's own code raises
             raise TraceError(
                 f"{cls.__name__} fails with the cache that it makes itself: {reason_of(error)[:300]}"
             ) from error
     found = getattr(result, "past_key_values", None) or getattr(result, "cache_params", None)
+    found = getattr(found, "self_attention_cache", found)
     layers = [held_by(layer) for layer in getattr(found, "layers", None) or []]
     if not any(layers):
         raise TraceError(refusal)
@@ -132,6 +143,29 @@ def _held(cls: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> list[l
         held.append([_of(number, kind, value, dtype) for kind, value in layer.items()])
         number += bool(layer)
     return held
+
+
+class _AnyNumber(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers code that asks a tensor without numbers for one: the shapes of caches hang on none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """An op, or 1 where a number is asked for, which is true."""
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True if args[0].dtype == torch.bool else 1
+        return func(*args, **(kwargs or {}))
+
+
+def _without_numbers(encoder: Sequence[Given]) -> dict[str, Tensor]:
+    """Inputs of a model that have shapes alone."""
+    given = {
+        item.name: torch.zeros(
+            item.shape, dtype=torch.bfloat16 if item.dtype.is_floating_point else item.dtype
+        )
+        for item in encoder
+    }
+    rows = encoder[0].shape[0] if encoder else 1
+    ids = torch.zeros(rows, 2, dtype=torch.long)
+    return {**given, DECODER_IDS if encoder else "input_ids": ids}
 
 
 def _of(layer: int, kind: str, value: Tensor, dtype: torch.dtype) -> Held:
@@ -146,18 +180,21 @@ def _in_two_steps(made: Program, batch: Mapping[str, Tensor]) -> Tensor:
 
     Without the rounding of inputs, which would make whole steps of last digits.
     """
-    rows, length = batch["input_ids"].shape
+    ids = DECODER_IDS if DECODER_IDS in batch else "input_ids"
+    rows, length = batch[ids].shape
     past = dict(empty_past(made, rows))
     found = []
     # Keys from before a switch of the rotary angles are turned otherwise: both steps lie behind it.
     switch = switch_length(made.source.config)
     cut = length // 2 if switch is None or length <= switch else min(switch + 1, length - 1)
     for start, end in ((0, cut), (cut, length)):
-        part = {name: value[:, start:end] for name, value in batch.items()}
-        if "attention_mask" in batch:
-            part["attention_mask"] = batch["attention_mask"][:, :end]
+        part = {**batch, ids: batch[ids][:, start:end]}
+        if ids != DECODER_IDS:
+            part = {name: value[:, start:end] for name, value in batch.items()}
+            if "attention_mask" in batch:
+                part["attention_mask"] = batch["attention_mask"][:, :end]
         logits, *caches = unrounded_outputs(made, {**part, **past})
-        past = dict(zip(past, caches, strict=True))
+        past = dict(zip(past, caches, strict=False))  # keys of an encoder are behind them
         found.append(logits)
     return torch.cat(found, 1)
 
@@ -165,16 +202,12 @@ def _in_two_steps(made: Program, batch: Mapping[str, Tensor]) -> Tensor:
 def _verify(made: Program, program: Program) -> None:
     """The variant must give the program's logits on its sample, in two steps through its caches."""
     inputs: Mapping[str, Tensor] = program.sample
-    ids = inputs["input_ids"]
     wanted = unrounded_outputs(program, inputs)[0]
     batch = {name: inputs[name] for name in made.sample if name in inputs}
     found = _in_two_steps(made, batch)
-    # What a row of padding gives means nothing.
-    real = (
-        inputs["attention_mask"].bool()
-        if "attention_mask" in inputs
-        else torch.ones_like(ids).bool()
-    )
+    real = torch.ones(wanted.shape[:2], dtype=torch.bool)
+    if "attention_mask" in inputs and DECODER_IDS not in inputs:
+        real = inputs["attention_mask"].bool()  # what a row of padding gives means nothing
     moved = relative_difference(wanted[real], found[real])
     if not moved <= _TOLERANCE:
         raise VerifyError(

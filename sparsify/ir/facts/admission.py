@@ -21,6 +21,8 @@ from sparsify.pretrained.quiet import quiet
 
 # Tables may hold a few rows more than positions: the first ones mean padding.
 _SPARE = 2
+# The most tokens of a text in a config; behind an encoder of sounds, those of what is written.
+_LENGTHS = ("max_position_embeddings", "max_target_positions")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def admission_of_model(model: nn.Module) -> Admission:
         return ANYTHING
     text = config.get_text_config()
     vocabulary = getattr(text, "vocab_size", None)
-    stated = getattr(text, "max_position_embeddings", None)
+    stated = next((getattr(text, name) for name in _LENGTHS if hasattr(text, name)), None)
     if not isinstance(stated, int) or stated < 1:
         return Admission(vocabulary)
     if getattr(text, "rope_parameters", None):
