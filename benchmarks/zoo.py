@@ -90,6 +90,11 @@ def packed(program: Any) -> None:
     same(outputs(parse("pack-nm").run(pruned, Context())), wanted, "packed against pruned")
 
 
+def step_of(name: str, program: Any) -> Callable[[], None]:
+    """A step that writes no file: a kind of axis removed, or `2:4`."""
+    return lambda: packed(program) if name == "2:4" else without(program, name)
+
+
 def exported(program: Any, scratch: Path) -> None:
     export(program, scratch / "onnx", ["onnx"])
 
@@ -179,17 +184,14 @@ def work(family: str, task: str, path: Path, steps: list[str]) -> None:
     model, program = held
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        for kind in KINDS:
-            if kind in steps:
-                note(kind, lambda kind=kind: without(program, kind))  # type: ignore[misc]
-        for name, step in (
-            ("2:4", lambda: packed(program)),
-            ("onnx", lambda: exported(program, place)),
-            ("decode", lambda: decoded(program, model, place)),
-            ("folder", lambda: foldered(program, place)),
-        ):
+        written = {
+            "onnx": lambda: exported(program, place),
+            "decode": lambda: decoded(program, model, place),
+            "folder": lambda: foldered(program, place),
+        }
+        for name in STEPS[1:]:
             if name in steps:
-                note(name, step)
+                note(name, written.get(name) or step_of(name, program))
 
 
 def ran(family: str, task: str, steps: list[str], seconds: int) -> Row:

@@ -27,6 +27,8 @@ TASKS = (
     ("CTC", "AutoModelForCTC"),
     ("AUDIO_CLASSIFICATION", "AutoModelForAudioClassification"),
     ("TEXT_ENCODING", "AutoModelForTextEncoding"),
+    ("IMAGE_TEXT_TO_TEXT", "AutoModelForImageTextToText"),
+    ("", "AutoModel"),  # what has no head of these kinds
 )
 _NAMES = {
     64: "hidden_size d_model n_embd dim embed_dim model_dim embedding_size "
@@ -105,7 +107,8 @@ def families() -> Iterator[tuple[str, str]]:
     """Every family that one of `TASKS` knows, and the auto class that builds it."""
     seen: set[str] = set()
     for task, name in TASKS:
-        for family in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES", ()):
+        table = f"MODEL_FOR_{task}_MAPPING_NAMES" if task else "MODEL_MAPPING_NAMES"
+        for family in getattr(auto, table, ()):
             if family not in seen and family in CONFIG_MAPPING:
                 seen.add(family)
                 yield family, name

@@ -164,6 +164,10 @@ def _heads(analysis: Analysis, kv: Group | None, rep: Group | None) -> Heads:
         pins += _apart(kv.leaf, rep)
     if not consumers:
         pins.append("no linear map takes the heads in")
+    # A mask on the heads leaves there what a removed KV group would take away.
+    alone = dict.fromkeys(c.weight for part in parts for c in part.consumers if c not in consumers)
+    if consumers:
+        pins += [f"@{weight} takes in KV groups for itself" for weight in alone]
     return Heads(kv, rep, members, consumers, tuple(pins))
 
 

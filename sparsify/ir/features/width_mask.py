@@ -15,7 +15,7 @@ from torch import fx
 
 from sparsify.errors import OptionError
 from sparsify.ir.axes.analysis import Analysis
-from sparsify.ir.axes.groups import Group
+from sparsify.ir.axes.groups import Consumer, Group
 from sparsify.ir.features.feature import Feature
 from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.ops.masked_norms import masked_layer_norm, masked_mean, masked_rms_norm
@@ -30,6 +30,7 @@ _MASKED: dict[Any, Callable[..., Any]] = {
     aten.layer_norm.default: masked_layer_norm,
     aten.rms_norm.default: masked_rms_norm,
 }
+_BY_MATRIX = (aten.bmm.default, aten.matmul.default, aten.mm.default)
 _PLAIN = {masked: plain for plain, masked in _MASKED.items()}
 
 
@@ -59,7 +60,7 @@ def add_width_mask(program: Program, analysis: Analysis, group: Group) -> None:
     Raises OptionError when something takes it in that has no place for a mask.
     """
     for consumer in group.consumers:
-        if product_at(program, consumer.node) is None or consumer.axis is not group.leaf:
+        if not _is_taken_in(program, consumer) or consumer.axis is not group.leaf:
             raise OptionError(
                 f"the {group.kind} at {group.key} enters @{consumer.weight} unmaskably"
             )
@@ -79,6 +80,13 @@ def add_width_mask(program: Program, analysis: Analysis, group: Group) -> None:
         masked = writer.call(_MASKED[node.target], source, writer.read(path), *rest, **node.kwargs)
         redirect(node, masked)
     sweep(program)
+
+
+def _is_taken_in(program: Program, consumer: Consumer) -> bool:
+    """Whether a consumer multiplies the last dimension of its input by a weight: a mask on that fits."""
+    if product_at(program, consumer.node) is not None:
+        return True
+    return consumer.node.target in _BY_MATRIX and consumer.node.args[0] is consumer.x
 
 
 def drop_width_mask(program: Program, mask: WidthMask) -> None:

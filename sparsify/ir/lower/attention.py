@@ -1,8 +1,9 @@
-"""Attention over grouped keys and values: read unrepeated."""
+"""Attention for a runtime: grouped keys and values are read unrepeated, masks have a row for each query."""
 
 import torch
 from torch import fx
 
+from sparsify.ir.graph import Writer
 from sparsify.ir.lower.match import RESHAPES, size_of, swept
 from sparsify.ir.program import Program
 
@@ -28,6 +29,21 @@ def fold_repeat_kv(program: Program) -> int:
             node.update_arg(2, value)
             count += 1
         _set_grouped(node, size_of(query, 1) != size_of(key, 1))
+    return swept(program, count)
+
+
+def widen_masks(program: Program) -> int:
+    """Give masks `[.., 1, keys]` that all queries share a row for each `[.., queries, keys]`; how many."""
+    count = 0
+    for node in [n for n in program.graph.nodes if n.target is _SDPA]:
+        query, mask = node.args[0], node.args[3] if len(node.args) > 3 else None
+        if not isinstance(mask, fx.Node) or str(size_of(mask, -2)) != "1":
+            continue
+        writer = Writer(program, before=node)
+        rows = writer.call(aten.sym_size.int, query, query.meta["val"].dim() - 2)
+        kept = [-1] * (mask.meta["val"].dim() - 2)
+        node.update_arg(3, writer.call(aten.expand.default, mask, [*kept, rows, -1]))
+        count += 1
     return swept(program, count)
 
 

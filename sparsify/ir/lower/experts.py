@@ -12,6 +12,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.views.linear import product_at
 
 aten = torch.ops.aten
+_RANGE = (0, 0)  # of `histc` where none is given
 
 
 def lower_experts(program: Program) -> int:
@@ -26,7 +27,7 @@ def lower_experts(program: Program) -> int:
 
 def _count(program: Program, node: fx.Node) -> bool:
     """Count whole numbers one by one; bins of another width stay."""
-    values, bins, low, high = node.args
+    values, bins, low, high = (*node.args, *_RANGE)[:4]
     if not isinstance(values, fx.Node) or values.target is not aten.to.dtype:
         return False
     numbers = values.args[0]
@@ -35,8 +36,10 @@ def _count(program: Program, node: fx.Node) -> bool:
     if not whole or low != 0 or not isinstance(bins, int) or high != bins - 1:
         return False
     writer = Writer(program, before=node)
-    each = writer.call(aten.arange.default, bins, dtype=numbers.meta["val"].dtype)
     column = writer.call(aten.unsqueeze.default, numbers, 1)
+    each = column  # one bin without a range takes everything
+    if bins > 1:
+        each = writer.call(aten.arange.default, bins, dtype=numbers.meta["val"].dtype)
     equal = writer.call(aten.eq.Tensor, column, each)
     kind = node.meta["val"].dtype
     hits = writer.call(aten.to.dtype, equal, kind)

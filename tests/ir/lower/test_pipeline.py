@@ -116,3 +116,44 @@ def test_a_shared_copy_has_the_same_tensors():
     assert to_text(copy) == to_text(program)
     assert all(copy.tensor(path) is tensor for path, tensor in program.tensors())
     assert copy.graph is not program.graph
+
+
+class Odd(torch.nn.Module):
+    """What some models write: a mask that all queries share, a count of one bin, a number less a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = torch.nn.Linear(8, 8)
+
+    def forward(self, x, mask):
+        heads = self.map(x).view(*x.shape[:2], 2, 4).transpose(1, 2)
+        keep = 1.0 - mask[:, None, None, :].float()
+        found = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, keep * -1e4)
+        joined = found.transpose(1, 2).reshape(*x.shape[:2], 8)
+        return joined, torch.histc(mask.flatten().float(), 1)
+
+
+def odd() -> Program:
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(2, 5, 8), "mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+    dims = {name: {0: "batch", 1: "length"} for name in inputs}
+    return trace(Odd().eval(), inputs, dims)
+
+
+def test_runtimes_are_given_what_they_take():
+    program = odd()
+    module = lowered(program)
+    found = ops(module)
+    # Another count of sequences and places than the sample's.
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
+    inputs = {"x": torch.randn(3, 3, 8), "mask": mask}
+    wanted, made = program.run(inputs), module(**inputs)
+    assert torch.allclose(made[0], wanted[0], atol=1e-6)
+    assert made[1].tolist() == wanted[1].tolist() == [9]
+    assert found["histc"] == found["rsub.Scalar"] == 0
+    (attention,) = (n for n in module.graph.nodes if "scaled_dot" in str(n.target))
+    assert [str(size) for size in attention.args[3].meta["val"].shape[-2:]] == [
+        str(attention.args[0].meta["val"].shape[2])
+    ] * 2
+    (joined,) = (n for n in module.graph.nodes if n.target is torch.ops.aten.reshape.default)
+    assert joined.args[0].target is torch.ops.aten.clone.default
