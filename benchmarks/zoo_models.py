@@ -46,10 +46,10 @@ _NAMES = {
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
     "decoder_attention_heads num_local_experts n_routed_experts num_experts "
     "moe_num_experts mamba_n_heads linear_num_key_heads linear_num_value_heads "
-    "num_experts_total",
+    "num_experts_total index_topk",
     16: "head_dim kv_channels d_kv v_head_dim qk_nope_head_dim kv_lora_rank q_lora_rank "
     "mamba_d_head linear_key_head_dim linear_value_head_dim attention_head_size "
-    "qk_head_dim num_mel_bins",
+    "qk_head_dim num_mel_bins index_head_dim index_n_heads",
     8: "qk_rope_head_dim patch_size state_size mamba_d_state rotary_dim",
     1: "n_group topk_group n_shared_experts num_nextn_predict_layers first_k_dense_replace "
     "mamba_n_groups n_groups num_shared_experts moe_layer_start_index",

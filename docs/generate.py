@@ -35,9 +35,9 @@ same; pruned 2:4 and packed; written to ONNX and read back; written with a cache
 the model's own; written to a folder that transformers loads. `none`: the family has no such axis, or none
 that may go, or does not generate; `refused`: with the sentence below; an empty cell: untried.
 
-Of {tried} families with every step done, {whole} went all the way with heads or channels removed: equal to their
-mask, to ONNX and back. Tracing a family, held against its model, takes {median:.1f} s in the median, {longest:.0f} s at
-most (on two cores with other work beside it).
+Of {tried} families with every step done, {whole} went all the way with heads or channels removed: equal to
+their mask, to ONNX and back. Tracing a family and holding it against its model takes {median:.1f} s in the
+median, {longest:.0f} s at most (on two cores with other work beside it).
 
 """
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->\n\n"

@@ -1,7 +1,7 @@
 """Names, shapes and beginnings of what a decode graph carries from step to step.
 
-A layer may hold keys and values of all tokens so far, the last inputs of a short convolution, and the state
-of a recurrence. `past_key_values_N_KIND` is what comes in for layer N, `present.N.KIND` what goes out. A
+A layer may hold keys and values of all tokens so far, a short key of each by which some are picked, the last
+inputs of a short convolution, and the state of a recurrence. `past_key_values_N_KIND` is what comes in for layer N, `present.N.KIND` what goes out. A
 decoder behind an encoder is given `cross_key_values_N_KIND` as well: the keys and values of what was encoded,
 which stay.
 """
@@ -17,6 +17,7 @@ from sparsify.ir.program import Program
 
 # Kinds that grow with every token; of the others, a layer with several of one has `conv1`, `conv2` as well.
 CACHES = ("key", "value")
+INDEX = "index"  # grows as well: `[batch, past, size]`, one for all heads
 CONVOLUTION, RECURRENCE = "conv", "state"
 GROWING = "past"
 _PAST = re.compile(r"past_key_values_(\d+)_([a-z]+\d*)")
@@ -88,7 +89,8 @@ def past_inputs(program: Program) -> list[str]:
 
 def carries_states(program: Program) -> bool:
     """Whether a decode variant carries more than keys and values."""
-    return any(GROWING not in program.dynamic[name].values() for name in past_inputs(program))
+    found = [cache_of(name) for name in past_inputs(program)]
+    return any(cache is not None and cache[1] not in CACHES for cache in found)
 
 
 def empty_past(program: Program, batch: int) -> Mapping[str, Tensor]:

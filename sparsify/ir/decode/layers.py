@@ -14,10 +14,12 @@ from transformers.cache_utils import (
 )
 
 from sparsify.errors import TraceError
-from sparsify.ir.decode.caches import CACHES, CONVOLUTION, RECURRENCE
+from sparsify.ir.decode.caches import CACHES, CONVOLUTION, INDEX, RECURRENCE
 
 # The layer that holds nothing; releases without one have no layers that do not.
 _EMPTY = getattr(cache_utils, "DummyLayer", DynamicLayer)
+# The layer whose tokens have a short key as well; releases without one have no models that ask for it.
+_INDEXED = getattr(cache_utils, "DynamicIndexedLayer", DynamicLayer)
 _BY_HEADS = 4  # dimensions of a state [batch, heads, rows, columns]
 
 
@@ -107,6 +109,7 @@ def behind_encoder(own: Carried) -> EncoderDecoderCache:
 def held_by(layer: Any) -> dict[str, Tensor]:
     """What a layer of any cache of transformers holds, by kind."""
     found = {CACHES[0]: getattr(layer, "keys", None), CACHES[1]: getattr(layer, "values", None)}
+    found[INDEX] = getattr(layer, "indexer_keys", None)
     for kind, name in ((CONVOLUTION, "conv_states"), (RECURRENCE, "recurrent_states")):
         for number, value in getattr(layer, name, {}).items():
             found[f"{kind}{number or ''}"] = value
@@ -117,8 +120,11 @@ def _layer(held: Mapping[str, Tensor]) -> Any:
     if not held:
         return _EMPTY()
     grows = CACHES[0] in held
-    if len(held) > 2 * grows:
-        layer: Any = (StatesAndKeys if grows else States)(held)
+    if INDEX in held:
+        layer: Any = _INDEXED()
+        layer.indexer_keys, layer.is_indexer_initialized = held[INDEX], True
+    elif len(held) > 2 * grows:
+        layer = (StatesAndKeys if grows else States)(held)
     else:
         layer = DynamicLayer()
     if grows:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from sparsify.errors import TraceError, VerifyError, reason_of
 from sparsify.ir.axes.shrink.keep import keep_from_json
 from sparsify.ir.axes.shrink.shrink import shrink
-from sparsify.ir.decode.caches import CACHES, DECODER_IDS, Held, empty_past
+from sparsify.ir.decode.caches import CACHES, DECODER_IDS, INDEX, Held, empty_past
 from sparsify.ir.decode.carry import take_over
 from sparsify.ir.decode.drop import drop_dead_caches, remove_blocks
 from sparsify.ir.decode.encoder import Given, crosses, encoder_inputs
@@ -171,7 +171,11 @@ def _without_numbers(encoder: Sequence[Given]) -> dict[str, Tensor]:
 def _of(layer: int, kind: str, value: Tensor, dtype: torch.dtype) -> Held:
     """What a layer holds in a model of a dtype, told from what it holds in one of bfloat16."""
     _, *shape = value.shape
-    sizes = (shape[0], None, shape[2]) if kind in CACHES else tuple(shape)
+    sizes: tuple[int | None, ...] = tuple(shape)
+    if kind in CACHES:
+        sizes = (shape[0], None, shape[2])
+    elif kind == INDEX:
+        sizes = (None, shape[1])
     return Held(layer, kind, sizes, dtype if value.dtype == torch.bfloat16 else value.dtype)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from sparsify.disk.files import notes
 from sparsify.engine.contract import Context
@@ -10,6 +11,7 @@ from sparsify.engine.pipeline import parse
 from sparsify.errors import TraceError
 from sparsify.ir.decode.caches import empty_past, past_inputs
 from sparsify.ir.decode.variant import decoder
+from sparsify.ir.trace.trace import trace
 from sparsify.runtime.caches import GrowingCaches, SharedCaches, empty_caches
 from sparsify.runtime.generate import load_onnx
 from tests.ir.decode.test_variant import NARROW, SHORTER, stepped
@@ -113,3 +115,52 @@ def test_a_prompt_that_a_state_would_have_to_begin_with_is_refused():
     parse("choose-prompt").run(made, Context())
     with pytest.raises(TraceError, match="'past_key_values_0_conv' is a state that would begin"):
         decoder(made)
+
+
+def indexed():
+    """Attention that picks four tokens by a short key of each."""
+    config = transformers.DeepseekV32Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=48,
+        moe_intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        index_topk=4,
+        index_n_heads=16,  # of a score that none of few heads gives, several tokens would have none
+        index_head_dim=16,
+        first_k_dense_replace=1,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    return transformers.DeepseekV32ForCausalLM(config).eval()
+
+
+def test_keys_by_which_tokens_are_picked_are_carried():
+    whole = trace(indexed())
+    made = decoder(whole)
+    kinds = (*KEYS, "index")
+    assert past_inputs(made) == [*_of(0, kinds), *_of(1, kinds)]
+    assert made.dynamic["past_key_values_0_index"] == {0: "batch", 1: "past"}
+    ids = torch.randint(1, 64, (2, 11), generator=torch.Generator().manual_seed(3))
+    logits = whole.run({"input_ids": ids})[0]
+    found, caches = stepped(made, ids, (5, 1, 1, 4))
+    assert (found - logits).abs().max() < 1e-4 * logits.abs().max()
+    assert caches["past_key_values_1_index"].shape == (2, 11, 16)
+    # They matter: other keys pick other tokens.
+    with torch.no_grad():
+        for path, value in made.tensors():
+            if "indexer.wk" in path:
+                value.neg_()
+    moved, _ = stepped(made, ids, (5, 1, 1, 4))
+    assert (moved - logits).abs().max() > 1e-3 * logits.abs().max()
