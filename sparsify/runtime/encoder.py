@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sparsify.errors import OptionError
@@ -33,15 +34,14 @@ class Encoder:
 
         `given` holds the encoder's inputs by name; a missing mask is ones. Raises OptionError for others.
         """
-        feeds = {name: np.ascontiguousarray(value.numpy()) for name, value in given.items()}
-        if MASK in self.inputs and MASK not in feeds and IDS in feeds:
-            feeds[MASK] = np.ones_like(feeds[IDS])
-        if feeds.keys() != self.inputs.keys():
+        values = dict(given)
+        if MASK in self.inputs and MASK not in values and IDS in values:
+            values[MASK] = torch.ones_like(values[IDS])
+        if values.keys() != self.inputs.keys():
             raise OptionError(
                 f"the model is given {', '.join(given) or 'nothing'}; it takes {', '.join(self.inputs)}"
             )
-        for name, entry in self.inputs.items():
-            _check_shape(name, feeds[name], entry.shape)
+        feeds = {name: _array(values[name], entry) for name, entry in self.inputs.items()}
         made = {**feeds, **run_session(self._session, feeds)}
         return {name: value for name, value in made.items() if name in self._read}
 
@@ -60,13 +60,14 @@ def first_ids(said: Sequence[Mapping[str, Any]], begin: Sequence[int] | None) ->
     raise OptionError("no config says which id the decoder begins with; give ids as `begin`")
 
 
-def _check_shape(name: str, value: Array, shape: Sequence[Any]) -> None:
-    """Refuse a value of other sizes than those that the encoder states; OptionError."""
-    fits = len(value.shape) == len(shape) and all(
+def _array(value: Tensor, entry: Any) -> Array:
+    """A value in the numbers of an input; OptionError for other sizes than those that it states."""
+    fits = value.numel() > 0 and len(value.shape) == len(entry.shape)
+    if not fits or not all(
         not isinstance(wanted, int) or wanted == size
-        for wanted, size in zip(shape, value.shape, strict=True)
-    )
-    if not fits:
-        raise OptionError(
-            f"{name} is {list(value.shape)}, but the model takes {[str(size) for size in shape]}"
-        )
+        for wanted, size in zip(entry.shape, value.shape, strict=True)
+    ):
+        takes = ", ".join(map(str, entry.shape))
+        raise OptionError(f"{entry.name} is {list(value.shape)}, but the model takes [{takes}]")
+    kind = np.float32 if entry.type == "tensor(float)" else np.int64
+    return np.ascontiguousarray(value.numpy(), dtype=kind)

@@ -5,10 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import transformers
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from exporters.onnx_decode import FILE, OnnxDecode
 from sparsify.commands.generate import generate
@@ -23,6 +19,7 @@ from sparsify.measure.latency import compare
 from sparsify.runtime.encoder import ENCODER
 from sparsify.runtime.generate import load_onnx
 from tests.ir.decode.encoders import MODELS, greedy, model, theirs, traced
+from tests.runtime.words import word_tokenizer
 
 TOKENS = 14
 IDS = torch.tensor([[9, 8, 33, 7, 55, 6, 21], [14, 11, 20, 41, 1, 1, 1]])
@@ -58,12 +55,7 @@ def exported(tmp_path_factory):
 
 
 def tokenizer():
-    words = {"[PAD]": 1, "[UNK]": 0, **{f"w{i}": i for i in range(2, 60)}}
-    inner = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    inner.pre_tokenizer = Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]"
-    )
+    return word_tokenizer({"[PAD]": 1, "[UNK]": 0, **{f"w{i}": i for i in range(2, 60)}})
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -135,6 +127,12 @@ def test_what_it_is_given_is_checked(exported):
         heard.generate({"input_values": torch.zeros(1, 8, 40)})
     with pytest.raises(OptionError, match=r"input_features is \[1, 8, 30\], but the model takes"):
         heard.generate({"input_features": torch.zeros(1, 8, 30)})
+    with pytest.raises(OptionError, match=r"input_ids is \[0, 3\]"):
+        text.generate({"input_ids": torch.zeros(0, 3)})
+    # Numbers of another precision are those of the model.
+    wide = {name: value.double() for name, value in given_to("whisper").items()}
+    same = [heard.generate(given, tokens=3, stop=[]).ids for given in (wide, given_to("whisper"))]
+    assert torch.equal(*same)
     with pytest.raises(DataError, match="hold the id 60"):
         text.generate([[3, 60]])
     with pytest.raises(DataError, match="a prompt of 65 tokens"):

@@ -5,9 +5,6 @@ import shutil
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 
 from exporters.onnx_decode import OnnxDecode
 from sparsify.disk.files import read_json, write_json
@@ -16,6 +13,7 @@ from sparsify.errors import DataError, OptionError
 from sparsify.ir.trace.trace import trace
 from sparsify.pretrained.rope import switch_length
 from sparsify.runtime.generate import load_onnx
+from tests.runtime.words import word_tokenizer
 
 PROMPT = torch.tensor([[9, 8, 3, 7, 5, 6]])
 TEXTS = ["w9 w8 w3 w7 w5 w6", "w4 w11 w20", "w31"]
@@ -31,12 +29,7 @@ def dense(build):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = {"[PAD]": 0, "[UNK]": 1, **{f"w{i}": i for i in range(2, 300)}}
-    inner = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    inner.pre_tokenizer = Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]"
-    )
+    return word_tokenizer({"[PAD]": 0, "[UNK]": 1, **{f"w{i}": i for i in range(2, 300)}})
 
 
 @pytest.fixture(scope="module")
