@@ -68,11 +68,21 @@ _WINDOWS = {
     "window_size": 4,
     "patch_size": 4,
 }
+_PYRAMID = {
+    "hidden_sizes": [32, 48, 64],
+    "depths": [1, 1, 1],
+    "image_size": 64,
+    "patch_size": 16,
+}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
 _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("blt", {"encoder_hash_byte_group_vocab": 64}),
     ("dots1", {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}),
-    ("efficientnet", {"width_coefficient": 0.25, "depth_coefficient": 0.3}),
+    ("efficientnet", {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}),
+    ("esmc", {"num_key_value_heads": 4}),
+    ("levit", {**_PYRAMID, "num_attention_heads": [2, 2, 2], "key_dim": [8, 8, 8]}),
+    ("lilt", {"hidden_size": 96}),
+    ("xmod", {"default_language": "en_XX", "languages": ("en_XX",)}),
     ("layoutlmv3", {"coordinate_size": 12, "shape_size": 8}),
     ("luke mluke", {"entity_vocab_size": WORDS}),
     ("mobilevit mobilevitv2", {"image_size": 64}),

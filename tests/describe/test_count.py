@@ -112,3 +112,23 @@ def test_counting_leaves_the_types_of_the_program_alone():
     before = [str(node.meta.get("val")) for node in program.graph.nodes]
     multiply_adds(program, batch=1, length=4096)
     assert [str(node.meta.get("val")) for node in program.graph.nodes] == before
+
+
+class Picking(torch.nn.Module):
+    """A linear map for the rows of a batch that a condition picks."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = torch.nn.Linear(8, 8, bias=False)
+
+    def forward(self, x, kind):
+        out = torch.zeros_like(x)
+        out[kind == 1] = self.map(x[kind == 1])
+        return x + out
+
+
+def test_rows_that_a_condition_picks_count_as_all_picked():
+    inputs = {"x": torch.randn(2, 5, 8), "kind": torch.tensor([1, 0])}
+    dims = {"x": {0: "batch", 1: "length"}, "kind": {0: "batch"}}
+    program = trace(Picking().eval(), inputs, dims)
+    assert multiply_adds(program, 3, 7) == 3 * 7 * 64

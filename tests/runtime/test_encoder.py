@@ -84,8 +84,9 @@ def test_texts_are_padded_behind_and_answered_as_transformers_does(exported):
     assert torch.equal(found.generate(IDS, mask=MASK, tokens=TOKENS, stop=[]).ids, wanted)
 
 
-@pytest.mark.parametrize("name", ["bart", "whisper"])
-@pytest.mark.parametrize("pipeline", [SMALLER, ROUNDED], ids=["smaller", "rounded"])
+@pytest.mark.parametrize(
+    ("name", "pipeline"), [("bart", SMALLER), ("whisper", ROUNDED)], ids=["smaller", "rounded"]
+)
 def test_smaller_models_go_on_as_their_program(name, pipeline, tmp_path):
     program = traced(name)
     parse(pipeline).run(program, Context())

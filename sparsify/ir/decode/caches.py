@@ -2,8 +2,8 @@
 
 A layer may hold keys and values of all tokens so far, a short key of each by which some are picked, the last
 inputs of a short convolution, and the state of a recurrence. `past_key_values_N_KIND` is what comes in for
-layer N, `present.N.KIND` what goes out. A decoder behind an encoder is given `cross_key_values_N_KIND` as well:
-the keys and values of what was encoded, which stay.
+layer N, `present.N.KIND` what goes out. A decoder behind an encoder is given `cross_key_values_N_KIND` as
+well: the keys and values of what was encoded, which stay.
 """
 
 import re

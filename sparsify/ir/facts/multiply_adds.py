@@ -11,6 +11,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from sparsify.errors import SparsifyError
 from sparsify.ir.ops.grouped import GROUPED
 from sparsify.ir.ops.nm_linear import nm_linear
 from sparsify.ir.ops.op import Cost, product
@@ -50,7 +51,8 @@ def work(program: Program, batch: int, length: int, *, packed_whole: bool = Fals
     """The multiply-adds of `multiply_adds`, those of attention apart.
 
     Attention is the op of that name, and every product of two things that both follow from the inputs.
-    Rows that are split by sizes known at run time, for experts that are alike, count as split evenly.
+    Rows that are split by sizes known at run time, for experts that are alike, count as split evenly; rows
+    that a condition picks count as all picked. Raises SparsifyError for other sizes that a run alone knows.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     inputs = _inputs(program, batch, length, mode)
@@ -63,8 +65,7 @@ def work(program: Program, batch: int, length: int, *, packed_whole: bool = Fals
                 args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
                 if node.target is aten.split_with_sizes.default:
                     args = (args[0], _even(*args), *args[2:])
-                assert callable(node.target)
-                values[node] = node.target(*args, **kwargs)
+                values[node] = _computed(node.target, args, kwargs)
                 whole = packed_whole and node.target is nm_linear
                 cost = product(0) if whole else _cost(node.target)
                 done = cost(args, values[node])
@@ -79,7 +80,19 @@ def work(program: Program, batch: int, length: int, *, packed_whole: bool = Fals
                 values[node] = mode.from_tensor(tensor, static_shapes=True)
             if node.op == "placeholder" or any(n in varying for n in node.all_input_nodes):
                 varying.add(node)
+    if not isinstance(attention + others, int):
+        raise SparsifyError(
+            "multiply-adds cannot be told: a product is of a size that is known only at run time"
+        )
     return Work(attention, others)
+
+
+def _computed(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What an op gives; where a condition picks rows, as if it held for all of them."""
+    only = args[1][0] if target in _PICKING and len(args[1]) == 1 else None
+    if not isinstance(only, Tensor) or only.dtype != torch.bool:
+        return target(*args, **kwargs)
+    return args[0] if target in _PUTTING else args[0].flatten(0, only.dim() - 1)
 
 
 def _even(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[int]:
@@ -174,6 +187,8 @@ _COSTS: Mapping[Any, Cost] = {
     aten.conv_transpose2d.input: _scattering,
     aten.conv_transpose3d.input: _scattering,
 }
+_PUTTING = frozenset((aten.index_put.default, aten.index_put_.default))
+_PICKING = frozenset((aten.index.Tensor, *_PUTTING))
 # Products that may be of two activations; those with weights computed at run time are linear maps.
 _OF_TWO = frozenset(
     (
