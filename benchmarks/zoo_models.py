@@ -46,10 +46,11 @@ _NAMES = {
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
     "decoder_attention_heads num_local_experts n_routed_experts num_experts "
     "moe_num_experts mamba_n_heads linear_num_key_heads linear_num_value_heads "
-    "num_experts_total index_topk",
+    "num_experts_total index_topk linear_num_heads",
     16: "head_dim kv_channels d_kv v_head_dim qk_nope_head_dim kv_lora_rank q_lora_rank "
     "mamba_d_head linear_key_head_dim linear_value_head_dim attention_head_size "
-    "qk_head_dim num_mel_bins index_head_dim index_n_heads",
+    "qk_head_dim num_mel_bins index_head_dim index_n_heads "
+    "linear_head_dim",
     8: "qk_rope_head_dim patch_size state_size mamba_d_state rotary_dim",
     1: "n_group topk_group n_shared_experts num_nextn_predict_layers first_k_dense_replace "
     "mamba_n_groups n_groups num_shared_experts moe_layer_start_index",
@@ -82,6 +83,10 @@ _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("esmc", {"num_key_value_heads": 4}),
     ("levit", {**_PYRAMID, "num_attention_heads": [2, 2, 2], "key_dim": [8, 8, 8]}),
     ("lilt", {"hidden_size": 96}),
+    (
+        "switch_transformers",
+        {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    ),
     ("xmod", {"default_language": "en_XX", "languages": ("en_XX",)}),
     ("layoutlmv3", {"coordinate_size": 12, "shape_size": 8}),
     ("luke mluke", {"entity_vocab_size": WORDS}),
@@ -96,8 +101,8 @@ _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("esm", {"vocab_size": WORDS, "pad_token_id": 1, "mask_token_id": 3}),
     ("gemma3n_text", {"num_kv_shared_layers": 0}),
     ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
-    ("lfm2 lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
-    ("qwen3_next qwen3_5_text qwen3_5_moe_text", _HYBRID),
+    ("lfm2 lfm2_moe lfm3", {"layer_types": ["conv", "full_attention"]}),
+    ("qwen3_next qwen3_5_text qwen3_5_moe_text kimi_linear", _HYBRID),
     ("granitemoehybrid", {**_HYBRID, "mamba_n_heads": 8}),
     ("bamba", {"attn_layer_indices": [1], "mamba_n_heads": 8}),
     ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),
@@ -137,7 +142,7 @@ def _changes(config: PreTrainedConfig) -> dict[str, Any]:
     names = {**getattr(type(config), "attribute_map", {})}
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
-            changed[name] = _changes(value)
+            changed[name] = {**_changes(value), **SPECIAL.get(value.model_type, {})}
         elif isinstance(value, int) and not isinstance(value, bool) and name in SIZES:
             changed[name] = min(value, SIZES[name]) if value > 0 else value
         elif name.endswith("token_id") and isinstance(value, int) and value >= WORDS:

@@ -160,7 +160,9 @@ class _Running:
             # Who keeps no past has a mask for the tokens that are given alone.
             length = arguments["input_ids"].shape[1]
             arguments["attention_mask"] = arguments["attention_mask"][:, -length:]
-        result = original(**arguments, **{self.argument: cache}, use_cache=True)
+        # Some models hand what they are told of caches to their encoder too, which has none.
+        asked = {} if self.encoder else {"use_cache": True}
+        result = original(**arguments, **{self.argument: cache}, **asked)
         found = [result.logits]
         for place, layer in enumerate(self.layers):
             found += [self.caches.held(place, item.kind) for item in layer]

@@ -110,6 +110,10 @@ def _of_class(
     assert cls is not None
     with quiet():
         made = config_of(cls, values)
+        if encoder:
+            made.use_cache = (
+                True  # there, since a forward may hand an argument to the encoder as well
+            )
         layers = _held(cls, made, dtype, encoder)
         model = weightless(cls, made, dtype)
         source = Source(values, name, "", ())
@@ -128,7 +132,8 @@ def _held(
         plain._attn_implementation = "eager"
         model = cls(plain).eval().to(torch.bfloat16)
         try:
-            result = model(**_without_numbers(encoder), use_cache=True)
+            asked = {} if encoder else {"use_cache": True}
+            result = model(**_without_numbers(encoder), **asked)
         except Exception as error:  # whatever the model's own code raises
             raise TraceError(
                 f"{cls.__name__} fails with the cache that it makes itself: {reason_of(error)[:300]}"

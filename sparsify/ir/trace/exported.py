@@ -16,6 +16,7 @@ from sparsify.errors import TraceError, reason_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace.canonical import Impure
 from sparsify.ir.trace.conditions import within_conditions
+from sparsify.ir.trace.conversions import idle_conversions
 from sparsify.ir.trace.fixed_sizes import noting_fixed
 from sparsify.ir.trace.made_up import SIGNALS
 from sparsify.ir.trace.scans import scans_as_ops
@@ -206,7 +207,8 @@ def flat_forward(
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     model.forward = forward
     try:
-        yield
+        with idle_conversions():
+            yield
     finally:
         del model.__dict__["forward"]
         if own is not None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
@@ -96,6 +97,24 @@ def test_each_graph_has_its_own_weights():
         "attention_mask",
         "decoder_input_ids",
     ]
+
+
+def test_arguments_that_reach_the_encoder_too_ask_nothing_of_it():
+    """This model hands what its forward is told of caches to its encoder, which refuses them."""
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=60,
+        d_model=32,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        num_experts=2,
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(0)
+    made = transformers.SwitchTransformersForConditionalGeneration(config).eval()
+    assert crosses(decoder(trace(made))) == 2
 
 
 def test_names_and_lengths():

@@ -222,3 +222,24 @@ def test_a_model_that_fails_on_made_up_inputs_is_refused_with_its_own_words():
     model = transformers.DeepseekV3ForCausalLM(config)
     with pytest.raises(TraceError, match="fails on inputs that were made up for it: The size of"):
         trace(model)
+
+
+class Converting(torch.nn.Module):
+    """A part that is converted to the type that it has, in every forward, as routers are."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.map, self.dtype = torch.nn.Linear(4, 4), dtype
+
+    def forward(self, x):
+        self.map = self.map.to(self.dtype)
+        return self.map(x.to(self.dtype))
+
+
+def test_conversions_that_change_nothing_are_followed():
+    inputs = {"x": torch.randn(2, 3, 4)}
+    program = trace(Converting(torch.float32), inputs, {"x": {0: "batch", 1: "length"}})
+    assert [path for path, _ in program.tensors()] == ["map.weight", "map.bias"]
+    assert torch.nn.Module.to.__module__ == "torch.nn.modules.module"
+    with pytest.raises(TraceError):
+        trace(Converting(torch.float64), inputs, {"x": {0: "batch", 1: "length"}})
