@@ -1,7 +1,7 @@
 """The encoder in front of a decoder: what it is given, and the two graphs that one with both parts into.
 
-    the encoder's inputs  ->  cross.N.key, cross.N.value [batch, heads, encoded, size]        once a text
-    decoder_input_ids [batch, length], caches, cross, what of the encoder's inputs bars places (a mask)
+    the encoder's inputs  ->  cross_key_values.N.key, .value [batch, heads, encoded, size]    once a text
+    decoder_input_ids [batch, length], caches, cross_key_values.*, a mask of the encoder's places
         ->  logits, caches                                                                    every step
 
 The cut is where a layer of the decoder has made keys and values of what was encoded.

@@ -111,9 +111,8 @@ def _of_class(
     with quiet():
         made = config_of(cls, values)
         if encoder:
-            made.use_cache = (
-                True  # there, since a forward may hand an argument to the encoder as well
-            )
+            # There, since a forward may hand an argument to the encoder as well.
+            made.use_cache = True
         layers = _held(cls, made, dtype, encoder)
         model = weightless(cls, made, dtype)
         source = Source(values, name, "", ())
