@@ -31,7 +31,7 @@ _T5 = {
     "d_kv": 16,
     "d_ff": 48,
     "num_layers": 2,
-    "num_decoder_layers": 3,
+    "num_decoder_layers": 2,
     "num_heads": 4,
     "decoder_start_token_id": 0,
     "pad_token_id": 0,
@@ -40,6 +40,7 @@ _T5 = {
 }
 _WHISPER = {
     **{key: value for key, value in _BART.items() if key != "max_position_embeddings"},
+    "decoder_layers": 2,
     "num_mel_bins": 8,
     "max_source_positions": 20,
     "max_target_positions": 32,
