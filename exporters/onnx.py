@@ -148,14 +148,18 @@ class Onnx(Exporter):
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """The model on ONNX Runtime's CPU provider, with our kernels where they are built."""
-        return file_reader([folder / FILE], program.source.outputs)
+        return _file_reader(self.files(program, folder), program.source.outputs)
 
     def read_pieces(self, program: Program, folder: Path) -> PieceReader | None:
         """The model cut at its rounded products, on the same provider."""
-        return piece_reader([folder / FILE], program.source.outputs)
+        return piece_reader(self.files(program, folder), program.source.outputs)
+
+    def files(self, program: Program, folder: Path) -> list[Path]:
+        """The files of a written program in the order in which they are run; one here."""
+        return [folder / FILE]
 
 
-def file_reader(paths: Sequence[Path], outputs: Sequence[str]) -> Reader:
+def _file_reader(paths: Sequence[Path], outputs: Sequence[str]) -> Reader:
     """What runs written files one after the other, each also on what those before it gave."""
     sessions = [onnxruntime_session(path) for path in paths]
 

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from exporters.beside.genai import write_cached
 from exporters.beside.transformers_files import write_about, write_beside, write_config
-from exporters.onnx import FILE, Onnx, feeds_of, file_reader
+from exporters.onnx import FILE, Onnx, feeds_of
 from exporters.onnx_graph.attention import fuse_attention
-from exporters.onnx_graph.pieces import piece_reader
 from sparsify.engine.contract import Reader
 from sparsify.errors import ExportError, TraceError
 from sparsify.ir.decode.caches import DECODER_IDS
@@ -35,7 +34,6 @@ from sparsify.ir.facts.admission import admission_of_program, most_tokens
 from sparsify.ir.facts.causal import masks_bar_future, masks_bar_past
 from sparsify.ir.features.prefix import tokens_before
 from sparsify.ir.program import Program
-from sparsify.ir.run.pieces import PieceReader
 from sparsify.runtime.encoder import ENCODER
 from sparsify.runtime.session import UNPADDED
 
@@ -68,7 +66,7 @@ class OnnxDecode(Onnx):
         if not crosses(program):
             super().write(program, folder)
             return
-        for part, path in zip(parted(program), _files(program, folder), strict=True):
+        for part, path in zip(parted(program), self.files(program, folder), strict=True):
             self.write_model(part, path)
         self.write_settings(program, folder)
 
@@ -112,7 +110,7 @@ class OnnxDecode(Onnx):
 
     def read_back(self, program: Program, folder: Path) -> Reader:
         """As for `onnx`, one sequence at a time: all that fused attention takes behind a past."""
-        reader = file_reader(_files(program, folder), program.source.outputs)
+        reader = super().read_back(program, folder)
         if crosses(program):
             return reader
 
@@ -125,14 +123,9 @@ class OnnxDecode(Onnx):
 
         return run
 
-    def read_pieces(self, program: Program, folder: Path) -> PieceReader | None:
-        """As for `onnx`; of two files one after the other."""
-        return piece_reader(_files(program, folder), program.source.outputs)
-
-
-def _files(variant: Program, folder: Path) -> list[Path]:
-    """The files of a variant in the order in which they are run."""
-    return [folder / ENCODER, folder / FILE] if crosses(variant) else [folder / FILE]
+    def files(self, program: Program, folder: Path) -> list[Path]:
+        """The model's file, behind that of its encoder where it has one."""
+        return [folder / ENCODER, folder / FILE] if crosses(program) else [folder / FILE]
 
 
 def _is_unpadded(variant: Program) -> bool:

@@ -21,7 +21,8 @@ INDEX = "index"  # grows as well: `[batch, past, size]`, one for all heads
 CONVOLUTION, RECURRENCE = "conv", "state"
 GROWING = "past"
 _PAST = re.compile(r"past_key_values_(\d+)_([a-z]+\d*)")
-_CROSS = re.compile(r"cross_key_values_(\d+)_([a-z]+)")
+CROSS = "cross_key_values"
+_CROSS = re.compile(CROSS + r"_(\d+)_([a-z]+)")
 # The ids of a decoder behind an encoder, as the model library calls them.
 DECODER_IDS = "decoder_input_ids"
 
@@ -60,7 +61,7 @@ def cache_of(name: str) -> tuple[int, str] | None:
 
 def cross_name(layer: int, kind: str) -> str:
     """The input that holds keys or values of what was encoded, for one of the layers that read it."""
-    return f"cross_key_values_{layer}_{kind}"
+    return f"{CROSS}_{layer}_{kind}"
 
 
 def output_names(caches: Iterable[tuple[int, str]], crosses: int = 0) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ def cross_names(layers: int) -> list[str]:
 
 def public_name(name: str) -> str:
     """An input's name as runtimes know it: `past_key_values.N.key`."""
-    return _CROSS.sub(r"cross_key_values.\1.\2", _PAST.sub(r"past_key_values.\1.\2", name))
+    return _CROSS.sub(rf"{CROSS}.\1.\2", _PAST.sub(r"past_key_values.\1.\2", name))
 
 
 def past_inputs(program: Program) -> list[str]:

@@ -45,8 +45,9 @@ def _is_turned(node: object) -> bool:
 
 def spell_differences(program: Program) -> int:
     """Spell `a - x` as `-x + a`: taken apart, it would begin with a number."""
-    found = [node for node in program.graph.nodes if node.target is aten.rsub.Scalar]
-    for node in [node for node in found if len(node.args) == 2]:
+    nodes = [node for node in program.graph.nodes if node.target is aten.rsub.Scalar]
+    found = [node for node in nodes if len(node.args) == 2]  # else the tensor is multiplied too
+    for node in found:
         writer = Writer(program, before=node)
         x, number = node.args
         redirect(node, writer.call(aten.add.Tensor, writer.call(aten.neg.default, x), number))
