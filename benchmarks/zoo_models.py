@@ -6,6 +6,9 @@ together otherwise have a line in `SPECIAL`.
 """
 
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from inspect import getsource
 from typing import Any
 
 import torch
@@ -33,14 +36,15 @@ TASKS = (
 _NAMES = {
     64: "hidden_size d_model n_embd dim embed_dim model_dim embedding_size "
     "word_embed_proj_dim emb_dim encoder_embed_dim decoder_embed_dim projection_dim "
-    "classifier_proj_size conv_dim_out attention_hidden_size",
+    "classifier_proj_size conv_dim_out attention_hidden_size out_hidden_size text_hidden_size "
+    "condition_dim audio_hidden_size upsample_groups output_channels",
     48: "intermediate_size ffn_dim d_ff n_inner hidden_dim encoder_ffn_dim decoder_ffn_dim "
     "dense_intermediate_size intermediate_size_mlp ffn_hidden_size",
     24: "moe_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size",
     40: "shared_expert_intermediate_size moe_shared_expert_intermediate_size "
     "shared_intermediate_size",
     2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers "
-    "num_decoder_layers num_encoder_layers num_key_value_heads n_kv_heads "
+    "num_decoder_layers num_encoder_layers depth num_key_value_heads n_kv_heads "
     "num_experts_per_tok top_k num_experts_per_token moe_topk moe_k num_attention_groups "
     "moe_top_k",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
@@ -87,6 +91,7 @@ _ALIKE: tuple[tuple[str, dict[str, Any]], ...] = (
         "switch_transformers",
         {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
     ),
+    ("qwen2_5_omni_thinker qwen3_omni_moe_thinker", {"vision_start_token_id": 2}),
     ("xmod", {"default_language": "en_XX", "languages": ("en_XX",)}),
     ("layoutlmv3", {"coordinate_size": 12, "shape_size": 8}),
     ("luke mluke", {"entity_vocab_size": WORDS}),
@@ -131,9 +136,12 @@ def families() -> Iterator[tuple[str, str]]:
 
 def small_config(family: str) -> PreTrainedConfig:
     """The config of a family with every size that it has made small."""
-    kind = CONFIG_MAPPING[family]
-    default = kind()
-    return kind(**{**_changes(default), **SPECIAL.get(family, {})})
+    return _small(CONFIG_MAPPING[family](), SPECIAL.get(family, {}))
+
+
+def _small(config: PreTrainedConfig, special: dict[str, Any]) -> PreTrainedConfig:
+    changed = {**_changes(config), **special}
+    return type(config)(**changed, **_sections(config, changed))
 
 
 def _changes(config: PreTrainedConfig) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def _changes(config: PreTrainedConfig) -> dict[str, Any]:
     names = {**getattr(type(config), "attribute_map", {})}
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
-            changed[name] = {**_changes(value), **SPECIAL.get(value.model_type, {})}
+            changed[name] = _small(value, SPECIAL.get(value.model_type, {}))
         elif isinstance(value, int) and not isinstance(value, bool) and name in SIZES:
             changed[name] = min(value, SIZES[name]) if value > 0 else value
         elif name.endswith("token_id") and isinstance(value, int) and value >= WORDS:
@@ -155,6 +163,26 @@ def _changes(config: PreTrainedConfig) -> dict[str, Any]:
         changed |= {name: size for name, size in latent.items() if name in changed}
     # Both of two names for one size would be told twice.
     return {name: value for name, value in changed.items() if names.get(name) not in changed}
+
+
+def _sections(config: PreTrainedConfig, changed: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a rotation by time, height and width, which its frequencies must fill."""
+    rope = vars(config).get("rope_parameters")
+    code = type(config).__module__.replace("configuration_", "modeling_")
+    if (
+        not isinstance(rope, dict)
+        or "rope_type" not in rope
+        or "num_attention_heads" not in changed
+    ):
+        return {}
+    if find_spec(code) is None or "mrope_section" not in getsource(import_module(code)):
+        return {}
+    size = changed.get("head_dim") or changed["hidden_size"] // changed["num_attention_heads"]
+    part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
+    count = int(size * part) // 2
+    return {
+        "rope_parameters": {**rope, "mrope_section": [count - 2 * (count // 3), *[count // 3] * 2]}
+    }
 
 
 def small_model(family: str, task: str) -> nn.Module:

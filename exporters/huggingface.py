@@ -99,10 +99,11 @@ class Huggingface(Exporter):
         model.eval()
         model.config.use_cache = False
         names = program.source.outputs
+        known = {name: torch.tensor(value) for name, value in program.source.known.items()}
 
         def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
             with torch.no_grad():
-                result = model(**inputs, return_dict=True)
+                result = model(**inputs, **known, return_dict=True)
             return tuple(getattr(result, name) for name in names)
 
         return run

@@ -1,6 +1,7 @@
 """The inputs of a program: what stands in for missing ones, and the sizes that it takes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,4 +55,14 @@ def check_sizes(
             raise SparsifyError(
                 f"a {what} of {value.shape[dim]} is not within {least} to {most}: beyond it the model's code "
                 "does something else than the program; trace the model with inputs of that shape"
+            )
+
+
+def check_known(batch: Mapping[str, Tensor], known: Mapping[str, list[Any]]) -> None:
+    """Refuse other numbers of an argument than those that the program was traced for; SparsifyError."""
+    for name, numbers in known.items():
+        if name in batch and batch[name].tolist() != numbers:
+            raise SparsifyError(
+                f"the program was traced for {name} {numbers}, and was given {batch[name].tolist()}; trace "
+                "the model with inputs that have those to have a program for them"
             )

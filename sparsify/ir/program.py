@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.errors import SparsifyError
-from sparsify.ir.inputs import check_sizes, default_input, shape_words
+from sparsify.ir.inputs import check_known, check_sizes, default_input, shape_words
 from sparsify.ir.mode import evaluating
 
 Fact = TypeVar("Fact")
@@ -49,8 +49,9 @@ class Source:
     `output_class` are class names, `outputs` names the tensors of the graph's output tuple in order.
     `shapes` holds the shape of every parameter, tied ones once (empty where it is not known),
     `generation` the model's defaults for generation, `files` the text of files of other tools in the
-    model's folder, by path, `origin` what its card says (`sparsify.pretrained.origin`). No entry holds a
-    path of the machine that traced it.
+    model's folder, by path, `origin` what its card says (`sparsify.pretrained.origin`), `known` the numbers
+    of arguments of the model that the program was traced for and that are no inputs of it. No entry holds
+    a path of the machine that traced it.
     """
 
     config: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Source:
     generation: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(repr=False)
@@ -190,8 +192,9 @@ class Program:
         """The graph's inputs from a batch: missing masks are ones, positions 0..T-1, segments 0.
 
         `batch` holds tensors `[batch, length]`; names the graph does not read are left out.
-        Raises SparsifyError when an input has no default, or a size that the program does not take.
+        Raises SparsifyError when an input has no default, or sizes or numbers that the program does not take.
         """
+        check_known(batch, self.source.known)
         reference = next(iter(batch.values()))
         inputs = {}
         for name, example in self.sample.items():

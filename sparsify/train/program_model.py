@@ -257,7 +257,7 @@ class ProgramModel(nn.Module):
 
     def _refuse_strangers(self, given: Mapping[str, Any]) -> None:
         """Refuse what would change nothing, as misspelt labels or a cache; masks and switches may stay."""
-        names = self._arguments()
+        names = (*self._arguments(), *self.program.source.known)
         for key, value in given.items():
             off = not isinstance(value, Tensor) and value in (False, 0)
             if not off and key not in names and not has_default(key):

@@ -82,6 +82,7 @@ group_norm.default grid_sampler.default grid_sampler_2d.default instance_norm.de
 max_pool1d.default max_pool2d.default max_pool2d_with_indices.default max_pool3d.default
 native_group_norm.default native_layer_norm.default rms_norm.default upsample_bicubic2d.default
 upsample_bicubic2d.vec upsample_bilinear2d.default upsample_bilinear2d.vec upsample_linear1d.default
+_upsample_bicubic2d_aa.vec _upsample_bilinear2d_aa.vec
 upsample_linear1d.vec upsample_nearest1d.default upsample_nearest1d.vec upsample_nearest2d.default
 upsample_nearest2d.vec upsample_nearest3d.default upsample_nearest3d.vec upsample_trilinear3d.vec
 """

@@ -181,4 +181,8 @@ _OF_SOURCE: Mapping[str, tuple[_Check, str]] = {
     "shapes": (lambda v: _mapping(v, _path, _shape), "shapes by path"),
     "generation": (_data, "a mapping"),
     "origin": (is_origin, "what a card says of a model"),
+    "known": (
+        lambda v: _mapping(v, is_identifier, lambda x: isinstance(x, list)),
+        "lists of numbers by name",
+    ),
 }

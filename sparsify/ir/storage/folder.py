@@ -189,6 +189,7 @@ def _source(said: dict[str, Any]) -> Source:
         said.get("generation", {}),
         said.get("files", {}),
         said["origin"] if "origin" in said else of_hub(str(place or "")),
+        said.get("known", {}),
     )
 
 

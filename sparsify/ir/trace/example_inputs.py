@@ -1,7 +1,8 @@
 """Example inputs for tracing a Hugging Face model: which inputs it takes, and made-up values."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsify.ir.mode import evaluating
+from sparsify.ir.trace.beside import beside
 from sparsify.ir.trace.made_up import BATCH, LENGTH, Inputs, ids_of, signals, vocabulary_of
 from sparsify.tensors.precision import relative_difference
 
 # Outputs that agree this far come from the same positions; other positions move them by far more.
 _SAME = 1e-4
 _IDS = "input_ids"
+# What a model may be given instead of ids or pictures, not beside them.
+_INSTEAD = ("embeds", "hidden_states")
 
 
 def example_inputs(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
@@ -23,28 +27,75 @@ def example_inputs(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str,
     Token ids `[batch, length]` with the attention mask, and what else the forward takes: `position_ids`
     for generating models whose default is 0..length-1, `token_type_ids` where segments are embedded,
     `decoder_input_ids [batch, target length]`; pictures and sounds (`made_up.signals`). Where a model may
-    mean several, the first that it takes. Raises what the model does of the first when it takes none.
+    mean several, the first that it takes, with what else its errors ask for by name (`beside`). Raises what
+    the model does of the first when it takes none.
     """
     accepted = inspect.signature(model.forward).parameters
-    choices = list(_choices(model, accepted))
-    chosen, failure = choices[0], None
-    for choice in choices if len(choices) > 1 else ():
+    generator = torch.Generator().manual_seed(0)
+    choices = list(_choices(model, accepted, generator)) or [{}]
+    chosen, failures = choices[0], list[Exception]()
+    tried = [(choice, ()) for choice in choices] + [(choice, accepted) for choice in choices]
+    for choice, names in tried:
         try:
-            _try(model, choice)
+            wanted = _with_asked(model, accepted, choice, generator, names)
+            chosen = _growing(model, accepted, wanted, generator)
         except Exception as error:  # whatever the model's own code raises
-            failure = failure or error
+            failures.append(error)
         else:
-            chosen, failure = choice, None
             break
-    if failure is not None:
-        raise failure
+    # Where there was no choice, the export says what the model does of it.
+    if len(failures) == len(tried) and (len(choices) > 1 or not chosen):
+        raise next((e for e in failures if not isinstance(e, TypeError)), failures[0])
     sample = {name: value for name, (value, _) in chosen.items()}
     return sample, {name: dims for name, (_, dims) in chosen.items()}
 
 
-def _choices(model: PreTrainedModel, accepted: Mapping[str, Any]) -> Iterator[Inputs]:
+def _with_asked(
+    model: PreTrainedModel,
+    accepted: Mapping[str, inspect.Parameter],
+    given: Inputs,
+    generator: torch.Generator,
+    names: Iterable[str] = (),
+) -> Inputs:
+    """What is given, what the forward cannot do without, what `names` asks for: where it can be made up."""
+    needed = [name for name, each in accepted.items() if each.default is each.empty]
+    asked = [name for name in names if name != _IDS and not name.endswith(_INSTEAD)]
+    found = dict(given)
+    for name in (*needed, *asked):
+        made = None if name in found else beside(name, model.config, found, generator)
+        if made is not None:
+            found[name] = made
+    return found
+
+
+def _growing(
+    model: PreTrainedModel,
+    accepted: Mapping[str, inspect.Parameter],
+    given: Inputs,
+    generator: torch.Generator,
+) -> Inputs:
+    """Inputs that a model takes: those given, and those of its arguments that its errors name.
+
+    Raises what the model's own code raises when that leads nowhere.
+    """
+    while True:
+        try:
+            _try(model, given)
+        except Exception as error:
+            words = set(re.findall(r"\w+", str(error).lower()))
+            named = [name for name in accepted if name.lower() in words]
+            more = _with_asked(model, accepted, given, generator, named)
+            if more.keys() == given.keys():
+                raise
+            given = more
+        else:
+            return given
+
+
+def _choices(
+    model: PreTrainedModel, accepted: Mapping[str, inspect.Parameter], generator: torch.Generator
+) -> Iterator[Inputs]:
     """What the model may take: what it names as its main input first, alone, then with all else."""
-    generator = torch.Generator().manual_seed(0)
     texts = _text(model, accepted, generator) if _IDS in accepted else {}
     others = list(signals(model.config, accepted, generator))
     target = _target(model, accepted, generator)
@@ -106,7 +157,12 @@ def _counts_positions(model: PreTrainedModel) -> bool:
     ids = torch.tensor([[3, 4, 5, 6]], device=device) % vocabulary_of(model.config)
     mask = torch.tensor([[0, 1, 1, 1]], device=device)
     positions = torch.arange(4, device=device)[None]
-    with evaluating(model), torch.no_grad():
-        default = model(input_ids=ids, attention_mask=mask, use_cache=False)
-        counted = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    try:
+        with evaluating(model), torch.no_grad():
+            default = model(input_ids=ids, attention_mask=mask, use_cache=False)
+            counted = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+            )
+    except Exception:  # whatever the model's own code raises: it takes no text alone
+        return False
     return relative_difference(default[0][:, 1:], counted[0][:, 1:]) <= _SAME

@@ -18,7 +18,9 @@ from sparsify.ir.trace.canonical import Impure
 from sparsify.ir.trace.conditions import within_conditions
 from sparsify.ir.trace.conversions import idle_conversions
 from sparsify.ir.trace.fixed_sizes import noting_fixed
+from sparsify.ir.trace.known import Knowing, Known
 from sparsify.ir.trace.made_up import SIGNALS
+from sparsify.ir.trace.masks import broadcast_masks
 from sparsify.ir.trace.scans import scans_as_ops
 
 Dynamic = dict[str, dict[int, str]]
@@ -126,7 +128,9 @@ def _export_once(
     seen: dict[str, Any] = {}
 
     def call(original: Callable[..., Any], **arguments: Tensor) -> tuple[Tensor, ...]:
-        result = original(**arguments, **fixed)
+        knows = any(isinstance(value, Known) for value in fixed.values())
+        with Knowing() if knows else contextlib.nullcontext():
+            result = original(**arguments, **fixed)
         named = named_outputs(result)
         if not named:
             raise TraceError(f"{type(model).__name__} returns no floating-point tensor")
@@ -207,7 +211,7 @@ def flat_forward(
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     model.forward = forward
     try:
-        with idle_conversions():
+        with idle_conversions(), broadcast_masks():
             yield
     finally:
         del model.__dict__["forward"]

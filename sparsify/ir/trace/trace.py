@@ -4,10 +4,11 @@ Recipe: one `torch.export` in training IR (linear, attention, norms and dropout 
 rebuilt as a plain graph module that shares its parameters with the model, and typed.
 """
 
+import contextlib
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from sparsify.ir.trace.canonical import normalise, plain
 from sparsify.ir.trace.check import check_traced, reach_ends
 from sparsify.ir.trace.example_inputs import example_inputs
 from sparsify.ir.trace.exported import Dynamic, Exported, first_that_holds, varying_dims
+from sparsify.ir.trace.known import known
 from sparsify.ir.trace.unchanged import unchanged
 from sparsify.ir.trace.wrappers import unwrapped
 from sparsify.ir.types import propagate
@@ -83,26 +85,63 @@ def _traced(
     if dynamic is not None:
         dims = dynamic
 
-    def program_of(exported: Exported) -> Program:
-        source = Source(config, type(model).__name__, exported.output_class, exported.outputs)
-        varying = varying_dims(dims, exported.shapes)
-        made = built(model, exported.module, dict(sample), varying, source, tokenizer)
-        shapes = {path: tuple(value.shape) for path, value in made.module.named_parameters()}
-        made.limits = dict(exported.limits)
-        made.source = replace(
-            source, shapes=shapes, generation=generation, files=files, origin=origin
-        )
-        if check:
-            check_traced(made, model, fixed, exported.shapes)
-            reach_ends(made, model, fixed, exported)
-        _tell_fixed(made, dims, exported.numbers)
-        return made
+    def program_at(names: Sequence[str]) -> Program:
+        """The program that takes the numbers of some inputs as they are."""
+        rest = {name: value for name, value in sample.items() if name not in names}
+        given = fixed | {name: known(sample[name].cpu()) for name in names}
 
-    return first_that_holds(model, sample, dims, fixed, program_of)
+        def program_of(exported: Exported) -> Program:
+            source = Source(config, type(model).__name__, exported.output_class, exported.outputs)
+            varying = varying_dims(dims, exported.shapes)
+            made = built(model, exported.module, dict(rest), varying, source, tokenizer)
+            shapes = {path: tuple(value.shape) for path, value in made.module.named_parameters()}
+            made.limits = dict(exported.limits)
+            made.source = replace(
+                source,
+                shapes=shapes,
+                generation=generation,
+                files=files,
+                origin=origin,
+                known={name: sample[name].tolist() for name in names},
+            )
+            if check:
+                check_traced(made, model, given, exported.shapes)
+                reach_ends(made, model, given, exported)
+            _tell_fixed(made, dims, exported.numbers)
+            return made
+
+        return first_that_holds(model, rest, dims, given, program_of)
+
+    return _with_least_known(program_at, _countable(model, sample, dims))
+
+
+def _with_least_known(
+    program_at: Callable[[Sequence[str]], Program], names: Sequence[str]
+) -> Program:
+    """The program that takes the numbers of the fewest inputs as they are; the first TraceError if none."""
+    try:
+        return program_at(())
+    except TraceError as error:
+        first = error
+    for count in range(1, len(names) + 1):
+        with contextlib.suppress(TraceError):
+            return program_at(names[:count])
+    raise first
+
+
+def _countable(model: nn.Module, sample: Mapping[str, Tensor], dims: Dynamic) -> list[str]:
+    """Inputs of whole numbers that may say sizes, the smallest first: none that varies, nor the main one."""
+    main = getattr(model, "main_input_name", next(iter(sample)))
+    found = [
+        name
+        for name, value in sample.items()
+        if not value.is_floating_point() and not dims.get(name) and name != main
+    ]
+    return sorted(found, key=lambda name: sample[name].numel())
 
 
 def _tell_fixed(program: Program, dims: Dynamic, lines: Sequence[str]) -> None:
-    """Warn of dimensions that cannot vary: at other sizes the model's code does other things."""
+    """Warn of dimensions and numbers that cannot vary: at others the model's code does other things."""
     fixed = {
         (what, program.sample[name].shape[dim])
         for name, entry in dims.items()
@@ -113,6 +152,11 @@ def _tell_fixed(program: Program, dims: Dynamic, lines: Sequence[str]) -> None:
         logging.getLogger("sparsify").warning(
             f"{program.source.model_class} can be followed at one size of '{what}' at a time, here {size}"
             f"{f' (by {lines[0]})' if lines else ''}; give inputs of the size that you need"
+        )
+    for name, numbers in program.source.known.items():
+        logging.getLogger("sparsify").warning(
+            f"{program.source.model_class} can be followed at one {name} at a time, here {numbers}; "
+            "give inputs with those that you need"
         )
 
 
