@@ -21,6 +21,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from torch import Tensor
 
 from exporters.beside.transformers_files import slow_notes, write_about, write_beside, write_config
+from exporters.onnx_graph import decayed_mean as onnx_means
 from exporters.onnx_graph import packed_dense as onnx_blocks
 from exporters.onnx_graph import packed_nm as onnx_packed
 from exporters.onnx_graph import state_scan as onnx_scan
@@ -239,6 +240,7 @@ def _translated(program: Program, opset: int, *, apart: bool) -> torch.onnx.ONNX
             **onnx_packed.TRANSLATIONS,
             **onnx_blocks.TRANSLATIONS,
             **onnx_scan.TRANSLATIONS,
+            **onnx_means.TRANSLATIONS,
             **translations(),
             **{op.function: op.onnx() for op in own_ops().values() if op.onnx is not None},
         },

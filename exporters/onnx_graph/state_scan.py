@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import opset18
 
+from exporters.onnx_graph.body import Body, scan
 from sparsify.ir.ops.state_scan import state_scan
 
 op: Any = opset18
@@ -22,18 +23,8 @@ def _state_scan(
     if state is None:
         state = _zeros(values, keys)
     given = [decay, values, keys, queries, *(() if rate is None else (rate,))]
-    along = [1] * len(given)
-    last = op.Scan(
-        state,
-        *given,
-        body=_step(state, given),
-        num_scan_inputs=len(given),
-        scan_input_axes=along,
-        scan_output_axes=[1],
-    )
-    node = last.producer()
-    node.resize_outputs(2)  # onnxscript counts one, where the operator has as many as its body
-    return node.outputs[1], last
+    found, last = scan(_step(state, given), [state], given)
+    return found, last
 
 
 def _zeros(values: Any, keys: Any) -> Any:
@@ -45,13 +36,9 @@ def _zeros(values: Any, keys: Any) -> Any:
 
 def _step(state: Any, given: list[Any]) -> ir.Graph:
     """The state and what was given of one step -> the next state and what is read of it."""
-    names = ("state", "decay", "value", "key", "query", "rate")[: 1 + len(given)]
-    inputs = [
-        ir.Value(name=f"step_{name}", type=x.type, shape=None)
-        for name, x in zip(names, (state, *given), strict=True)
-    ]
-    before, decay, value, key, query, *rate = inputs
-    body = _Body()
+    names = ("state", "decay", "value", "key", "query", "rate")
+    body = Body(**dict(zip(names, (state, *given), strict=False)))
+    before, decay, value, key, query, *rate = body.inputs
     decayed = body("Mul", decay, before)
     row, column = body("Unsqueeze", key, body.axes(-2)), body("Unsqueeze", key, body.axes(-1))
     update = body("Unsqueeze", value, body.axes(-1))
@@ -60,25 +47,7 @@ def _step(state: Any, given: list[Any]) -> ir.Graph:
         update = body("Mul", update, body("Unsqueeze", rate[0], body.axes(-1, -2)))
     after = body("Add", decayed, body("Mul", update, row))
     read = body("MatMul", after, body("Unsqueeze", query, body.axes(-1)))
-    found = body("Squeeze", read, body.axes(-1))
-    for output, name in ((after, "state_after"), (found, "step_found")):
-        output.name, output.type = name, state.type
-    return ir.Graph(inputs, [after, found], nodes=body.nodes, name="step")
-
-
-class _Body:
-    """Nodes of a graph inside a node, in their order."""
-
-    def __init__(self) -> None:
-        self.nodes: list[ir.Node] = []
-
-    def __call__(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        self.nodes.append(ir.node(kind, inputs, attributes))
-        return self.nodes[-1].outputs[0]
-
-    def axes(self, *numbers: int) -> ir.Value:
-        """Numbers of axes, as a node that gives them."""
-        return self("Constant", value_ints=numbers)
+    return body.graph(state=after, found=body("Squeeze", read, body.axes(-1)))
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {state_scan: _state_scan}

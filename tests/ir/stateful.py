@@ -1,4 +1,4 @@
-"""Small models whose layers carry states: short convolutions, selective scans, the gated delta rule."""
+"""Small models that carry states: short convolutions, selective scans, the gated delta rule, fading means."""
 
 import functools
 
@@ -14,6 +14,8 @@ from transformers import (
     MambaForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from sparsify.ir.trace.trace import trace
@@ -80,12 +82,19 @@ def _qwen3_next():
     return Qwen3NextForCausalLM(config)
 
 
+def _rwkv():
+    # One state of each kind for all layers, and weights that are scaled every second one.
+    config = RwkvConfig(**{**_COMMON, "num_hidden_layers": 3}, rescale_every=2, context_length=64)
+    return RwkvForCausalLM(config)
+
+
 MODELS = {
     "lfm2": _lfm2,
     "mamba": _mamba,
     "mamba2": _mamba2,
     "jamba": _jamba,
     "qwen3_next": _qwen3_next,
+    "rwkv": _rwkv,
 }
 
 

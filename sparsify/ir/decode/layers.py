@@ -99,6 +99,21 @@ class Carried(DynamicCache):
         return held_by(self.layers[layer])[kind]
 
 
+class Listed(list[Tensor]):
+    """The states of a model that takes them as a list and writes into them, each for all its layers."""
+
+    def __init__(self, layers: Sequence[Mapping[str, Tensor]]) -> None:
+        super().__init__(value.clone() for held in layers for value in held.values())
+
+    def held(self, layer: int, kind: str) -> Tensor:
+        """The state of a number."""
+        return self[int(kind.removeprefix(RECURRENCE) or 0)]
+
+    def asked(self) -> Tensor | None:
+        """Nothing: whoever computes with a state is told of it."""
+        return None
+
+
 def behind_encoder(own: Carried) -> EncoderDecoderCache:
     """A decoder's cache whose keys and values of what was encoded are still to be made."""
     handed = DynamicCache()
@@ -107,7 +122,9 @@ def behind_encoder(own: Carried) -> EncoderDecoderCache:
 
 
 def held_by(layer: Any) -> dict[str, Tensor]:
-    """What a layer of any cache of transformers holds, by kind."""
+    """What a layer of any cache of transformers holds, by kind; the states of a list are one layer's."""
+    if isinstance(layer, list):
+        return {f"{RECURRENCE}{number or ''}": value for number, value in enumerate(layer)}
     found = {CACHES[0]: getattr(layer, "keys", None), CACHES[1]: getattr(layer, "values", None)}
     found[INDEX] = getattr(layer, "indexer_keys", None)
     for kind, name in ((CONVOLUTION, "conv_states"), (RECURRENCE, "recurrent_states")):

@@ -27,11 +27,13 @@ from sparsify.errors import TraceError, reason_of
 from sparsify.exclusive import exclusive
 from sparsify.ir.decode.caches import DECODER_IDS, Held, output_names
 from sparsify.ir.decode.encoder import Given
-from sparsify.ir.decode.layers import Carried, behind_encoder
+from sparsify.ir.decode.layers import Carried, Listed, behind_encoder
 from sparsify.ir.program import Program, Source
+from sparsify.ir.trace.canonical import Impure
 from sparsify.ir.trace.exported import flat_forward
 from sparsify.ir.trace.fixed_sizes import noting_fixed
 from sparsify.ir.trace.scans import scans_as_ops
+from sparsify.ir.trace.unchanged import unremembering
 from sparsify.ir.trace.trace import built
 
 BATCH, LENGTH, PAST = 2, 5, 7
@@ -41,8 +43,8 @@ BATCH, LENGTH, PAST = 2, 5, 7
 _LATE = "was assigned during export"
 
 
-# How models call their cache.
-_ARGUMENTS = ("past_key_values", "cache_params")
+# How models call their cache; the last is a list of tensors.
+CALLED = ("past_key_values", "cache_params", "state")
 
 
 @exclusive
@@ -59,6 +61,22 @@ def trace_cached(
     `positions`: whether position ids are an input; `encoder`: what an encoder before the decoder is given.
     Raises TraceError where the model cannot be followed.
     """
+    try:
+        return _traced(model, layers, source, positions, encoder, first=False)
+    except Impure:  # some scale their weights on their first run
+        return _traced(model, layers, source, positions, encoder, first=True)
+
+
+def _traced(
+    model: PreTrainedModel,
+    layers: Sequence[Sequence[Held]],
+    source: Source,
+    positions: bool,
+    encoder: Sequence[Given],
+    *,
+    first: bool,
+) -> Program:
+    """The program, after a first run if so."""
     held = [item for layer in layers for item in layer]
     sample = _encoded_sample(model, encoder) if encoder else _sample(model, positions)
     dims = {name: _dims(name) for name in sample} | {item.name: item.dims for item in held}
@@ -72,7 +90,10 @@ def trace_cached(
             scans_as_ops(model, running.asked),
             flat_forward(model, list(sample), running.call),
         ):
-            exported = _exported(model, sample, dims)
+            if first:
+                model(**sample)
+            with unremembering(model):
+                exported = _exported(model, sample, dims)
     except Exception as error:
         fixed = lines and "your code specialized it" in str(error)
         why = f"its code takes one size alone, by {lines[0]}" if fixed else reason_of(error)[:300]
@@ -142,8 +163,9 @@ class _Running:
         self, model: PreTrainedModel, layers: Sequence[Sequence[Held]], encoder: bool
     ) -> None:
         accepted = inspect.signature(model.forward).parameters
-        self.argument = next((name for name in _ARGUMENTS if name in accepted), _ARGUMENTS[0])
-        self.layers, self.caches, self.encoder = layers, Carried([]), encoder
+        self.argument = next((name for name in CALLED if name in accepted), CALLED[0])
+        self.kind: type[Carried | Listed] = Listed if self.argument == CALLED[-1] else Carried
+        self.layers, self.caches, self.encoder = layers, self.kind([]), encoder
         self.crosses = 0  # layers that have read the encoder
 
     def asked(self) -> Tensor | None:
@@ -152,10 +174,12 @@ class _Running:
 
     def call(self, original: Callable[..., Any], **arguments: Tensor) -> tuple[Tensor, ...]:
         """Logits and caches of a model's own forward."""
-        self.caches = Carried(
+        self.caches = self.kind(
             [{item.kind: arguments.pop(item.name) for item in layer} for layer in self.layers]
         )
-        cache: Any = behind_encoder(self.caches) if self.encoder else self.caches
+        cache: Any = self.caches
+        if self.encoder and isinstance(self.caches, Carried):
+            cache = behind_encoder(self.caches)
         if not any(None in item.shape for layer in self.layers for item in layer):
             # Who keeps no past has a mask for the tokens that are given alone.
             length = arguments["input_ids"].shape[1]

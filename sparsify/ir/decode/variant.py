@@ -25,7 +25,7 @@ from sparsify.ir.decode.carry import take_over
 from sparsify.ir.decode.drop import drop_dead_caches, remove_blocks
 from sparsify.ir.decode.encoder import Given, crosses, encoder_inputs
 from sparsify.ir.decode.layers import held_by
-from sparsify.ir.decode.trace import trace_cached
+from sparsify.ir.decode.trace import CALLED, trace_cached
 from sparsify.ir.features.block_mask import (
     KINDS,
 )
@@ -137,9 +137,10 @@ def _held(
             raise TraceError(
                 f"{cls.__name__} fails with the cache that it makes itself: {reason_of(error)[:300]}"
             ) from error
-    found = getattr(result, "past_key_values", None) or getattr(result, "cache_params", None)
+    found = next((held for name in CALLED if (held := getattr(result, name, None))), None)
     found = getattr(found, "self_attention_cache", found)
-    layers = [held_by(layer) for layer in getattr(found, "layers", None) or []]
+    listed = [found] if isinstance(found, list) else []
+    layers = [held_by(layer) for layer in getattr(found, "layers", None) or listed]
     if not any(layers):
         raise TraceError(refusal)
     number, held = 0, []

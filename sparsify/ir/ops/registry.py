@@ -8,6 +8,7 @@ from sparsify.errors import SparsifyError
 from sparsify.ir.ops import (
     block_linear,
     cluster_of,
+    decayed_mean,
     kept_neurons,
     masked_norms,
     neighbours,
@@ -30,6 +31,7 @@ ALL = (
     *cluster_of.OPS,
     *neighbours.OPS,
     *state_scan.OPS,
+    *decayed_mean.OPS,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,2}")
 _BY_NAME: dict[str, Op] = {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir.ops.op import opname, overload
+from sparsify.ir.ops.steps import gradients_of, keep_inputs
 
 
 def _scan(
@@ -73,26 +74,7 @@ def _typed(
     return torch.empty_like(values), values.new_empty(batch, heads, rows, keys.shape[-1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    """Those of the steps one by one, which are taken anew: the states of all would be as many as steps."""
-    wanted = [place for place, needed in enumerate(ctx.needs_input_grad) if needed]
-    given: list[Any] = [None if x is None else x.detach() for x in ctx.saved_tensors]
-    for place in wanted:
-        given[place].requires_grad_()
-    with torch.enable_grad():
-        outputs = _scan(*given)
-        pulled = torch.autograd.grad(outputs, [given[place] for place in wanted], gradients)
-    found: list[Tensor | None] = [None] * len(given)
-    for place, gradient in zip(wanted, pulled, strict=True):
-        found[place] = gradient
-    return tuple(found)
-
-
-_state_scan.register_autograd(_gradients, setup_context=_keep)
+_state_scan.register_autograd(gradients_of(_scan), setup_context=keep_inputs)
 
 # What stands in graphs.
 state_scan = torch.ops.sparsify.state_scan.default

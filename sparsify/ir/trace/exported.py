@@ -22,6 +22,7 @@ from sparsify.ir.trace.known import Knowing, Known
 from sparsify.ir.trace.made_up import SIGNALS
 from sparsify.ir.trace.masks import broadcast_masks
 from sparsify.ir.trace.scans import scans_as_ops
+from sparsify.ir.trace.unchanged import unremembering
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
@@ -138,7 +139,12 @@ def _export_once(
         seen["names"], seen["class"] = tuple(named), kind
         return tuple(named.values())
 
-    with torch.no_grad(), scans_as_ops(model), flat_forward(model, list(sample), call):
+    with (
+        unremembering(model),
+        torch.no_grad(),
+        scans_as_ops(model),
+        flat_forward(model, list(sample), call),
+    ):
         exported = torch.export.export(
             model,
             (),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
+from sparsify.ir.ops.decayed_mean import decayed_mean
 from sparsify.ir.ops.state_scan import state_scan
 
 Arguments = Mapping[str, Any]
@@ -54,9 +55,11 @@ def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _kernel(value: Any) -> str:
-    """The kernel that a function stands in for; nothing where it says none."""
-    if not inspect.isfunction(value) or value.__closure__ is None:
+    """The kernel that a function stands in for; where it says none, its own name."""
+    if not inspect.isfunction(value):
         return ""
+    if value.__closure__ is None:
+        return value.__name__
     held = dict(zip(value.__code__.co_freevars, value.__closure__, strict=True))
     return str(held[_KERNEL].cell_contents) if _KERNEL in held else ""
 
@@ -147,9 +150,27 @@ def _delta_rule(given: Arguments) -> Any:
     return found.to(given["query"].dtype), kept
 
 
+def _decayed(given: Arguments) -> Any:
+    """`rwkv_linear_attention`: keys, values `[batch, length, channels]`, decay, bonus `[channels]`.
+
+    The state is three tensors `[batch, channels]`; the rate of the decay is the exponential of what is given.
+    """
+    state = given["state"]
+    found, last = decayed_mean(
+        torch.exp(given["time_decay"].float()),
+        given["time_first"].float(),
+        given["key"].float(),
+        given["value"].float(),
+        None if state is None else torch.stack([part.float() for part in state], 1),
+    )
+    kept = given["return_state"] or state is not None
+    return found.to(given["key"].dtype), list(last.unbind(1)) if kept else None
+
+
 _FORMS: dict[str, Callable[[Arguments], Any]] = {
     "selective_scan_fn": _selective,
     "mamba_chunk_scan_combined": _by_heads,
     "chunk_gated_delta_rule": _delta_rule,
     "chunk_kda": _delta_rule,
+    "rwkv_linear_attention": _decayed,
 }
