@@ -33,8 +33,8 @@ from sparsify.ir.trace.canonical import Impure
 from sparsify.ir.trace.exported import flat_forward
 from sparsify.ir.trace.fixed_sizes import noting_fixed
 from sparsify.ir.trace.scans import scans_as_ops
-from sparsify.ir.trace.unchanged import unremembering
 from sparsify.ir.trace.trace import built
+from sparsify.ir.trace.unchanged import unremembering
 
 BATCH, LENGTH, PAST = 2, 5, 7
 

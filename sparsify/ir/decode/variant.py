@@ -33,6 +33,7 @@ from sparsify.ir.features.catalogue import carried
 from sparsify.ir.program import Program, Source
 from sparsify.ir.run.unrounded import unrounded_outputs
 from sparsify.ir.tensor_names import value_features
+from sparsify.ir.trace.visits import EveryPlace
 from sparsify.ir.trace.weightless import weightless
 from sparsify.ir.types import propagate
 from sparsify.pretrained.load import class_named, config_of
@@ -124,7 +125,13 @@ def _held(
 ) -> list[list[Held]]:
     """What every layer of a model carries, from a run without numbers; layers are those of its cache."""
     refusal = f"{cls.__name__} has no cache that a decoder could carry along"
-    with torch.device("meta"), torch.no_grad(), _AnyNumber():  # type: ignore[no-untyped-call]
+    with (
+        torch.device("meta"),
+        torch.no_grad(),
+        torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True),
+        _AnyNumber(),  # type: ignore[no-untyped-call]
+        EveryPlace(),
+    ):
         # Attention spelled out, since some models ask the values of a mask which way it may go; and
         # products of experts exist on this device in bfloat16 alone.
         plain = copy.deepcopy(config)

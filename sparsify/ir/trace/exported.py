@@ -23,6 +23,7 @@ from sparsify.ir.trace.made_up import SIGNALS
 from sparsify.ir.trace.masks import broadcast_masks
 from sparsify.ir.trace.scans import scans_as_ops
 from sparsify.ir.trace.unchanged import unremembering
+from sparsify.ir.trace.visits import EveryPlace
 
 Dynamic = dict[str, dict[int, str]]
 _LONGEST = 1 << 20
@@ -217,7 +218,7 @@ def flat_forward(
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     model.forward = forward
     try:
-        with idle_conversions(), broadcast_masks():
+        with idle_conversions(), broadcast_masks(), EveryPlace():
             yield
     finally:
         del model.__dict__["forward"]

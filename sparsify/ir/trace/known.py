@@ -18,6 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 class Known(Tensor):
     """A tensor of known numbers: ops on such alone give such, any other op reads a constant."""
 
+    def __format__(self, spec: str) -> str:
+        """As any tensor of one number is written: a module's name may hold it."""
+        return format(self.item() if self.dim() == 0 else self.tolist(), spec)
+
     @classmethod
     def __torch_function__(
         cls,
@@ -26,10 +30,11 @@ class Known(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        """An op on tensors of which some are known."""
         kwargs = kwargs or {}
         tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
         if all(isinstance(value, Known) for value in tensors):
-            return _computed(func, args, kwargs)
+            return computed(func, args, kwargs)
         if func in (torch.repeat_interleave, Tensor.repeat_interleave):
             return _repeated(*args, **kwargs)
         args, kwargs = tree_map_only(Known, _constant, (args, kwargs))
@@ -51,12 +56,13 @@ class Knowing(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        """An op of the model's code."""
         given = {name: value for name, value in (kwargs or {}).items() if name != "device"}
         leaves = tree_flatten((args, given))[0]
         if func not in _MADE or any(not isinstance(leaf, _NUMBERS) for leaf in leaves):
             return func(*args, **kwargs or {})
         # A range counts up to a number, where other ops take a tensor of one.
-        return _computed(func, *tree_map_only(Known, Known.tolist, (args, given)))
+        return computed(func, *tree_map_only(Known, Known.tolist, (args, given)))
 
 
 def known(value: Tensor) -> Tensor:
@@ -64,8 +70,8 @@ def known(value: Tensor) -> Tensor:
     return value if isinstance(value, Known) else value.as_subclass(Known)
 
 
-def _computed(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """What an op gives outside of the export that is under way."""
+def computed(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """What an op gives outside of the export that is under way, known."""
     with _disable_current_modes(), torch._C.DisableTorchFunctionSubclass():
         return tree_map_only(Tensor, known, func(*args, **kwargs))
 

@@ -47,7 +47,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unremembering(model: nn.Module) -> Iterator[None]:
-    """Let a model forget what its code notes while it is run without numbers: it has written into no tensor."""
+    """Let a model forget what its code notes while it runs without numbers: it has written into no tensor."""
     parts = [(part, _attributes(part)) for part in model.modules()]
     try:
         yield
@@ -64,9 +64,7 @@ def _attributes(part: nn.Module) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _restore(
-    part: nn.Module, attributes: dict[str, tuple[Any, Any]], *, remembering: bool
-) -> None:
+def _restore(part: nn.Module, attributes: dict[str, tuple[Any, Any]], *, remembering: bool) -> None:
     held = vars(part)
     for name in held.keys() - attributes.keys():
         del held[name]
