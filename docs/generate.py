@@ -3,6 +3,7 @@
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,17 +30,23 @@ STEPS = (
 _MARKS = {"yes": "yes", "-": "none", "refused": "refused", "fault": "fault", "wrong": "wrong"}
 _FAMILIES = """# Families of the model library
 
-What `make zoo` has found of {count} families of transformers, each small and random: traced and held against
+What `make zoo` has found of the families of transformers, each small and random: traced and held against
 its model; half of each kind of axis (a quarter of the hidden size) masked and removed, which must come to the
 same; pruned 2:4 and packed; written to ONNX and read back; written with a cache, whose greedy tokens must be
 the model's own; written to a folder that transformers loads. `none`: the family has no such axis, or none
 that may go, or does not generate; `refused`: with the sentence below; an empty cell: untried.
 
-Of {tried} families with every step done, {whole} went all the way with heads or channels removed: equal to
-their mask, to ONNX and back. Tracing a family and holding it against its model takes {median:.1f} s in the
-median, {longest:.0f} s at most (on two cores with other work beside it).
+A family has a model for a task (language, classification, speech, pictures and text), or is a bare model,
+often a part of another family. Built small by one rule for all, not tuned to each. Whole is a family with
+heads or channels removed equal to their mask, to ONNX and back. Tracing a family and holding it against its
+model takes {median:.1f} s in the median, {longest:.0f} s at most (on two cores with other work beside it).
+
+| | built | traced | every step tried | whole |
+|---|---|---|---|---|
+{counts}
 
 """
+_BARE = "AutoModel"
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->\n\n"
 
 
@@ -94,11 +101,11 @@ def families_page() -> str:
     }
     rows = {family: row for family, row in sorted(rows.items()) if row["built"] == "yes"}
     seconds = [row["seconds"]["trace"] for row in rows.values() if row.get("trace") == "yes"]
-    tried = [row for row in rows.values() if STEPS[-1] in row]
-    whole = sum(_went_all_the_way(row) for row in tried)
-    about = {"count": len(rows), "tried": len(tried), "whole": whole}
-    about |= {"median": statistics.median(seconds), "longest": max(seconds)}
-    parts = [NOTE + _FAMILIES.format(**about)]
+    bare = [row for row in rows.values() if row["task"] == _BARE]
+    tasks = [row for row in rows.values() if row["task"] != _BARE]
+    counts = "\n".join([_counted("of a task", tasks), _counted("bare", bare)])
+    about = {"median": statistics.median(seconds), "longest": max(seconds)}
+    parts = [NOTE + _FAMILIES.format(counts=counts, **about)]
     parts.append("| | " + " | ".join(STEPS) + " |\n|---|" + "---|" * len(STEPS))
     for answer in _MARKS.values():
         counts = [sum(_mark(row, step) == answer for row in rows.values()) for step in STEPS]
@@ -115,6 +122,15 @@ def families_page() -> str:
     parts.append("\n## Not made small by rule\n")
     parts += [f"- {family}: {_escaped(said)}" for family, said in unbuilt.items()]
     return "\n".join(parts) + "\n"
+
+
+def _counted(name: str, rows: Sequence[dict[str, str]]) -> str:
+    """A row of how many of some families came how far."""
+    tried = [row for row in rows if STEPS[-1] in row or _mark(row, STEPS[0]) != "yes"]
+    traced = sum(_mark(row, STEPS[0]) == "yes" for row in rows)
+    whole = sum(_went_all_the_way(row) for row in tried)
+    shares = [f"{count} ({count / len(rows):.0%})" for count in (traced, len(tried), whole)]
+    return f"| {name} | {len(rows)} | {' | '.join(shares)} |"
 
 
 def _escaped(said: str) -> str:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ def _held(
     with (
         torch.device("meta"),
         torch.no_grad(),
-        torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True),
+        mock.patch.object(torch.fx.experimental._config, "meta_nonzero_assume_all_nonzero", True),
         _AnyNumber(),  # type: ignore[no-untyped-call]
         EveryPlace(),
     ):

@@ -87,5 +87,5 @@ def _repeated(x: Tensor, repeats: Tensor, dim: int | None = None, **sizes: Any) 
     """`repeat_interleave` as a choice of rows, whose count is known."""
     x, dim = (x.flatten(), 0) if dim is None else (x, dim)
     each = repeats.expand(x.shape[dim])
-    rows = known(torch.tensor([*range(len(each))]))
+    rows = computed(torch.arange, (len(each),), {})
     return torch.index_select(x, dim, torch.repeat_interleave(rows, each))

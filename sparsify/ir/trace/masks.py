@@ -14,16 +14,20 @@ Rule = Callable[..., Tensor]
 def broadcast_masks() -> Iterator[None]:
     """Let rules for `(row, head, query, key)` that `torch.vmap` would map take all places at once.
 
-    What is mapped has no memory of its own, by which a graph is made functional. A rule that is another
-    one over many places gives another mask, which the comparison with the model finds.
+    What is mapped has no memory of its own, by which a graph is made functional, and is looked up by an op
+    that holds a region. A rule that is another one over many places gives another mask, which the comparison
+    with the model finds.
     """
 
     def expansion(rule: Rule) -> Rule:
         def mask(*places: Tensor) -> Tensor:
             made = rule(*masking_utils._non_vmap_expansion_sdpa(*places))
-            return made.expand([len(each) for each in places])
+            return made.expand([each.shape[0] for each in places])
 
         return mask
 
-    with mock.patch.object(masking_utils, "_vmap_expansion_sdpa", expansion):
+    with (
+        mock.patch.object(masking_utils, "_vmap_expansion_sdpa", expansion),
+        mock.patch.object(masking_utils, "TransformGetItemToIndex", contextlib.nullcontext),
+    ):
         yield
