@@ -19,6 +19,7 @@ class Body:
         self.nodes: list[ir.Node] = []
 
     def __call__(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """The output of a node of that kind."""
         self.nodes.append(ir.node(kind, inputs, attributes))
         return self.nodes[-1].outputs[0]
 

@@ -20,7 +20,9 @@ from sparsify.data.load import load_data
 from sparsify.data.sequences import Data
 from sparsify.data.spec import without_folders
 from sparsify.disk.files import (
+    TOKENS,
     WORK,
+    forget,
     notes,
     read_mapping,
     refusals,
@@ -78,8 +80,9 @@ class Job:
 def run(job: Job, console: Console) -> tuple[Program, Report]:
     """Trace, run the pipeline, export, and write the report; goes on where an interrupted run ended.
 
-    The state after each pass lies in `OUT/.resume` until everything is written. Several processes do the
-    same, and rank 0 alone writes. Raises SparsifyError, InUse when another process is writing there.
+    The state after each pass lies in `OUT/.resume`, the tokens of its data in `OUT/.tokens`, until everything
+    is written. Several processes do the same, and rank 0 alone writes. Raises SparsifyError, InUse when
+    another process is writing there.
     """
     with contextlib.ExitStack() as held:
         ranks.by_first(lambda: _take(job, held))
@@ -90,6 +93,7 @@ def run(job: Job, console: Console) -> tuple[Program, Report]:
             stop = stop_of(error)
             if not kept(state):
                 if ranks.is_first():
+                    forget(job.out / TOKENS)
                     abandon(state, job.out)
             elif stop is not None:
                 stop.kept = (
@@ -113,6 +117,8 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
         torch.set_num_threads(job.threads)
     started = time.perf_counter()
     model, tokenizer = loaded(job.model, job.loading, job.dtype)
+    # One of several processes makes the tokens, all read them.
+    ranks.by_first(lambda: open_data(job, tokenizer) if ranks.count() > 1 else None)
     data = open_data(job, tokenizer)
     if data is not None:
         check_data(data, admission_of_model(model), f"the sequences of '{job.data}'")
@@ -134,6 +140,7 @@ def _run(job: Job, state: Path, console: Console) -> tuple[Program, Report]:
             held.enter_context(tracking(job.track, state / TRACK, told, job.device, watch))
         program = job.pipeline.run(program, context, report=report, dump=job.dump, resume=state)
     move(program, "cpu")
+    ranks.by_first(lambda: forget(job.out / TOKENS))
     ranks.by_first(lambda: _write(job, state, program, report, context, console))
     if ranks.is_first():
         names = [parse_exporter(text).name for text in job.to]
@@ -231,6 +238,8 @@ def check_out(job: Job) -> None:
     Raises DataError or PipelineError; an interrupted run is never thrown away unasked.
     """
     state = job.out / WORK
+    if job.out.is_dir() and [path.name for path in job.out.iterdir()] == [TOKENS]:
+        return  # of a run that was killed before its first pass
     if job.resume:
         if not state.is_dir():
             if job.out.is_dir() and (job.out / RUN).is_file():
@@ -257,13 +266,22 @@ def _same_job(job: Job, path: Path) -> None:
 
 
 def open_data(job: Job, tokenizer: object) -> Data | None:
-    """The data of a job; None when none is named. OptionError for a held-out share of no domains."""
+    """The data of a job; None when none is named. OptionError for a held-out share of no domains.
+
+    Its tokens lie in files in the folder of the run while that lasts, and for `--resume`.
+    """
     data: Data | None = None
     if job.data is not None:
         share = HOLDOUT if job.holdout is None else job.holdout
         with counted("tokenising") as bar:
             data = load_data(
-                job.data, tokenizer, job.length, job.kind, holdout=share, watch=bar.watch
+                job.data,
+                tokenizer,
+                job.length,
+                job.kind,
+                holdout=share,
+                watch=bar.watch,
+                store=job.out / TOKENS,
             )
     if job.holdout is not None and not isinstance(data, DomainData):
         raise OptionError(

@@ -1,5 +1,6 @@
 """Dialogues as tokens: what was asked is read, only what is answered is learnt."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,30 @@ from sparsify.errors import DataError, reason_of
 IGNORED = -100
 
 
-def read_dialogues(spec: str) -> list["Turns"]:
+def read_dialogues(spec: str) -> Iterator["Turns"]:
     """The rows of a .jsonl file (also as .gz), or of every one in a folder, in the order of their paths.
+
+    They are read as they are asked for.
 
     A row has `prompt` and `response`, or `messages`, a list of `{"role": ..., "content": ...}`.
     Raises DataError for anything else, with file and line.
     """
+    rows = itertools.chain.from_iterable(map(_rows, dialogue_files(spec)))
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"the dialogues '{spec}' hold no row")
+    yield first
+    yield from rows
+
+
+def dialogue_files(spec: str) -> list[Path]:
+    """The .jsonl files of a source of dialogues; DataError where there are none."""
     path = Path(spec).expanduser()
     within = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [file for file in within if file.is_file() and suffix_of(file) == ".jsonl"]
     if not files:
         raise DataError(f"the dialogues '{spec}' must be a .jsonl file, or a folder that has some")
-    rows = [row for file in files for row in _rows(file)]
-    if not rows:
-        raise DataError(f"the dialogues '{spec}' hold no row")
-    return rows
+    return files
 
 
 def encode(row: Mapping[str, Any], tokenizer: Any, length: int) -> tuple[list[int], list[int]]:

@@ -1,20 +1,24 @@
 """Data by name: files, folders and datasets as sequences, alone or as domains."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from sparsify.data.address import address, read_from
 from sparsify.data.dialogues import read_dialogues
 from sparsify.data.domains import HOLDOUT, DomainData
+from sparsify.data.rows import Row, gathered, read_rows
 from sparsify.data.sequences import (
     ChatData,
     Data,
     SentenceData,
     TextData,
     check_tokenizer,
-    tokenize,
 )
-from sparsify.data.sources import read_texts
+from sparsify.data.sources import joined
 from sparsify.data.spec import Source, parse_sources
+from sparsify.data.tokens import lines_of, of_dialogues, of_sentences, of_text
 from sparsify.data.watch import Watch, unwatched
 from sparsify.errors import DataError
 
@@ -30,6 +34,7 @@ def load_data(
     weights: Mapping[str, float] | None = None,
     holdout: float = HOLDOUT,
     watch: Watch = unwatched,
+    store: Path | None = None,
 ) -> Data:
     """Sequences of `length` tokens from a file, a folder or a dataset (see `read_texts`), or several.
 
@@ -40,7 +45,11 @@ def load_data(
     Several sources are `"a.txt,b.txt"`, read as one. Domains are `{"web": "a.txt", "code": "b.txt"}` with
     `weights`, or in one line `"web=a.txt:0.7,code=b.txt:0.3"`; they become `DomainData`, which also
     says what weights default to and what `holdout` is the share of. `watch` is told how much of a source is
-    tokenised.
+    tokenised, in bytes of its files.
+
+    Sources are read piece by piece. In `store`, a folder, tokens lie in files that are read in place, under a
+    hash of the sources, the tokenizer and the kind: data may be larger than memory, and is tokenised once.
+    Without it they are in memory, four bytes each.
     Raises DataError when the data is missing, empty or too short, or there is no tokenizer.
     """
     if kind not in KINDS:
@@ -57,26 +66,48 @@ def load_data(
     if sources and sources[0].domain is None:
         if weights is not None:
             raise DataError(f"the data '{spec}' has no domains to weigh; name them: web=a.txt")
-        return _load([source.text for source in sources], tokenizer, length, kind, watch)
-    found = {str(s.domain): _load_domain(s, tokenizer, length, kind, watch) for s in sources}
+        return _load([source.text for source in sources], tokenizer, length, kind, watch, store)
+    found = {str(s.domain): _load_domain(s, tokenizer, length, kind, watch, store) for s in sources}
     return DomainData(found, weights, holdout)
 
 
-def _load_domain(source: Source, tokenizer: Any, length: int, kind: str, watch: Watch) -> Data:
+def _load_domain(
+    source: Source, tokenizer: Any, length: int, kind: str, watch: Watch, store: Path | None
+) -> Data:
     try:
-        return _load([source.text], tokenizer, length, kind, watch)
+        return _load([source.text], tokenizer, length, kind, watch, store)
     except DataError as error:
         raise DataError(f"domain '{source.domain}': {error}") from error
 
 
-def _load(specs: Sequence[str], tokenizer: Any, length: int, kind: str, watch: Watch) -> Data:
+def _load(
+    specs: Sequence[str],
+    tokenizer: Any,
+    length: int,
+    kind: str,
+    watch: Watch,
+    store: Path | None,
+) -> Data:
     """One data set from all the sources in order."""
+    folder = None if store is None else store / address(specs, tokenizer, length, kind)
+    if folder is not None and folder.is_dir():
+        rows = read_rows(folder)
+    else:
+        rows = gathered(_tokens(specs, tokenizer, length, kind, watch), folder)
     if kind == "chat":
-        rows = [row for spec in specs for row in read_dialogues(spec)]
-        return ChatData(rows, tokenizer, length, watch)
-    texts = [text for spec in specs for text in read_texts(spec)]
+        return ChatData(rows, tokenizer, length)
     if kind == "sentences":
-        lines = [line.strip() for text in texts for line in text.splitlines()]
-        return SentenceData([line for line in lines if line], tokenizer, length, watch)
-    name = f"the data '{','.join(specs)}'"
-    return TextData(tokenize("\n\n".join(texts), tokenizer, watch), length, name)
+        return SentenceData(rows, tokenizer, length)
+    return TextData(rows.ids, length, f"the data '{','.join(specs)}'")
+
+
+def _tokens(
+    specs: Sequence[str], tokenizer: Any, length: int, kind: str, watch: Watch
+) -> Iterator[Row]:
+    total = sum(file.stat().st_size for spec in specs for file in read_from(spec, kind))
+    if kind == "chat":
+        dialogues = itertools.chain.from_iterable(map(read_dialogues, specs))
+        return of_dialogues(dialogues, tokenizer, length, watch, total)
+    if kind == "sentences":
+        return of_sentences(lines_of(joined(specs)), tokenizer, length, watch, total)
+    return of_text(joined(specs), tokenizer, watch, total)

@@ -7,13 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sparsify.data.dialogues import IGNORED, encode
-from sparsify.data.watch import Watch, unwatched, watched
+from sparsify.data.dialogues import IGNORED
+from sparsify.data.rows import Rows, gathered
+from sparsify.data.tokens import of_dialogues, of_sentences
+from sparsify.data.watch import Watch, unwatched
 from sparsify.errors import DataError
-
-# A piece of text is tokenised at once; pieces end at a line end where there is one.
-_PIECE_CHARACTERS = 1 << 20
-_TOGETHER = 256  # sentences, or dialogues
 
 
 class Data(Protocol):
@@ -55,7 +53,7 @@ class TextData:
                 "use a shorter length or more text"
             )
         count = tokens.numel() // length
-        self._blocks = tokens[: count * length].long().view(count, length)
+        self._blocks = tokens[: count * length].view(count, length)
 
     @property
     def length(self) -> int:
@@ -68,7 +66,7 @@ class TextData:
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` (ones) and `labels`, each `[b, length]`."""
-        blocks = self._blocks[torch.as_tensor(list(indices), dtype=torch.long)]
+        blocks = self._blocks[torch.as_tensor(list(indices), dtype=torch.long)].long()
         return {
             "input_ids": blocks,
             "attention_mask": torch.ones_like(blocks),
@@ -114,17 +112,16 @@ class SentenceData(_Padded):
     """
 
     def __init__(
-        self, sentences: Sequence[str], tokenizer: Any, length: int, watch: Watch = unwatched
+        self, sentences: Sequence[str] | Rows, tokenizer: Any, length: int, watch: Watch = unwatched
     ) -> None:
         _check_length(length, 2)
         check_tokenizer(tokenizer)
+        if not isinstance(sentences, Rows):
+            total = sum(map(len, sentences))
+            sentences = gathered(of_sentences(sentences, tokenizer, length, watch, total))
         if not sentences:
             raise DataError("the data has no sentence")
-        encoded: list[list[int]] = []
-        for some in watched(sentences, watch, _TOGETHER):
-            encoded += tokenizer(some, truncation=True, max_length=length)["input_ids"]
-        rows = [{"input_ids": torch.tensor(row, dtype=torch.long)} for row in encoded]
-        super().__init__(rows, tokenizer, length)
+        super().__init__(sentences, tokenizer, length)
 
 
 class ChatData(_Padded):
@@ -136,28 +133,20 @@ class ChatData(_Padded):
 
     def __init__(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Mapping[str, Any]] | Rows,
         tokenizer: Any,
         length: int,
         watch: Watch = unwatched,
     ) -> None:
         _check_length(length, 2)
         check_tokenizer(tokenizer)
-        encoded = [
-            encode(row, tokenizer, length)
-            for some in watched(rows, watch, _TOGETHER)
-            for row in some
-        ]
-        # The first token is never predicted.
-        kept = [item for item in encoded if any(label != IGNORED for label in item[1][1:])]
-        if not kept:
+        if not isinstance(rows, Rows):
+            rows = gathered(of_dialogues(rows, tokenizer, length, watch))
+        if not rows:
             raise DataError(
                 f"no dialogue has an answer within {length} tokens; use a greater length"
             )
-        made = [
-            {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)} for ids, labels in kept
-        ]
-        super().__init__(made, tokenizer, length)
+        super().__init__(rows, tokenizer, length)
 
 
 class TensorData:
@@ -254,25 +243,6 @@ def split(data: Data, fraction: float) -> tuple[Part, Part]:
         raise DataError(f"the data has {size} sequence, too few to be split; bring more text")
     border = min(max(round(size * fraction), 1), size - 1)
     return Part(data, 0, border), Part(data, border, size)
-
-
-def tokenize(text: str, tokenizer: Any, watch: Watch = unwatched) -> Tensor:
-    """Token ids `[n]` of a text of any size, without special tokens."""
-    ids: list[int] = []
-    for (piece,) in watched(list(_pieces(text)), watch):
-        # verbose=False: the text is cut into sequences later, its length here means nothing.
-        ids.extend(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
-    return torch.tensor(ids, dtype=torch.long)
-
-
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        stop = start + _PIECE_CHARACTERS
-        if stop < len(text):
-            stop = text.rfind("\n", start, stop) + 1 or stop
-        yield text[start:stop]
-        start = stop
 
 
 def check_tokenizer(tokenizer: Any) -> None:

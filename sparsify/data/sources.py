@@ -1,7 +1,9 @@
 """Where text comes from: files, folders, and the `datasets` library."""
 
+import itertools
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sparsify.data.files import read_utf8, suffix_of
@@ -13,8 +15,8 @@ SUFFIXES = (*PLAIN, *TABLES)
 _SPLITS = ("train", "validation", "test", "valid", "dev")
 
 
-def read_texts(spec: str) -> list[str]:
-    """The documents that `spec` names, in a fixed order.
+def documents(spec: str) -> Iterator[Iterable[str]]:
+    """The documents that `spec` names, in a fixed order, each in pieces; they are read as they are asked for.
 
     `spec` is a text file (one document), a .jsonl, .csv, .tsv or .parquet file (one document a row), each
     also as .gz, a folder of those (read in the order of their paths), or `name[:config][:split]` for the
@@ -23,19 +25,48 @@ def read_texts(spec: str) -> list[str]:
     """
     place, column = split_column(spec)
     path = Path(place).expanduser()
+    found: Iterator[Iterable[str]]
     if path.is_dir():
-        texts = [text for file in _files_in(path) for text in _read_file(file, column)]
+        found = itertools.chain.from_iterable(_read_file(f, column) for f in _files_in(path))
     elif path.is_file():
-        texts = _read_file(path, column)
+        found = _read_file(path, column)
     elif suffix_of(path) in SUFFIXES or path.is_absolute() or place.startswith((".", "~")):
         raise DataError(
             f"the data '{place}' does not exist; give a file, a folder or a dataset name"
         )
     else:
-        texts = _read_dataset(place, column)
-    if not any(text.strip() for text in texts):
+        found = _read_dataset(place, column)
+    empty = True
+
+    def noted(document: Iterable[str]) -> Iterator[str]:
+        nonlocal empty
+        for piece in document:
+            empty = empty and not piece.strip()
+            yield piece
+
+    for document in found:
+        yield noted(document)
+    if empty:
         raise DataError(f"the data '{spec}' holds no text")
-    return texts
+
+
+def joined(specs: Sequence[str]) -> Iterator[str]:
+    """The documents of all sources as one text, in pieces, a blank line between two documents."""
+    begun = False
+    for spec in specs:
+        for document in documents(spec):
+            if begun:
+                yield "\n\n"
+            begun = True
+            yield from document
+
+
+def files_of(spec: str) -> list[Path]:
+    """The files that a source is read from; none for a dataset."""
+    path = Path(split_column(spec)[0]).expanduser()
+    if path.is_dir():
+        return _files_in(path)
+    return [path] if path.is_file() else []
 
 
 def split_column(spec: str) -> tuple[str, str | None]:
@@ -72,20 +103,20 @@ def _files_in(folder: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path, column: str | None) -> list[str]:
+def _read_file(path: Path, column: str | None) -> Iterator[Iterable[str]]:
     suffix = suffix_of(path)
     if suffix in TABLES:
-        return read_table(path, column)
+        return ((text,) for text in read_table(path, column))
     if suffix not in PLAIN:
         raise DataError(f"'{path}' is not a kind of text we read; there are: {', '.join(SUFFIXES)}")
     if column is not None:
         raise DataError(
             f"'{path}' is plain text and has no column '{column}'; leave '#{column}' out"
         )
-    return [read_utf8(path)]
+    return iter([read_utf8(path)])
 
 
-def _read_dataset(spec: str, wanted: str | None) -> list[str]:
+def _read_dataset(spec: str, wanted: str | None) -> Iterator[Iterable[str]]:
     name, config, split = parse_dataset(spec)
     datasets = extra("datasets", f"no file or folder is called '{spec}', and loading a dataset")
     try:
@@ -96,4 +127,5 @@ def _read_dataset(spec: str, wanted: str | None) -> list[str]:
             f"{reason_of(error)}); check the name and the network, or give a local file"
         ) from error
     column = column_of(table.column_names, wanted, f"the dataset '{spec}'")
-    return strings(table[column], f"column '{column}' of the dataset '{spec}'")
+    found = strings(table[column], f"column '{column}' of the dataset '{spec}'")
+    return ((text,) for text in found)

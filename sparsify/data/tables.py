@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsify.data.files import COMPRESSED, read_bytes, read_utf8, suffix_of
+from sparsify.data.files import COMPRESSED, read_chunks, read_lines, suffix_of
 from sparsify.errors import DataError, reason_of
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -18,7 +18,7 @@ COLUMNS = ("text", "sentence")
 _LONGEST = 1 << 30  # characters of a field of a .csv file
 
 
-def read_table(path: Path, column: str | None) -> list[str]:
+def read_table(path: Path, column: str | None) -> Iterator[str]:
     """The documents of a table in order, of the column that is named or one of `COLUMNS`.
 
     Rows without a value are left out, but in .jsonl, where every row must have it. Raises DataError for a
@@ -26,7 +26,7 @@ def read_table(path: Path, column: str | None) -> list[str]:
     """
     suffix = suffix_of(path)
     if suffix == ".jsonl":
-        return list(_json_texts(path, column or COLUMNS[0]))
+        return _json_texts(path, column or COLUMNS[0])
     if suffix in SEPARATORS:
         return _csv_texts(path, column, SEPARATORS[suffix])
     return _parquet_texts(path, column)
@@ -34,8 +34,8 @@ def read_table(path: Path, column: str | None) -> list[str]:
 
 def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Every row of a .jsonl file and where it stands; DataError with file and line."""
-    # Not splitlines(): JSON strings may hold U+2028 raw, and only "\n" ends a row.
-    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+    # JSON strings may hold U+2028 raw, and only "\n" ends a row.
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"'{path}' line {number}"
@@ -64,9 +64,8 @@ def column_of(names: Iterable[str], column: str | None, where: str) -> str:
     )
 
 
-def strings(values: Iterable[Any], where: str) -> list[str]:
+def strings(values: Iterable[Any], where: str) -> Iterator[str]:
     """The strings of a column, rows without a value left out; DataError for values of another type."""
-    found = []
     for number, value in enumerate(values, start=1):
         if value is not None and not isinstance(value, str):
             raise DataError(
@@ -74,8 +73,7 @@ def strings(values: Iterable[Any], where: str) -> list[str]:
                 "make it one string a row"
             )
         if value is not None:
-            found.append(value)
-    return found
+            yield value
 
 
 def extra(module: str, purpose: str) -> Any:
@@ -98,26 +96,27 @@ def _json_texts(path: Path, column: str) -> Iterator[str]:
         yield row[column]
 
 
-def _csv_texts(path: Path, column: str | None, separator: str) -> list[str]:
+def _csv_texts(path: Path, column: str | None, separator: str) -> Iterator[str]:
     """The fields of a column; the first row names the columns, fields may be quoted and hold line ends."""
     before = csv.field_size_limit(_LONGEST)
     try:
-        rows = csv.DictReader(io.StringIO(read_utf8(path)), delimiter=separator, strict=True)
+        rows = csv.DictReader(read_lines(path), delimiter=separator, strict=True)
         name = column_of(rows.fieldnames or (), column, f"'{path}'")
-        return [row[name] for row in rows if row[name]]
+        yield from (row[name] for row in rows if row[name])
     except csv.Error as error:
         raise DataError(f"'{path}' is not readable as {path.suffix}: {error}") from error
     finally:
         csv.field_size_limit(before)
 
 
-def _parquet_texts(path: Path, column: str | None) -> list[str]:
+def _parquet_texts(path: Path, column: str | None) -> Iterator[str]:
     parquet = extra("pyarrow.parquet", f"reading '{path}'")
     try:
         packed = path.suffix.lower() == COMPRESSED
-        file = parquet.ParquetFile(io.BytesIO(read_bytes(path)) if packed else path)
+        file = parquet.ParquetFile(io.BytesIO(b"".join(read_chunks(path))) if packed else path)
         name = column_of(file.schema_arrow.names, column, f"'{path}'")
-        values = file.read(columns=[name]).column(name).to_pylist()
+        parts = file.iter_batches(columns=[name])
+        values = (value for part in parts for value in part.column(0).to_pylist())
+        yield from strings(values, f"column '{name}' of '{path}'")
     except (OSError, ValueError) as error:
         raise DataError(f"'{path}' is not a readable parquet file: {reason_of(error)}") from error
-    return strings(values, f"column '{name}' of '{path}'")

@@ -26,6 +26,7 @@ _LARGEST = 1 << 28  # bytes of a JSON file
 ABOUT = "sparsify.json"  # beside an exported model
 MOST_TOKENS = "most_tokens"  # an entry there
 WORK = ".resume"  # in the folder of a run: what it needs to go on
+TOKENS = ".tokens"  # there as well: its data, tokenised
 _PARTIAL, _BEFORE = ".partial", ".before"
 _OURS = re.compile(r"\.(?P<name>.+)-[0-9a-f]{8}(?P<kind>\.partial|\.before)")
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE

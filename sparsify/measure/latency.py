@@ -139,7 +139,7 @@ def _rounds(
     collecting = gc.isenabled()
     gc.disable()  # a collection within a run would be counted as the model's time
     try:
-        for (number,) in watched(range(warmup + rounds), watch):
+        for (number,) in watched(range(warmup + rounds), watch, total=warmup + rounds):
             for name in turn(names, number):
                 start = time.perf_counter_ns()
                 outputs = sessions[name].run(None, feeds[name])

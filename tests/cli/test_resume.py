@@ -72,7 +72,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_as_one_that_never_was(
             128 + number,
             f"{word}: what was done is kept in '{state}'; the same command with --resume goes on\n",
         )
-        assert [path.name for path in out.iterdir()] == [".resume"]
+        assert sorted(path.name for path in out.iterdir()) == [".resume", ".tokens"]
 
     code, _, error = cli(*words, "--out", out)
     assert (code, "is not empty" in error) == (1, True)
@@ -98,6 +98,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_as_one_that_never_was(
     expected = dict(whole.tensors())
     assert all(torch.equal(value, expected[path]) for path, value in resumed.tensors())
     assert not state.exists()
+    assert not (out / ".tokens").exists()
     code, _, error = cli(*words, "--out", out, "--resume")
     assert (code, "there is nothing to resume" in error) == (1, True)
 

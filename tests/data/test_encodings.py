@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from sparsify.data.dialogues import read_dialogues
-from sparsify.data.sources import read_texts
 from sparsify.errors import DataError
+from tests.data.texts import read_dialogues, read_texts
 
 BOM = b"\xef\xbb\xbf"
 DIALOGUE = {"prompt": "grüß", "response": "Gott"}

@@ -15,8 +15,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from sparsify.data import sequences as data_file
+from sparsify.data import tokens as data_file
 from sparsify.data.load import load_data
+from sparsify.data.rows import gathered
 from sparsify.data.sequences import (
     SentenceData,
     TensorData,
@@ -25,10 +26,11 @@ from sparsify.data.sequences import (
     order,
     sample,
     split,
-    tokenize,
 )
-from sparsify.data.sources import parse_dataset, read_texts
+from sparsify.data.sources import parse_dataset
+from sparsify.data.tokens import of_text
 from sparsify.errors import DataError
+from tests.data.texts import read_texts
 
 WORDS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "one", "two", "three", "four", "five")
 
@@ -122,9 +124,10 @@ def test_a_split_is_disjoint_and_complete(fraction, sizes):
 
 def test_tokens_do_not_depend_on_the_size_of_the_pieces(tokenizer, monkeypatch):
     text = "one two\nthree\n\nfour five one\n" * 30
-    whole = tokenize(text, tokenizer)
+    whole = gathered(of_text([text], tokenizer)).ids
     monkeypatch.setattr(data_file, "_PIECE_CHARACTERS", 16)
-    assert torch.equal(tokenize(text, tokenizer), whole)
+    for parts in ([text], [text[start : start + 7] for start in range(0, len(text), 7)]):
+        assert torch.equal(gathered(of_text(parts, tokenizer)).ids, whole)
     assert whole.tolist() == [4, 5, 6, 7, 8, 4] * 30
 
 
@@ -133,7 +136,7 @@ def test_a_long_text_gives_no_warning(tokenizer, caplog):
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
-        assert len(tokenize("one " * 5000, fresh)) == 5000
+        assert len(gathered(of_text(["one " * 5000], fresh)).ids) == 5000
         assert caplog.text == ""
         fresh("one " * 5000)
         assert "longer than" in caplog.text

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from sparsify.data.dialogues import read_dialogues
-from sparsify.data.sources import read_texts, split_column
+from sparsify.data.sources import split_column
 from sparsify.errors import DataError
+from tests.data.texts import read_dialogues, read_texts
 
 BODIES = ["one, two", 'three\n"four"', "f\u00fcnf"]
 BEHIND = "name one behind '#', as in rows.csv#body"

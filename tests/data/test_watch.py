@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.data import sequences as data_file
+from sparsify.data import tokens as data_file
 from sparsify.data.load import load_data
 from sparsify.data.watch import unwatched, watched
 from sparsify.pretrained.load import load_tokenizer
@@ -39,14 +39,17 @@ def told(path, kind, tokenizer):
 def test_a_text_by_its_pieces(few, tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text(TEXT)
     heard, ids, same = told(tmp_path / "a.txt", "text", tokenizer)
-    assert heard == [(n, 4) for n in range(5)]
+    total = len(TEXT)
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+    assert (len(heard), heard[0], heard[-1]) == (5, (0, total), (total, total))
     assert torch.equal(ids, same)
 
 
 def test_sentences_some_at_a_time(few, tokenizer, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(TEXT)
     heard, ids, same = told(tmp_path / "a.txt", "sentences", tokenizer)
-    assert heard == [(0, 40), (16, 40), (32, 40), (40, 40)]
+    ends = [sum(map(len, TEXT.splitlines()[:count])) for count in (0, 16, 32, 40)]
+    assert heard == [*((done, len(TEXT)) for done in ends[:3]), (ends[3], ends[3])]
     assert torch.equal(ids, same)
     monkeypatch.setattr(data_file, "_TOGETHER", 1000)
     assert torch.equal(told(tmp_path / "a.txt", "sentences", tokenizer)[1], ids)
@@ -56,7 +59,9 @@ def test_dialogues_some_at_a_time(few, tokenizer, tmp_path):
     rows = [json.dumps({"prompt": f"Ask {n}", "response": "So it is."}) for n in range(20)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     heard, ids, same = told(tmp_path / "a.jsonl", "chat", tokenizer)
-    assert heard == [(0, 20), (16, 20), (20, 20)]
+    said = [len(f"Ask {n}So it is.") for n in range(20)]
+    size = (tmp_path / "a.jsonl").stat().st_size
+    assert heard == [(0, size), (sum(said[:16]), size), (sum(said), sum(said))]
     assert torch.equal(ids, same)
 
 
@@ -66,14 +71,15 @@ def test_every_domain_begins_anew(few, tokenizer, tmp_path):
     heard = []
     spec = {name: str(tmp_path / f"{name}.txt") for name in "ab"}
     load_data(spec, tokenizer, 8, watch=lambda *step: heard.append(step))
-    assert heard == [(n, 4) for n in range(5)] * 2
+    assert heard == heard[:5] * 2
+    assert (heard[0], heard[4]) == ((0, len(TEXT)), (len(TEXT), len(TEXT)))
 
 
 def test_nothing_has_no_steps():
     heard = []
-    assert list(watched([], lambda *step: heard.append(step))) == []
+    assert list(watched([], lambda *step: heard.append(step), total=0)) == []
     assert heard == [(0, 0)]
-    assert list(watched("abc", unwatched, 2)) == [["a", "b"], ["c"]]
+    assert list(watched("abc", unwatched, 2, total=3)) == [["a", "b"], ["c"]]
 
 
 def test_an_export_tells_four_steps_a_format(traced, tmp_path):
