@@ -27,9 +27,8 @@ from sparsify.ir.decode.drop import drop_dead_caches, remove_blocks
 from sparsify.ir.decode.encoder import Given, crosses, encoder_inputs
 from sparsify.ir.decode.layers import held_by
 from sparsify.ir.decode.trace import CALLED, trace_cached
-from sparsify.ir.features.block_mask import (
-    KINDS,
-)
+from sparsify.ir.facts.admission import admission_of_program
+from sparsify.ir.features.block_mask import KINDS
 from sparsify.ir.features.catalogue import carried
 from sparsify.ir.program import Program, Source
 from sparsify.ir.run.unrounded import unrounded_outputs
@@ -75,7 +74,19 @@ def decoder(program: Program) -> Program:
     made.limits = dict(program.limits)
     made.features = program.features
     _verify(made, program)
+    _check_ids(made)
     return made
+
+
+def _check_ids(made: Program) -> None:
+    """Refuse a model whose likeliest id may be none that it takes; TraceError."""
+    (node,) = made.graph.find_nodes(op="output")
+    given, taken = node.args[0][0].meta["val"].shape[-1], admission_of_program(made).vocabulary
+    if taken is not None and isinstance(given, int) and given > taken:
+        raise TraceError(
+            f"the model chooses among {given:,} ids and takes {taken:,}: what it writes is no text that it "
+            "could go on from"
+        )
 
 
 def check_decoder(program: Program) -> type[PreTrainedModel]:

@@ -12,6 +12,7 @@ from transformers import (
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
 )
+from zoo_models import small_model
 
 from sparsify.data.sequences import TextData
 from sparsify.engine.contract import Context
@@ -241,3 +242,10 @@ def test_what_cannot_be_decoded():
     plain = trace(torch.nn.Linear(4, 4), {"input": torch.randn(2, 4)})
     with pytest.raises(TraceError, match="Linear is no class of transformers"):
         decoder(plain)
+
+
+def test_a_model_that_writes_ids_it_does_not_take_is_refused():
+    """It reads words, and writes pieces of sound."""
+    sounding = small_model("higgs_audio_v2", "AutoModelForCausalLM")
+    with pytest.raises(TraceError, match="chooses among 8,192 ids and takes 96: what it writes is"):
+        decoder(trace(sounding))
