@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch.fx.experimental.sym_node import SymNode
 
-_OWN = Path(torch.__file__).parent
+# Of torch, and of what stands between it and the model while that is exported.
+_OWN = {Path(torch.__file__).parent, Path(__file__).parent}
 
 
 @contextlib.contextmanager
@@ -30,9 +31,9 @@ def noting_fixed(found: list[str]) -> Iterator[None]:
 
 
 def _lines() -> Iterator[str]:
-    """The innermost line outside of torch, in words."""
+    """The innermost line of the model's code, in words."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.is_file() and _OWN not in path.parents and path != Path(__file__):
+        if path.is_file() and not _OWN.intersection(path.parents):
             yield f"line {frame.lineno} of {path.name}, in {frame.name}: '{frame.line}'"
             return

@@ -84,6 +84,21 @@ def test_what_varies_is_never_taken_as_it_is(patches, inputs):
         trace(patches, inputs, {"grid": {0: "pictures"}, "patches": {0: "places"}})
 
 
+class Halves(nn.Module):
+    """Needs an even number of rows, and says so by an op."""
+
+    def forward(self, x):
+        return torch.cat(x.split([x.shape[0] // 2, x.shape[0] - int(x.shape[0]) // 2])).squeeze(0)
+
+
+def test_the_line_that_fixes_a_size_is_the_models(caplog):
+    program = trace(Halves(), {"x": torch.randn(6, 3)}, {"x": {0: "rows"}})
+    assert "here 6 (by line" in caplog.text
+    assert "of test_known.py, in forward: 'return torch.cat" in caplog.text
+    # A dimension that is not 1 is squeezed by nobody.
+    assert "squeeze" not in str(program.graph)
+
+
 class Hit(nn.Module):
     """Tokens go to one of some linears each; those that none goes to are not visited."""
 
