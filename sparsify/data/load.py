@@ -36,7 +36,7 @@ def load_data(
     watch: Watch = unwatched,
     store: Path | None = None,
 ) -> Data:
-    """Sequences of `length` tokens from a file, a folder or a dataset (see `read_texts`), or several.
+    """Sequences of `length` tokens from a file, a folder or a dataset (see `documents`), or several.
 
     `kind="text"` joins the documents by a blank line and cuts the tokens into blocks, as is usual
     for perplexity; `kind="sentences"` takes every line that is not blank as one, for encoders;

@@ -16,7 +16,7 @@ _NAME = re.compile(r"[\w.-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """A source of text (see `read_texts`), with the domain that it is and its weight where these are said."""
+    """A source of text (see `documents`), with the domain that it is and its weight where these are said."""
 
     text: str
     domain: str | None = None
