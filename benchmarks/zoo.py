@@ -4,7 +4,7 @@ Each is traced and held against its model; every kind of axis is masked by half 
 and removed, and what is left is held against what was masked; weights are pruned 2:4 and packed; the program
 is exported to ONNX and read back, to ONNX with a cache whose greedy tokens are held against the model's own,
 and to a folder that transformers loads. What is answered is `yes`, `-` where a family has no such thing,
-`refused` with the compiler's sentence, `fault` where an error was no sentence of ours, or `wrong`.
+`refused` with the compiler's sentence, `fault` where an error was no sentence of ours, `wrong`, or `slow`.
 
     python benchmarks/zoo.py [--json FILE] [--only GLOB,...] [--steps GLOB,...] [--shard 0/4] [--seconds 240]
 
@@ -208,7 +208,7 @@ def ran(family: str, task: str, steps: list[str], seconds: int) -> Row:
         if process.exitcode is None:
             process.kill()
             process.join()
-            end = f"fault: more than {seconds} s"
+            end = f"slow: more than {seconds} s"
         row: Row = json.loads(path.read_text()) if path.is_file() else {}
     missing = [name for name in dict.fromkeys(("built", "trace", *steps)) if name not in row]
     broken = next((row[name] for name in ("built", "trace") if row.get(name, "yes") != "yes"), "")

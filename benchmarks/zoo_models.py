@@ -36,21 +36,21 @@ TASKS = (
 _NAMES = {
     64: "hidden_size d_model n_embd dim embed_dim model_dim embedding_size "
     "word_embed_proj_dim emb_dim encoder_embed_dim decoder_embed_dim projection_dim "
-    "classifier_proj_size conv_dim_out attention_hidden_size out_hidden_size text_hidden_size "
-    "condition_dim audio_hidden_size upsample_groups output_channels",
+    "classifier_proj_size pred_hidden_size conv_dim_out attention_hidden_size out_hidden_size "
+    "text_hidden_size condition_dim audio_hidden_size upsample_groups output_channels",
     48: "intermediate_size ffn_dim d_ff n_inner hidden_dim encoder_ffn_dim decoder_ffn_dim "
     "dense_intermediate_size intermediate_size_mlp ffn_hidden_size",
     24: "moe_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size",
     40: "shared_expert_intermediate_size moe_shared_expert_intermediate_size "
     "shared_intermediate_size",
     2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers "
-    "num_decoder_layers num_encoder_layers depth num_key_value_heads n_kv_heads "
+    "num_decoder_layers num_encoder_layers depth pred_num_hidden_layers num_key_value_heads n_kv_heads "
     "num_experts_per_tok top_k num_experts_per_token moe_topk moe_k num_attention_groups "
     "moe_top_k",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
     "decoder_attention_heads num_local_experts n_routed_experts num_experts "
     "moe_num_experts mamba_n_heads linear_num_key_heads linear_num_value_heads "
-    "num_experts_total index_topk linear_num_heads",
+    "num_experts_total index_topk linear_num_heads pred_num_attention_heads frames_per_clip",
     16: "head_dim kv_channels d_kv v_head_dim qk_nope_head_dim kv_lora_rank q_lora_rank "
     "mamba_d_head linear_key_head_dim linear_value_head_dim attention_head_size "
     "qk_head_dim num_mel_bins index_head_dim index_n_heads "
@@ -58,7 +58,7 @@ _NAMES = {
     8: "qk_rope_head_dim patch_size state_size mamba_d_state rotary_dim",
     1: "n_group topk_group n_shared_experts num_nextn_predict_layers first_k_dense_replace "
     "mamba_n_groups n_groups num_shared_experts moe_layer_start_index",
-    32: "image_size",
+    32: "image_size crop_size",
     128: "max_position_embeddings n_positions n_ctx max_source_positions max_target_positions "
     "block_size max_seq_len max_sequence_length seq_length",
     WORDS: "vocab_size encoder_vocab_size decoder_vocab_size vocab_size_per_layer_input",

@@ -27,7 +27,14 @@ STEPS = (
     "decode",
     "folder",
 )
-_MARKS = {"yes": "yes", "-": "none", "refused": "refused", "fault": "fault", "wrong": "wrong"}
+_MARKS = {
+    "yes": "yes",
+    "-": "none",
+    "refused": "refused",
+    "fault": "fault",
+    "wrong": "wrong",
+    "slow": "slow",
+}
 _FAMILIES = """# Families of the model library
 
 What `make zoo` has found of the families of transformers, each small and random: traced and held against
@@ -117,7 +124,7 @@ def families_page() -> str:
     parts.append("\n## In their words\n")
     for family, row in rows.items():
         for step in STEPS:
-            if _mark(row, step) in ("refused", "fault", "wrong"):
+            if _mark(row, step) in ("refused", "fault", "wrong", "slow"):
                 parts.append(f"- {family}, {step}: {_escaped(row[step])}")
     parts.append("\n## Not made small by rule\n")
     parts += [f"- {family}: {_escaped(said)}" for family, said in unbuilt.items()]
