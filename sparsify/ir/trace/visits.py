@@ -38,11 +38,12 @@ class EveryPlace(TorchFunctionMode):
         """A call of the model's code."""
         if func is torch.where and len(args) == 1 and not kwargs:
             return tuple(args[0].nonzero().unbind(1))
-        if func is Tensor.unbind and len(args) < 3 and args[0] in self._lists:  # what `for` calls
+        by_rows = func is Tensor.unbind and args[1:] in ((), (0,)) and not kwargs  # as `for` does
+        if by_rows and args[0] in self._lists:
             places = range(self._lists[args[0]])
             return [computed(torch.tensor, ([place],), {}) for place in places]
         found = func(*args, **kwargs or {})
-        if func in _NONZERO and isinstance(found, Tensor) and args[0].dim() == 1:
+        if func in _NONZERO and args and isinstance(found, Tensor) and args[0].dim() == 1:
             (count,) = args[0].shape
             if isinstance(count, int) and count <= _MOST:
                 self._lists[found] = count

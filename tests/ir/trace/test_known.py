@@ -128,6 +128,22 @@ def test_loops_over_what_was_hit_go_over_all():
         torch.testing.assert_close(program.run({"x": tokens})[0], whole(tokens))
 
 
+class Listed(nn.Module):
+    """Columns of where something holds are no loop over it."""
+
+    def forward(self, x):
+        (rows,) = torch.nonzero(input=x[:, 0] > 0).unbind(1)
+        (same,) = (x[:, 0] > 0).nonzero().unbind(1)
+        return torch.zeros_like(x).index_add(0, rows, x[same])
+
+
+def test_where_it_holds_stays_what_it_is():
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(3))
+    program = trace(Listed(), {"x": x}, {"x": {0: "tokens"}})
+    for tokens in (x, -x[:5]):
+        torch.testing.assert_close(program.run({"x": tokens})[0], Listed()(tokens))
+
+
 def test_a_loop_that_does_something_for_what_was_not_hit_is_refused():
     torch.manual_seed(0)
     with pytest.raises(TraceError, match=r"is not Hit: .* its output 'output' differs"):
