@@ -53,16 +53,23 @@ class Attention:
 class Router:
     """A choice of the `k` best of `axis` for each row, by scores that a linear map makes.
 
-    `scores` is the linear map, `weight` its matrix, one row an index of the axis. A score of -inf leaves
-    an index out, as its removal does, whatever the ops that gave the pins in `excuses` see.
+    `scores` is the linear map, `weight` its matrix, one row an index of the axis. At `places`, the scores, a
+    sigmoid of them, or a softmax of them with a bias as well, -inf leaves an index out, as its removal
+    does, whatever the ops that gave the pins in `excuses` see.
     """
 
     node: fx.Node
     scores: fx.Node
+    places: tuple[fx.Node, ...]
     weight: str
     axis: Axis
     k: int
     excuses: frozenset[str]
+
+    @property
+    def by_softmax(self) -> bool:
+        """Whether shares follow from the scores alone, as of a softmax."""
+        return self.places == (self.scores,)
 
     @property
     def size(self) -> int:

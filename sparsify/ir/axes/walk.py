@@ -27,7 +27,9 @@ RULES = {**ELEMENTWISE, **SHAPE, **CUT, **COMPUTE, **PRODUCT, **ROUTE}
 _KNOWING = frozenset(
     [
         cluster_of,
-        *overloads("sort.default sort.stable histc.default index.Tensor index_select.default"),
+        *overloads(
+            "sort.default sort.stable histc.default index.Tensor index_select.default gather.default"
+        ),
     ]
 )
 

@@ -1,4 +1,4 @@
-"""Experts in the graph: the mask of a router, a boolean `[experts]` on its scores.
+"""Experts in the graph: the mask of a router, a boolean `[experts]` on its scores, or on what it ranks.
 
 scores   ->   where(mask, scores, -inf)
 """
@@ -20,40 +20,42 @@ _SUFFIX = group_mask("", "experts")
 
 @dataclass(frozen=True)
 class ExpertMask:
-    """The mask of the experts of a router; `weight` is the router's matrix `[experts, in]`."""
+    """The mask of the experts of a router at its nodes; `weight` is the router's matrix `[experts, in]`."""
 
     weight: str
     path: str
-    node: fx.Node
-    scores: fx.Node
+    nodes: tuple[fx.Node, ...]
 
 
 def expert_masks(program: Program) -> list[ExpertMask]:
     """Every mask of experts, in graph order."""
-    found = []
+    found: dict[str, ExpertMask] = {}
     for node in program.graph.nodes:
         mask = node.args[0] if node.target is aten.where.ScalarOther else None
         if isinstance(mask, fx.Node) and mask.op == "get_attr":
             path = str(mask.target)
             weight = path.removesuffix(_SUFFIX)
             if weight != path and program.has(weight):
-                found.append(ExpertMask(weight, path, node, node.args[1]))
-    return found
+                before = found[path].nodes if path in found else ()
+                found[path] = ExpertMask(weight, path, (*before, node))
+    return list(found.values())
 
 
 def add_expert_mask(program: Program, router: Router) -> None:
     """Set the scores of masked experts to -inf; all stay at first."""
     size = router.axis.root().size
     mask = torch.ones(size, dtype=torch.bool, device=program.tensor(router.weight).device)
-    writer = Writer(program, after=router.scores)
-    read = writer.buffer(group_mask(router.weight, "experts"), mask)
-    masked = writer.call(aten.where.ScalarOther, read, router.scores, float("-inf"))
-    redirect(router.scores, masked)
+    for place in router.places:
+        writer = Writer(program, after=place)
+        read = writer.buffer(group_mask(router.weight, "experts"), mask)
+        redirect(place, writer.call(aten.where.ScalarOther, read, place, float("-inf")))
 
 
 def drop_expert_mask(program: Program, mask: ExpertMask) -> None:
     """Let the program read the scores as they are."""
-    redirect(mask.node, mask.scores)
+    for node in mask.nodes:
+        _, scores = node.all_input_nodes
+        redirect(node, scores)
     sweep(program)
 
 

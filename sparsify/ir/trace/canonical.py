@@ -16,6 +16,7 @@ from sparsify.ir.trace.lengths import as_rest
 from sparsify.ir.trace.pairs import as_pairs
 from sparsify.ir.trace.picks import as_slices
 from sparsify.ir.trace.products import as_linears
+from sparsify.ir.trace.settled import drop_settled
 
 aten = torch.ops.aten
 _END = 9223372036854775807
@@ -56,6 +57,13 @@ def normalise(module: fx.GraphModule) -> fx.GraphModule:
             module.graph.erase_node(node)
         elif node.target is aten.cat.default:
             _drop_empty_operands(module.graph, node)
+        elif node.target is aten.squeeze.default:
+            # By the dimensions that are 1: another that a pass makes 1 stays.
+            sizes = node.all_input_nodes[0].meta["val"].shape
+            ones = [dim for dim, size in enumerate(sizes) if isinstance(size, int) and size == 1]
+            node.target, node.args = aten.squeeze.dims, (node.args[0], ones)
+    drop_settled(module)
+    _sweep(module.graph)
     as_pairs(module)
     as_joins(module)
     as_linears(module)

@@ -80,6 +80,10 @@ def _hits(program: Program, weight: str) -> Tensor:
     """How often a router has sent a token to each expert, `[experts]`."""
     router = router_of(analyse(program), weight)
     assert router is not None
+    if not router.by_softmax:
+        raise OptionError(
+            f"@{weight} ranks sigmoids, which no probe counts; choose its experts by another score"
+        )
     return routes_of(program, router).hits
 
 
@@ -118,8 +122,9 @@ def targeted_routers(program: Program, views: Sequence[Linear]) -> list[Router]:
 
 
 def mixing_routers(program: Program, views: Sequence[Linear]) -> list[Router | SeparateRouter]:
-    """As `targeted_routers`, and those whose experts are linears of their own, which cannot be pruned."""
-    return _among([*free_routers(analyse(program)), *separate_routers(program)], views)
+    """Those whose shares are a softmax, and those whose experts are linears of their own, unprunable."""
+    found = [router for router in free_routers(analyse(program)) if router.by_softmax]
+    return _among([*found, *separate_routers(program)], views)
 
 
 def _among(found: Sequence[AnyRouter], views: Sequence[Linear]) -> list[AnyRouter]:

@@ -20,6 +20,8 @@ from sparsify.ir.ops.probe import probe_routes
 
 aten = torch.ops.aten
 _SOFTMAX = frozenset(overloads("softmax.int _softmax.default"))
+_SIGMOID = frozenset(overloads("sigmoid.default"))
+_SQUEEZE = frozenset(overloads("squeeze.dim squeeze.dims"))
 CASTS = frozenset(overloads("to.dtype _to_copy.default contiguous.default clone.default"))
 # What numbers of indices stay numbers of indices through.
 KEEPING = frozenset(
@@ -54,28 +56,65 @@ def topk(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
 def _record_router(analysis: Analysis, node: fx.Node, args: dict[str, Any], axis: Axis) -> None:
     """Remember a top-k over the outputs of a linear map, with the ops that -inf passes through."""
     excuses = {over(node)}
-    source = args["self"]
-    while source.target in _SOFTMAX or source.target in CASTS or source.target in _MASKING:
+    source, ranked, shares = args["self"], None, False
+    while source.target in _PASSING or _is_shifted(source):
         if source.target in _SOFTMAX:
+            shares = True
             excuses.add(over(source))
+        elif source.target in _SIGMOID or _is_shifted(source):
+            ranked = ranked or source
         source = source.args[1 if source.target in _MASKING else 0]
     if source.target is not aten.linear.default or not _only_ranked(source):
         return
     weight = source.args[1]
     rows = analysis.axes[weight][0]
     if weight.op == "get_attr" and rows.root() is axis.root():
-        found = Router(node, source, str(weight.target), axis, int(args["k"]), frozenset(excuses))
+        # A bias lifts what a softmax has made 0.
+        places = [source] if shares or ranked is None else []
+        places += [] if ranked is None else [ranked]
+        name, count = str(weight.target), int(args["k"])
+        found = Router(node, source, tuple(places), name, axis, count, frozenset(excuses))
         analysis.routers.append(found)
 
 
+def _is_shifted(node: fx.Node) -> bool:
+    """Whether a node adds a tensor of the program, one number an index."""
+    if node.target is not aten.add.Tensor or len(node.args) != 2:
+        return False
+    bias: Any = node.args[1]
+    if not isinstance(bias, fx.Node) or bias.meta["val"].dim() != 1:
+        return False
+    while bias.target in CASTS or bias.target in _SQUEEZE:
+        bias = bias.args[0]
+    return bool(bias.op == "get_attr")
+
+
 def _only_ranked(scores: fx.Node) -> bool:
-    """Whether nothing but a top-k, after softmax and the like, reads scores: -inf harms no one else."""
-    passing = _SOFTMAX | CASTS | _MASKING
+    """Whether nothing but a top-k, after softmax and the like, reads scores: -inf harms no one else.
+
+    What is looked up by the numbers of a choice is read where it was chosen.
+    """
     return all(
         user.target in (aten.topk.default, probe_routes)
-        or (user.target in passing and _only_ranked(user))
+        or user.target is aten.gather.default
+        or ((user.target in _PASSING or _is_shifted(user)) and _only_ranked(user))
         for user in scores.users
     )
+
+
+def look_up(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
+    """`gather`: along one dimension entries by number, each row its own."""
+    axes, numbers = analysis.axes[args["self"]], list(analysis.axes[args["index"]])
+    dim = place(axes, args["dim"])
+    domain = analysis.domains.get(args["index"])
+    if domain is None:
+        axes[dim].pin(f"looked up by {opname(node)} at {node.name}")
+    else:
+        analysis.tie(node, axes[dim], domain)
+    for other, (one, two) in enumerate(zip(axes, numbers, strict=True)):
+        if other != dim:
+            analysis.tie(node, one, two)
+    return numbers
 
 
 def sort(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> list[Axes]:
@@ -132,7 +171,11 @@ def put(analysis: Analysis, node: fx.Node, args: dict[str, Any]) -> Axes:
 
 _MASKING = frozenset(overloads("where.ScalarOther"))
 
+# What stands between scores and the choice among them.
+_PASSING = _SOFTMAX | _SIGMOID | CASTS | _MASKING
+
 ROUTE: dict[object, Rule] = {
+    **dict.fromkeys(overloads("gather.default"), look_up),
     **dict.fromkeys(overloads("topk.default"), topk),
     **dict.fromkeys(overloads("sort.default sort.stable"), sort),
     **dict.fromkeys(overloads("histc.default"), count),
