@@ -146,7 +146,8 @@ def _is_identity(node: fx.Node) -> bool:
         return bool(value.device == node.kwargs.get("device", value.device))
     if node.target in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
         # A dimension that is not 1 stays, where a runtime would refuse it.
-        return value is not None and bool(value.dim() == node.meta["val"].dim())
+        made = node.meta.get("val")
+        return value is not None and made is not None and bool(value.dim() == made.dim())
     if node.target is aten.slice.Tensor and len(node.args) == 4:
         return node.args[2] in (0, None) and bool(node.args[3] == _END)
     return False

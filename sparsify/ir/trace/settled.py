@@ -9,7 +9,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 aten = torch.ops.aten
 _FILLS: dict[Any, int] = {
@@ -42,8 +42,12 @@ def drop_settled(module: fx.GraphModule) -> None:
         if found is not None:
             values[node] = found
         chosen = _chosen(node, values)
-        if chosen is not None and chosen.meta["val"].shape == node.meta["val"].shape:
+        if chosen is not None and _alike(chosen.meta["val"], node.meta["val"]):
             node.replace_all_uses_with(chosen)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _value(node: fx.Node, values: dict[fx.Node, int]) -> int | None:
@@ -58,18 +62,20 @@ def _value(node: fx.Node, values: dict[fx.Node, int]) -> int | None:
         _, dim, index, value = args
         all_of_it = index.meta["val"].shape == node.meta["val"].shape and _of_one(node, dim)
         return int(value) if values.get(index) == 0 and all_of_it and value in (0, 1) else None
-    if source not in values:
+    if not isinstance(source, fx.Node) or source not in values:
+        return None
+    if node.target not in _MOVES | _CASTS | _NOTS:
         return None
     is_bool = node.meta["val"].dtype == torch.bool
-    if node.target in _MOVES | _CASTS:
-        return int(bool(values[source])) if is_bool else values[source]
-    return int(not values[source]) if node.target in _NOTS and is_bool else None
+    if node.target in _NOTS:
+        return int(not values[source]) if is_bool else None
+    return int(bool(values[source])) if is_bool else values[source]
 
 
 def _of_one(node: fx.Node, dim: int = -1) -> bool:
     """Whether a dimension has one entry."""
-    size = node.meta["val"].shape[dim]
-    return isinstance(size, int) and size == 1
+    sizes = node.meta["val"].shape
+    return len(sizes) > 0 and isinstance(sizes[dim], int) and sizes[dim] == 1
 
 
 def _chosen(node: fx.Node, values: dict[fx.Node, int]) -> fx.Node | None:

@@ -26,6 +26,10 @@ from sparsify.select.kinds.indices import choose_indices, keep_indices
 from sparsify.select.kinds.kind import Choice, Kind
 from sparsify.select.routes import routes_of
 
+_RANKED = (
+    "the experts of @{} are ranked by more than a softmax of its scores, which probes and clusters do not "
+    "read; mask them, by another score than frequency"
+)
 AnyRouter = TypeVar("AnyRouter", bound=Router | SeparateRouter)
 
 
@@ -81,9 +85,7 @@ def _hits(program: Program, weight: str) -> Tensor:
     router = router_of(analyse(program), weight)
     assert router is not None
     if not router.by_softmax:
-        raise OptionError(
-            f"@{weight} ranks sigmoids, which no probe counts; choose its experts by another score"
-        )
+        raise OptionError(_RANKED.format(weight))
     return routes_of(program, router).hits
 
 
@@ -123,8 +125,12 @@ def targeted_routers(program: Program, views: Sequence[Linear]) -> list[Router]:
 
 def mixing_routers(program: Program, views: Sequence[Linear]) -> list[Router | SeparateRouter]:
     """Those whose shares are a softmax, and those whose experts are linears of their own, unprunable."""
-    found = [router for router in free_routers(analyse(program)) if router.by_softmax]
-    return _among([*found, *separate_routers(program)], views)
+    free, apart = free_routers(analyse(program)), separate_routers(program)
+    found: list[Router | SeparateRouter] = [router for router in free if router.by_softmax]
+    found += apart
+    if free and not found:
+        raise OptionError(_RANKED.format(free[0].weight))
+    return _among(found, views)
 
 
 def _among(found: Sequence[AnyRouter], views: Sequence[Linear]) -> list[AnyRouter]:
