@@ -23,6 +23,7 @@ from sparsify.engine.contract import NOTHING, Context, Effect, Moves, Pass, effe
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
+from sparsify.ir.views.stacks import left_whole
 from sparsify.select.kinds.catalogue import KINDS, Name, kinds_of
 from sparsify.select.kinds.kind import Kind
 
@@ -59,7 +60,9 @@ class InsertMasks(Pass):
         return {feature: weights for feature, weights in found.items() if weights is not None}
 
     def rewrite(self, program: Program, context: Context) -> int:
-        """Insert every mask; returns how many."""
+        """Insert every mask; returns how many. A note says which weights no mask can stand at."""
+        left = left_whole(program) if "weights" in self.of else None
+        context.notes.extend([] if left is None else [left])
         return sum(kind.add(program, self._views(kind, program)) for kind in kinds_of(self.of))
 
     def _views(self, kind: Kind, program: Program) -> list[Linear]:

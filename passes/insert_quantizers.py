@@ -20,6 +20,7 @@ from sparsify.ir.features.quantizers import add_quantizers, add_table_quantizer
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import output_heads, tables
 from sparsify.ir.views.linear import Linear
+from sparsify.ir.views.stacks import left_whole
 from sparsify.ir.views.targets import expected, refuse_shared, targeted
 from sparsify.pack.precisions import Precision
 from sparsify.tensors.packing.layout import GROUPS
@@ -67,7 +68,9 @@ class InsertQuantizers(Pass):
         refuse_shared(program, views, why, tables=self.ends)
 
     def rewrite(self, program: Program, context: Context) -> int:
-        """Insert every quantizer; returns how many weights have one."""
+        """Insert every quantizer; returns how many weights have one. A note says which can have none."""
+        left = left_whole(program)
+        context.notes.extend([] if left is None else [left])
         views = self._with_heads(program, targeted(program, self.targets, self.ignore))
         found = tables(program) if self.ends else []
         paths = {view.weight for view in views} | {table.weight for table in found}

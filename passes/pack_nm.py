@@ -19,6 +19,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.packed_nm import pack_linear
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
+from sparsify.ir.views.stacks import left_whole
 from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.pack.nm import Request, layouts, packed_bytes, shrunk
 from sparsify.tensors.packing.fit import Wanted
@@ -99,3 +100,5 @@ class PackNm(Pass):
             f"{len(chosen)} weights packed, {targets - len(chosen)} left dense; "
             f"{shrunk(before, after)}"
         )
+        left = left_whole(program)
+        context.notes.extend([] if left is None else [left])
