@@ -40,8 +40,9 @@ _FAMILIES = """# Families of the model library
 What `make zoo` has found of the families of transformers, each small and random: traced and held against
 its model; half of each kind of axis (a quarter of the hidden size) masked and removed, which must come to the
 same; linears pruned 2:4 and packed (stacks of experts stay whole); written to ONNX and read back; written
-with a cache, whose greedy tokens must be the model's own; written to a folder that
-transformers loads. `none`: the family has no such axis, or none that may go, or does not generate; `refused`: with the sentence below; an empty cell: untried.
+with a cache, whose greedy tokens must be the model's own; written to a folder that transformers loads.
+`none`: the family has no such axis, or none that may go, or does not generate; `refused`: with the sentence
+below; an empty cell: untried.
 
 A family has a model for a task (language, classification, speech, pictures and text), or is a bare model,
 often a part of another family. Built small by one rule for all, not tuned to each. Whole is a family with
