@@ -61,8 +61,8 @@ class InsertMasks(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Insert every mask; returns how many. A note says which weights no mask can stand at."""
-        left = left_whole(program) if "weights" in self.of else None
-        context.notes.extend([] if left is None else [left])
+        if "weights" in self.of:
+            context.notes.extend(left_whole(program))
         return sum(kind.add(program, self._views(kind, program)) for kind in kinds_of(self.of))
 
     def _views(self, kind: Kind, program: Program) -> list[Linear]:

@@ -69,8 +69,7 @@ class InsertQuantizers(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Insert every quantizer; returns how many weights have one. A note says which can have none."""
-        left = left_whole(program)
-        context.notes.extend([] if left is None else [left])
+        context.notes.extend(left_whole(program))
         views = self._with_heads(program, targeted(program, self.targets, self.ignore))
         found = tables(program) if self.ends else []
         paths = {view.weight for view in views} | {table.weight for table in found}

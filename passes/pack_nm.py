@@ -100,5 +100,4 @@ class PackNm(Pass):
             f"{len(chosen)} weights packed, {targets - len(chosen)} left dense; "
             f"{shrunk(before, after)}"
         )
-        left = left_whole(program)
-        context.notes.extend([] if left is None else [left])
+        context.notes.extend(left_whole(program))

@@ -45,9 +45,7 @@ def scan(step: ir.Graph, states: Sequence[Any], given: Sequence[Any]) -> list[An
         scan_input_axes=along,
         scan_output_axes=[1],
     )
-    node = (first[0] if isinstance(first, tuple | list) else first).producer()
-    node.resize_outputs(
-        len(states) + 1
-    )  # onnxscript counts one, where there are as many as the body has
+    node = first.producer()
+    node.resize_outputs(len(states) + 1)  # onnxscript counts one, where the body has as many
     *last, found = node.outputs
     return [found, *last]

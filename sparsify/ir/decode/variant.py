@@ -30,6 +30,7 @@ from sparsify.ir.decode.trace import CALLED, trace_cached
 from sparsify.ir.facts.admission import admission_of_program
 from sparsify.ir.features.block_mask import KINDS
 from sparsify.ir.features.catalogue import carried
+from sparsify.ir.graph import output_nodes
 from sparsify.ir.program import Program, Source
 from sparsify.ir.run.unrounded import unrounded_outputs
 from sparsify.ir.tensor_names import value_features
@@ -80,8 +81,8 @@ def decoder(program: Program) -> Program:
 
 def _check_ids(made: Program) -> None:
     """Refuse a model whose likeliest id may be none that it takes; TraceError."""
-    (node,) = made.graph.find_nodes(op="output")
-    given, taken = node.args[0][0].meta["val"].shape[-1], admission_of_program(made).vocabulary
+    given = output_nodes(made)[0].meta["val"].shape[-1]
+    taken = admission_of_program(made).vocabulary
     if taken is not None and isinstance(given, int) and given > taken:
         raise TraceError(
             f"the model chooses among {given:,} ids and takes {taken:,}: what it writes is no text that it "

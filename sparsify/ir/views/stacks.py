@@ -23,16 +23,16 @@ def stacks(program: Program) -> dict[str, int]:
     return found
 
 
-def left_whole(program: Program) -> str | None:
-    """A sentence on the stacks that a pass over linears leaves as they are; None where there are none."""
+def left_whole(program: Program) -> list[str]:
+    """A note on the stacks that a pass over linears leaves as they are; nothing where there are none."""
     found = stacks(program)
     if not found:
-        return None
+        return []
     whole = sum(value.numel() for value in program.module.parameters())
-    return (
+    return [
         f"{len(found)} stacks of weights, as of experts, are no linears and stay as they are: "
         f"{sum(found.values()):,} of {whole:,} parameters"
-    )
+    ]
 
 
 def _multiplies(node: fx.Node) -> bool:
