@@ -23,6 +23,7 @@ from torch import Tensor
 from exporters.beside.transformers_files import slow_notes, write_about, write_beside, write_config
 from exporters.onnx_graph import decayed_mean as onnx_means
 from exporters.onnx_graph import packed_dense as onnx_blocks
+from exporters.onnx_graph import packed_experts as onnx_experts
 from exporters.onnx_graph import packed_nm as onnx_packed
 from exporters.onnx_graph import state_scan as onnx_scan
 from exporters.onnx_graph.experts import translations
@@ -206,6 +207,7 @@ def _export(program: Program, opset: int) -> ir.Model:
     assert exported is not None
     model = exported.model
     model.metadata_props.clear()
+    onnx_experts.complete(model)
     onnx_packed.complete(model, opset)
     # Rotations of all layers read one table of angles, which torch.onnx makes anew for each.
     CommonSubexpressionEliminationPass()(model)
@@ -239,6 +241,7 @@ def _translated(program: Program, opset: int, *, apart: bool) -> torch.onnx.ONNX
         custom_translation_table={
             **onnx_packed.TRANSLATIONS,
             **onnx_blocks.TRANSLATIONS,
+            **onnx_experts.TRANSLATIONS,
             **onnx_scan.TRANSLATIONS,
             **onnx_means.TRANSLATIONS,
             **translations(),

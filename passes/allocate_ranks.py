@@ -47,7 +47,7 @@ class AllocateRanks(Pass):
         assert context.dense is not None
         views = branched_linears(program)
         for view in views:
-            if self.largest >= min(program.tensor(view.weight).shape):
+            if self.largest >= min(program.tensor(view.weight).shape[-2:]):
                 raise OptionError(f"largest={self.largest} does not fit @{view.weight}")
         layers = layers_of(program, views)
         chosen = sample(context.data, self.samples, context.seed)

@@ -19,7 +19,7 @@ from sparsify.data.sequences import sample
 from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, effect
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, composed_weight, out_in
+from sparsify.ir.views.linear import Linear, apart, composed_weight, out_in
 from sparsify.ir.views.targets import targeted
 from sparsify.select.layers import Layer, feature_grams, layers_of
 from sparsify.select.statistics import by_wanda
@@ -70,7 +70,7 @@ class AllocateSparsity(Pass):
 
     def check(self, program: Program) -> None:
         """The sparsity and its spread must be fractions."""
-        targeted(program, self.targets, self.ignore)
+        targeted(program, self.targets, self.ignore, experts=True)
         if not 0 <= self.sparsity < 1:
             raise OptionError(f"sparsity={self.sparsity} is not in [0, 1)")
         if self.by == "atp" and self.spread is None:
@@ -82,7 +82,11 @@ class AllocateSparsity(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Write the shares into the plan; returns the number of layers."""
-        views = [v for v in targeted(program, self.targets, self.ignore) if v.mask is not None]
+        views = [
+            v
+            for v in targeted(program, self.targets, self.ignore, experts=True)
+            if v.mask is not None
+        ]
         if not views:
             raise OptionError(NO_MASK)
         layers = layers_of(program, views)
@@ -127,15 +131,15 @@ class AllocateSparsity(Pass):
         if self.by == "owl":
             score = by_wanda(program)
             shares = [
-                self._mean(
-                    layer, lambda v: outlier_share(score(v, _weight(program, v)), self.times)
+                _mean(
+                    layer,
+                    lambda v: score(v, _weight(program, v)),
+                    lambda one: outlier_share(one, self.times),
                 )
                 for layer in layers
             ]
             return by_outliers(torch.tensor(shares), target, spread, sizes)
-        tails = [
-            self._mean(layer, lambda v: hill_exponent(_weight(program, v))) for layer in layers
-        ]
+        tails = [_mean(layer, lambda v: _weight(program, v), hill_exponent) for layer in layers]
         return by_tails(torch.tensor(tails), target, spread, sizes)
 
     def _spread(self) -> float:
@@ -156,9 +160,13 @@ class AllocateSparsity(Pass):
         ]
         return torch.tensor(found, dtype=torch.float64)
 
-    def _mean(self, layer: Layer, measure: Callable[[Linear], float]) -> float:
-        """A measure of a layer: the mean of its linears'."""
-        return sum(measure(view) for view in layer.views) / len(layer.views)
+
+def _mean(
+    layer: Layer, value: Callable[[Linear], Tensor], measure: Callable[[Tensor], float]
+) -> float:
+    """A measure of a layer: the mean over its matrices, those of experts one by one."""
+    found = [measure(one) for view in layer.views for one in apart(view, value(view))]
+    return sum(found) / len(found)
 
 
 def _weight(program: Program, view: Linear) -> Tensor:

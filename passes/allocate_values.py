@@ -56,7 +56,7 @@ class AllocateValues(Pass):
                 )
         if self.samples < 1:
             raise OptionError(f"samples={self.samples} measure nothing; use 32")
-        views = targeted(program, self.targets, self.ignore)
+        views = targeted(program, self.targets, self.ignore, experts=True)
         refuse_shared(program, views, "it could not be rounded for them alone")
 
     def check_data(self, program: Program, data: Data) -> None:
@@ -68,7 +68,7 @@ class AllocateValues(Pass):
     def rewrite(self, program: Program, context: Context) -> int:
         """Write the values into the plan; returns the number of weights."""
         assert context.data is not None
-        views = {v.weight: v for v in targeted(program, self.targets, self.ignore)}
+        views = {v.weight: v for v in targeted(program, self.targets, self.ignore, experts=True)}
         less, more = Precision("int4", self.int4), Precision("int8", self.int8)
         wanted = Wanted.parse(self.pattern)
         small, large = (

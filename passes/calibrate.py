@@ -19,7 +19,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.mode import evaluating
 from sparsify.ir.program import Program
 from sparsify.ir.views.probe import probes
-from sparsify.select.statistics import Collector
+from sparsify.select.collector import Collector
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class ChooseAdapters(Pass):
         try:
             if self.by == "naive":
                 return best_rank(error, rank)
-            seen = statistics_of(program, view.x, view.weight)
+            seen = statistics_of(program, view)
             if self.by == "slim":
                 return best_rank_by_saliency(error, saliency(seen.square, seen.tokens), rank)
             if seen.gram is None:

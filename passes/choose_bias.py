@@ -40,7 +40,7 @@ class ChooseBias(Pass):
         found, masks = added_biases(program), group_masks(program)
         for item in found:
             view = item.linear
-            mean = statistics_of(program, view.x, view.weight).mean
+            mean = statistics_of(program, view).mean
             bias = mean_bias(_removed(program, item, masks), mean)
             with torch.no_grad():
                 program.tensor(item.path).copy_(bias)

@@ -30,6 +30,7 @@ from sparsify.select.importance import OF_DATA, Criterion, Score
 from sparsify.select.kinds.asked import Asked
 from sparsify.select.kinds.catalogue import KINDS, Name, families, kinds_of
 from sparsify.select.kinds.kind import Choice
+from sparsify.select.statistics import never_chosen
 from sparsify.select.target_shape import Heads, Shape
 from sparsify.select.weights import check_axes, masked
 from sparsify.train.losses import check_labels
@@ -134,6 +135,8 @@ class ChooseMasks(Pass):
         for kinds in families(self.of):
             views = kinds[0].targeted(program, self.targets, self.ignore)
             places += kinds[0].choose(program, [kind.name for kind in kinds], views, choice)
+            if any(self.score in kind.of_statistics for kind in kinds):
+                context.notes.extend(never_chosen(program, views))
         return places
 
     @property

@@ -17,7 +17,7 @@ from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import Table, tables
 from sparsify.ir.views.globs import matches
-from sparsify.ir.views.linear import Linear, composed_weight, linears, out_in
+from sparsify.ir.views.linear import Linear, apart, composed_weight, out_in, products, together
 from sparsify.ir.views.targets import expected
 from sparsify.select.weights import store_scales
 from sparsify.tensors.packing.layout import BITS
@@ -40,11 +40,11 @@ class ChooseScales(Pass):
 
     def check(self, program: Program) -> None:
         """Globs must match."""
-        expected(program, self.targets, self.ignore)
+        expected(program, self.targets, self.ignore, experts=True)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose the scales of every weight once; returns how many."""
-        every: list[Linear | Table] = [*tables(program), *linears(program)]
+        every: list[Linear | Table] = [*tables(program), *products(program)]
         views = {v.weight: v for v in every if v.quantizer and self._wants(v.weight)}
         if not views:
             raise OptionError(
@@ -62,12 +62,13 @@ class ChooseScales(Pass):
 
     def _choose(self, program: Program, view: Linear | Table) -> None:
         assert view.quantizer is not None
-        if isinstance(view, Table):
-            weight = program.tensor(view.weight).detach()
-        else:
-            weight = out_in(view, composed_weight(program, view))
+        by, group, bits = SCALES[self.by], view.quantizer.group, BITS[view.quantizer.values]
         try:
-            scales = SCALES[self.by](weight, view.quantizer.group, BITS[view.quantizer.values])
+            if isinstance(view, Table):
+                scales = by(program.tensor(view.weight).detach(), group, bits)
+            else:
+                weight = out_in(view, composed_weight(program, view))
+                scales = together(view, [by(one, group, bits) for one in apart(view, weight)])
         except SparsifyError as error:
             raise type(error)(f"@{view.weight}: {error}") from error
         store_scales(program, view, scales)

@@ -17,6 +17,7 @@ from sparsify.ir.features.beside import add_beside
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import adapter
 from sparsify.ir.views.linear import Linear, out_in
+from sparsify.ir.views.stacks import left_whole
 from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.tensors.lowrank import initial, seed_of
 
@@ -50,6 +51,7 @@ class InsertAdapters(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Add one branch a weight, beside each of its uses; returns how many."""
+        context.notes.extend(left_whole(program, experts=True))
         uses: dict[str, list[Linear]] = {}
         for view in targeted(program, self.targets, self.ignore):
             uses.setdefault(view.weight, []).append(view)

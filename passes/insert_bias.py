@@ -17,6 +17,7 @@ from sparsify.ir.features.group_mask import group_masks
 from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import linears
+from sparsify.ir.views.stacks import left_whole
 from sparsify.ir.views.targets import targeted
 from sparsify.select.weights import NO_MASK
 
@@ -41,6 +42,7 @@ class InsertBias(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Add every bias; returns how many."""
+        context.notes.extend(left_whole(program, experts=True))
         chosen = {view.weight for view in targeted(program, self.targets, self.ignore)}
         masked = {m.linear.weight for m in group_masks(program) if m.kind in self.of}
         if "weights" in self.of:

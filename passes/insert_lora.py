@@ -3,8 +3,9 @@
     linear(x, W)             ->  linear(x, W + c B A)
     linear(x, mask * W)      ->  linear(x, mask * (W + c B A))
 
-`W [out, in], A [rank, in], B [out, rank], c = alpha / rank`. B starts at zero, so outputs stay bitwise. Only
-under the mask can the branch be folded later without losing a zero (LoSA, 2502.14816, section 3).
+`W [out, in], A [rank, in], B [out, rank], c = alpha / rank`; each expert has its own, `[experts, ...]`. B
+starts at zero, so outputs stay bitwise. Only under the mask can the branch be folded later without losing a
+zero (LoSA, 2502.14816, section 3).
 """
 
 from dataclasses import dataclass
@@ -37,10 +38,10 @@ class InsertLora(Pass):
 
     def check(self, program: Program) -> None:
         """The rank must be smaller than every targeted weight, and linears alone may read it."""
-        views = targeted(program, self.targets, self.ignore)
+        views = targeted(program, self.targets, self.ignore, experts=True)
         refuse_shared(program, views)
         for view in views:
-            smallest = min(program.tensor(view.weight).shape)
+            smallest = min(program.tensor(view.weight).shape[-2:])
             if not 1 <= self.rank < smallest:
                 raise OptionError(
                     f"rank={self.rank} does not fit @{view.weight}; it must be 1 to {smallest - 1}"
@@ -49,13 +50,14 @@ class InsertLora(Pass):
     def rewrite(self, program: Program, context: Context) -> int:
         """Add one branch a weight; A is drawn from the seed and the weight's place in the graph."""
         views: dict[str, Linear] = {}
-        for view in targeted(program, self.targets, self.ignore):
+        for view in targeted(program, self.targets, self.ignore, experts=True):
             views.setdefault(view.weight, view)
         for place, (path, view) in enumerate(views.items()):
             weight = program.tensor(path)
-            outputs, inputs = out_in(view, weight).shape
+            *experts, outputs, inputs = out_in(view, weight).shape
+            seed = seed_of(context.seed, place)
             a, b = initial(
-                outputs, inputs, self.rank, seed=seed_of(context.seed, place), dtype=weight.dtype
+                outputs, inputs, self.rank, seed=seed, dtype=weight.dtype, experts=experts
             )
             device = weight.device
             pairs = dict(zip(lora(path), (a.to(device), b.to(device)), strict=True))

@@ -5,10 +5,10 @@
     Q(W)_ok = scale_og clamp(round(W_ok / scale_og), -q, q)        W_ok where the scale is 0
     R(x)_tk = s_tg round(x_tk / s_tg), s_tg = max |x_tg| / 127     x_tk while it is off
 
-`W [out, in]`, scales float16 `[out, groups]`, one for each row and `group` columns, all 0 at first; `q` is
-127 for int8 and 7 for int4. `R` rounds each token and group to int8, as the kernels do (docs/packed.md), and
-is off at first. So outputs stay bitwise; `choose-scales` switches both on. `Q` stands outermost:
-`Q(mask * (W + c B A))`.
+`W [out, in]`, scales float16 `[out, groups]`, of experts `[experts, ...]`, one for each row and `group`
+columns, all 0 at first; `q` is 127 for int8 and 7 for int4. `R` rounds each token and group to int8, as the
+kernels do (docs/packed.md), and is off at first. So outputs stay bitwise; `choose-scales` switches both on.
+`Q` stands outermost: `Q(mask * (W + c B A))`.
 """
 
 from dataclasses import dataclass
@@ -63,14 +63,18 @@ class InsertQuantizers(Pass):
             raise OptionError(
                 "allocate-values gives each linear its group, and gives tables none: leave out group and ends"
             )
-        views = self._with_heads(program, expected(program, self.targets, self.ignore))
+        views = self._with_heads(
+            program, expected(program, self.targets, self.ignore, experts=True)
+        )
         why = "it could not be rounded for them alone"
         refuse_shared(program, views, why, tables=self.ends)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Insert every quantizer; returns how many weights have one. A note says which can have none."""
         context.notes.extend(left_whole(program))
-        views = self._with_heads(program, targeted(program, self.targets, self.ignore))
+        views = self._with_heads(
+            program, targeted(program, self.targets, self.ignore, experts=True)
+        )
         found = tables(program) if self.ends else []
         paths = {view.weight for view in views} | {table.weight for table in found}
         wanted = self._precisions(program, paths)

@@ -34,10 +34,10 @@ class InsertScales(Pass):
 
     def check(self, program: Program) -> None:
         """The blocks must divide the inputs, and linears alone may read the weights."""
-        views = targeted(program, self.targets, self.ignore)
+        views = targeted(program, self.targets, self.ignore, experts=True)
         refuse_shared(program, views, "scales could not be folded")
         for view in views:
-            inputs = out_in(view, program.tensor(view.weight)).shape[1]
+            inputs = out_in(view, program.tensor(view.weight)).shape[-1]
             if self.blocks < 1 or inputs % self.blocks:
                 raise OptionError(
                     f"blocks={self.blocks} does not divide the {inputs} inputs of @{view.weight}"
@@ -45,7 +45,7 @@ class InsertScales(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Insert every scale; returns how many weights have them."""
-        views = targeted(program, self.targets, self.ignore)
+        views = targeted(program, self.targets, self.ignore, experts=True)
         for view in views:
             add_row_scales(program, view, self.blocks)
         return len({view.weight for view in views})

@@ -16,6 +16,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.slorb import add_slorb
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, out_in
+from sparsify.ir.views.stacks import left_whole
 from sparsify.ir.views.targets import refuse_shared, targeted
 
 
@@ -46,6 +47,7 @@ class InsertSlorb(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Add every branch; returns to how many weights."""
+        context.notes.extend(left_whole(program, experts=True))
         views: dict[str, list[Linear]] = {}
         for view in targeted(program, self.targets, self.ignore):
             if view.mask is not None:

@@ -17,7 +17,7 @@ from sparsify.ir.features.packed_dense import block_a_linear, block_a_table
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables
-from sparsify.ir.views.linear import linears
+from sparsify.ir.views.linear import products
 from sparsify.pack.dense import Blocked, blocked
 from sparsify.pack.nm import shrunk
 
@@ -39,7 +39,7 @@ class PackDense(Pass):
         """Pack every rounded weight; returns how many."""
         found = blocked(program)
         before = {path: program.tensor(path).nbytes for path in found}
-        for view in linears(program):
+        for view in products(program):
             if view.weight in found:
                 block_a_linear(program, view, found[view.weight].value, found[view.weight].form)
         for table in tables(program):

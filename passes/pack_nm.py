@@ -56,11 +56,11 @@ class PackNm(Pass):
         Wanted.parse(self.pattern)
         if self.values == "float32" and self.group is not None:
             raise OptionError("group is for rounded values: float32 has no scales")
-        targeted(program, self.targets, self.ignore)
+        targeted(program, self.targets, self.ignore, experts=True)
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Pack every weight that has the pattern; returns how many."""
-        views = targeted(program, self.targets, self.ignore)
+        views = targeted(program, self.targets, self.ignore, experts=True)
         refuse_shared(program, views, "it is needed dense")
         by_path = {view.weight: view for view in views}
         chosen = layouts(program, by_path, self._request(program))
@@ -75,7 +75,7 @@ class PackNm(Pass):
 
     def _request(self, program: Program) -> Request:
         globs = tuple(glob for glob in self.targets if glob != "*")
-        named = {view.weight for view in targeted(program, globs, self.ignore)}
+        named = {view.weight for view in targeted(program, globs, self.ignore, experts=True)}
         return Request(Wanted.parse(self.pattern), self.values, self.group, named)
 
     def _record(

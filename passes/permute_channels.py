@@ -23,6 +23,7 @@ from sparsify.ir.axes.shrink.shrink import reorder
 from sparsify.ir.axes.walk import analyse
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, composed_weight, out_in
+from sparsify.ir.views.stacks import left_whole
 from sparsify.ir.views.targets import targeted
 from sparsify.select.groups import prunable
 from sparsify.select.statistics import statistics_of
@@ -63,6 +64,7 @@ class PermuteChannels(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Reorder one axis after the other; returns how many moved."""
+        context.notes.extend(left_whole(program, experts=True))
         views = {view.weight: view for view in targeted(program, self.targets, self.ignore)}
         pattern, analysis = Pattern.parse(self.pattern), analyse(program)
         found = [group for kind in self.of for group in prunable(analysis, kind)]
@@ -91,7 +93,7 @@ class PermuteChannels(Pass):
         weight = out_in(view, composed_weight(program, view)).detach().flatten(0, -2)
         if self.score == "magnitude":
             return scores.magnitude(weight)
-        seen = statistics_of(program, view.x, view.weight)
+        seen = statistics_of(program, view)
         if self.score == "wanda":
             return scores.wanda(weight, seen.square, seen.tokens)
         return scores.ria(weight, seen.square)

@@ -24,6 +24,7 @@ from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import FACTORS
 from sparsify.ir.views.linear import Linear
+from sparsify.ir.views.stacks import left_whole
 from sparsify.ir.views.targets import refuse_shared, targeted
 from sparsify.select.factors import chains
 from sparsify.tensors.precision import check_finite
@@ -65,6 +66,7 @@ class SplitLinears(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Split every weight that is cheaper so; returns how many."""
+        context.notes.extend(left_whole(program, experts=True))
         views = self._views(program)
         found = chains(program, views, shared=self.shared)
         if not found:

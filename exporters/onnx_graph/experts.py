@@ -20,16 +20,32 @@ _INT64 = 7
 
 
 def _grouped(x: Any, weight: Any, ends: Any) -> Any:
-    parts = []
-    start = op.Constant(value_ints=[0])
     first = op.Constant(value_ints=[0])
-    for expert in range(int(weight.shape[0])):
+
+    def multiply(expert: int, rows: Any) -> Any:
         number = op.Constant(value_ints=[expert])
-        end = op.Cast(op.Gather(ends, number, axis=0), to=_INT64)
-        rows = op.Slice(x, start, end, first)
-        matrix = op.Squeeze(op.Gather(weight, number, axis=0), first)
-        parts.append(op.MatMul(rows, matrix))
-        start = end
+        return op.MatMul(rows, op.Squeeze(op.Gather(weight, number, axis=0), first))
+
+    return of_each(x, ends, int(weight.shape[0]), multiply)
+
+
+def of_each(x: Any, ends: Any, experts: int, multiply: Callable[[int, Any], Any]) -> Any:
+    """What `multiply` gives for the rows of each expert, together again.
+
+    Those of `x [rows, in]` up to its entry of `ends [experts]`; without ends its entry of `x`, which is
+    `[experts, rows, in]` then.
+    """
+    parts = []
+    start = first = op.Constant(value_ints=[0])
+    for expert in range(experts):
+        number = op.Constant(value_ints=[expert])
+        if ends is None:
+            rows = op.Squeeze(op.Gather(x, number, axis=0), first)
+            parts.append(op.Unsqueeze(multiply(expert, rows), first))
+        else:
+            end = op.Cast(op.Gather(ends, number, axis=0), to=_INT64)
+            parts.append(multiply(expert, op.Slice(x, start, end, first)))
+            start = end
     return op.Concat(*parts, axis=0)
 
 

@@ -42,14 +42,27 @@ def _operator(name: str, inputs: tuple[tuple[str, str], ...], integers: tuple[st
     return Op(Opset(DOMAIN, 1), name, schema)
 
 
-def _linear(
-    x: Any, packed: Any, scales: Any, bias: Any, columns: int, values: str, group: int
+def _linear(x: Any, packed: Any, scales: Any, bias: Any, *form: Any) -> Any:
+    return block_node(x, packed, scales, bias, *form, outputs=int(packed.shape[0]))
+
+
+def block_node(
+    x: Any,
+    packed: Any,
+    scales: Any,
+    bias: Any,
+    columns: int,
+    values: str,
+    group: int,
+    *,
+    outputs: int,
 ) -> Any:
+    """A linear in blocks as a node of ONNX Runtime's own domain."""
     inputs = (("A", "float"), ("B", "uint8"), ("scales", "float"), ("zero_points", "uint8"))
     more = (("g_idx", "int32"), ("bias", "float"))
     attributes = {
         "K": columns,
-        "N": int(packed.shape[0]),
+        "N": outputs,
         "bits": BITS[values],
         "block_size": group,
         "accuracy_level": _INT8_INPUT,

@@ -46,7 +46,7 @@ def _operator() -> Any:
     return Op(Opset(DOMAIN, VERSION), NAME, schema)
 
 
-def _nm_linear(
+def nm_node(
     x: Any,
     packed: Any,
     bias: Any,
@@ -57,6 +57,7 @@ def _nm_linear(
     values: str,
     group: int,
 ) -> Any:
+    """A packed linear as a node of our domain."""
     return _operator()(
         x,
         packed,
@@ -72,7 +73,7 @@ def _nm_linear(
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.sparsify.nm_linear.default: _nm_linear
+    torch.ops.sparsify.nm_linear.default: nm_node
 }
 
 

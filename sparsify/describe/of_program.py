@@ -106,18 +106,18 @@ def _dense(program: Program, view: Linear) -> Weight:
 
 def _packed(program: Program, view: PackedLinear) -> Weight:
     path, layout = view.weight.removesuffix(packed("")), view.layout
-    shape = (layout.out_features, layout.in_features)
+    value = unpacked_weight(program, view)
     was = tuple(program.source.shapes.get(path, ()))
     # A weight that was stored `[in, out]` has turned since: the order of its sizes does not matter.
     return Weight(
         path=path,
-        shape=shape,
+        shape=tuple(value.shape),
         was=was,
-        zeros=zeros_in(unpacked_weight(program, view)),
+        zeros=zeros_in(value),
         pattern=str(layout.pattern),
         packed=True,
         values=layout.values,
-        bytes=layout.nbytes,
+        bytes=program.tensor(view.weight).nbytes,
     )
 
 

@@ -155,6 +155,11 @@ def packed(path: str) -> str:
     return path + _PACKED
 
 
+def of_expert(path: str, number: int) -> str:
+    """How the part of one expert is called where a tensor `[experts, ...]` is taken apart."""
+    return f"{path}.{number}"
+
+
 def blocks(path: str) -> tuple[str, str]:
     """The paths of a dense weight in blocks: codes uint8 `[out, blocks, bytes]`, scales `[out, blocks]`."""
     codes, scales = (path + end for end in _BLOCKS)

@@ -9,7 +9,7 @@ from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import WeightQuantizer
 from sparsify.ir.views.embedding import Table, tables
-from sparsify.ir.views.linear import Linear, composed_weight, linears, out_in
+from sparsify.ir.views.linear import Linear, composed_weight, out_in, products
 from sparsify.ir.views.packed import Blocks
 from sparsify.select.weights import require_scales
 from sparsify.tensors.packing.blocks import SIZES, pack_blocks, unpack_blocks
@@ -19,7 +19,10 @@ from sparsify.tensors.quantize import dequantize, round_weight
 
 @dataclass(frozen=True)
 class Blocked:
-    """A weight as codes uint8 `[out, blocks, bytes]` and scales float16 `[out, blocks]`."""
+    """A weight as codes uint8 `[out, blocks, bytes]` and scales float16 `[out, blocks]`.
+
+    Of experts `[experts, ...]`.
+    """
 
     value: tuple[Tensor, Tensor]
     form: Blocks
@@ -38,7 +41,7 @@ def blocked(program: Program) -> dict[str, Blocked]:
     """
     found: dict[str, Blocked] = {}
     turned: dict[str, bool] = {}
-    for view in linears(program):
+    for view in products(program):
         if view.quantizer is None:
             continue
         if view.input_quantizer is None:
@@ -70,9 +73,12 @@ def _blocked(
             "choose the group of insert-quantizers among them"
         )
     require_scales(program, view, weight, quantizer)
-    codes = round_weight(weight, scales, group, BITS[quantizer.values])
+    # Experts are rounded row by row like any other weight.
+    rows, steps = weight.flatten(0, -2), scales.flatten(0, -2)
+    codes = round_weight(rows, steps, group, BITS[quantizer.values])
     value = pack_blocks(codes, group, quantizer.values)
-    back = unpack_blocks(value, scales, weight.shape[1], quantizer.values)
-    if not torch.equal(back, dequantize(codes, scales, group)):
+    back = unpack_blocks(value, steps, weight.shape[-1], quantizer.values)
+    if not torch.equal(back, dequantize(codes, steps, group)):
         raise SparsifyError(f"@{path} does not come back from its blocks as it was")
-    return Blocked((value, scales.clone()), Blocks(weight.shape[1], quantizer.values, group))
+    value = value.reshape(*weight.shape[:-1], *value.shape[1:])
+    return Blocked((value, scales.clone()), Blocks(weight.shape[-1], quantizer.values, group))

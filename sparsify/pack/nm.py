@@ -9,7 +9,15 @@ from torch import Tensor
 from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables
-from sparsify.ir.views.linear import Linear, composed_weight, effective_weight, linears, out_in
+from sparsify.ir.views.linear import (
+    Linear,
+    apart,
+    composed_weight,
+    effective_weight,
+    out_in,
+    products,
+    together,
+)
 from sparsify.select.weights import require_scales
 from sparsify.tensors.packing.fit import Wanted, fullest_group
 from sparsify.tensors.packing.layout import BITS, packable
@@ -43,7 +51,7 @@ def layouts(program: Program, views: Mapping[str, Linear], request: Request) -> 
         for path, view in views.items()
         if (layout := _layout(program, view, request)) is not None
     }
-    for view in linears(program):
+    for view in products(program):
         if view.weight in found and view.transposed != views[view.weight].transposed:
             raise OptionError(
                 f"@{view.weight} is used both as it stands and transposed, so no rows can be packed; "
@@ -69,40 +77,53 @@ def layouts(program: Program, views: Mapping[str, Linear], request: Request) -> 
 
 
 def packed_bytes(program: Program, view: Linear, layout: Layout) -> Tensor:
-    """The bytes of a linear's weight, uint8, unpacked again and compared with it bit for bit."""
+    """The bytes of a linear's weight, uint8, unpacked again and compared with it bit for bit.
+
+    `[bytes]`, of experts `[experts, bytes]`.
+    """
     weight = out_in(view, effective_weight(program, view))
     try:
         if view.quantizer is None:
-            value = pack(weight.float(), layout)
+            each = [pack(one.float(), layout) for one in apart(view, weight)]
         else:
-            value = pack(*_codes(program, view, view.quantizer.scales, layout))
+            chosen = program.tensor(view.quantizer.scales)
+            exact = out_in(view, composed_weight(program, view))
+            each = [
+                pack(round_weight(one, scales, layout.group, BITS[layout.values]), layout, scales)
+                for one, scales in zip(apart(view, exact), apart(view, chosen), strict=True)
+            ]
     except SparsifyError as error:
         raise type(error)(f"@{view.weight}: {error}") from error
-    if not torch.equal(dense(value, layout).to(weight.dtype), weight):
-        raise SparsifyError(f"@{view.weight} does not come back from its packed bytes as it was")
-    return value
+    for value, one in zip(each, apart(view, weight), strict=True):
+        if not torch.equal(dense(value, layout).to(one.dtype), one):
+            raise SparsifyError(
+                f"@{view.weight} does not come back from its packed bytes as it was"
+            )
+    return together(view, each)
 
 
 def _layout(program: Program, view: Linear, request: Request) -> Layout | None:
     """How a weight is packed; None when it stays dense."""
     wanted, weight = request.wanted, out_in(view, effective_weight(program, view))
-    row, first, count = fullest_group(weight, wanted.m)
+    row, first, count = fullest_group(weight.flatten(0, -2), wanted.m)
     n = max(1, count) if wanted.n is None else wanted.n
     if n == wanted.m or not packable(Pattern(n, wanted.m)):
         return None
     if count > n:
         if view.weight not in request.named and bool((weight != 0).all()):
             return None
-        last = min(first + wanted.m, weight.shape[1]) - 1
+        last = min(first + wanted.m, weight.shape[-1]) - 1
+        expert, row = divmod(row, weight.shape[-2])
+        where = f"expert {expert}, row {row}" if view.stacked else f"row {row}"
         raise OptionError(
-            f"@{view.weight} does not have the zeros of {wanted}: row {row}, columns {first} to {last} "
+            f"@{view.weight} does not have the zeros of {wanted}: {where}, columns {first} to {last} "
             f"hold {count} nonzeros; run {_choosing(wanted)} | fold-masks before, or leave it out with "
             "ignore"
         )
     values, group = request.values, 0
     if request.values != "float32":
         values, group = _rounding(program, view, request)
-    return Layout(n, wanted.m, weight.shape[1], weight.shape[0], values, group)
+    return Layout(n, wanted.m, weight.shape[-1], weight.shape[-2], values, group)
 
 
 def _rounding(program: Program, view: Linear, request: Request) -> tuple[str, int]:
@@ -126,13 +147,6 @@ def _rounding(program: Program, view: Linear, request: Request) -> tuple[str, in
         )
     require_scales(program, view, out_in(view, composed_weight(program, view)), quantizer)
     return quantizer.values, quantizer.group
-
-
-def _codes(
-    program: Program, view: Linear, scales: str, layout: Layout
-) -> tuple[Tensor, Layout, Tensor]:
-    weight, chosen = out_in(view, composed_weight(program, view)), program.tensor(scales)
-    return round_weight(weight, chosen, layout.group, BITS[layout.values]), layout, chosen
 
 
 def _choosing(wanted: Wanted) -> str:

@@ -1,5 +1,6 @@
 """What rounding a weight to int8 or int4 takes in bytes, and what it costs in loss."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,18 +42,24 @@ class Precision:
 def bytes_of(program: Program, view: Linear, precision: Precision, wanted: Wanted) -> int:
     """The bytes of a weight: as `pack-nm` stores it where it has the zeros, else as `pack-dense` does."""
     weight = out_in(view, composed_weight(program, view))
-    _, _, count = fullest_group(weight, wanted.m)
+    _, _, count = fullest_group(weight.flatten(0, -2), wanted.m)
     n = max(1, count) if wanted.n is None else wanted.n
-    outputs, inputs = weight.shape
+    *experts, outputs, inputs = weight.shape
     if count <= n < wanted.m and packable(Pattern(n, wanted.m)):
-        return Layout(n, wanted.m, inputs, outputs, precision.values, precision.group).nbytes
+        layout = Layout(n, wanted.m, inputs, outputs, precision.values, precision.group)
+        return math.prod(experts) * layout.nbytes
     if precision.group not in SIZES:
         raise OptionError(
             f"@{view.weight} has no zeros of {wanted}, and dense blocks have 32, 64 or 128 columns, "
             f"not {precision.group}"
         )
     blocks = -(-inputs // precision.group)
-    return outputs * blocks * (block_bytes(precision.group, precision.values) + _HALF)
+    return (
+        math.prod(experts)
+        * outputs
+        * blocks
+        * (block_bytes(precision.group, precision.values) + _HALF)
+    )
 
 
 def rounding_costs(
@@ -69,8 +76,8 @@ def rounding_costs(
     moments = gradient_moments(program, data, indices, sorted(views))
     found: dict[Precision, dict[str, float]] = {precision: {} for precision in precisions}
     for path, view in views.items():
-        weight = out_in(view, composed_weight(program, view))
-        squares = out_in(view, moments[path][1])
+        weight = out_in(view, composed_weight(program, view)).flatten(0, -2)
+        squares = out_in(view, moments[path][1]).flatten(0, -2)
         for precision in precisions:
             error = weight - _rounded(weight, precision)
             found[precision][path] = float((squares * error.square()).double().sum() / 2)

@@ -11,10 +11,10 @@ from sparsify.data.sequences import Data
 from sparsify.ir.axes.groups import Group, Heads
 from sparsify.ir.axes.shrink.choice import group_scores, reduce
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import effective_weight, out_in
+from sparsify.ir.views.linear import apart, effective_weight, out_in
 from sparsify.select.gradients import gradient_moments, mask_derivatives
 from sparsify.select.groups import MaskedAxis, input_index, matrices
-from sparsify.select.statistics import statistics_of
+from sparsify.select.statistics import Statistics, statistics_of_each
 from sparsify.tensors import scores
 from sparsify.tensors.importance import fluctuation, standardise
 
@@ -126,17 +126,22 @@ def _scored(
         return weight_norm(program, site.of), whole
     if name in OF_GRADIENTS:
         return sensitivities(program, site.of, name, evidence), whole
-    found = statistics_of(program, view.x, view.weight)
-    weight = out_in(view, effective_weight(program, view)).flatten(0, -2)
-    if name == "activation":
-        assert found.level is not None  # a probe always has it
-        values = found.level
-    elif name == "wanda":
-        values = scores.wanda(weight, found.square).sum(0)
-    else:
-        values = fluctuation(weight, found.variance)
-        values = values.square() if site.mask.kind == "heads" else values
+    weight = out_in(view, effective_weight(program, view))
+    each = zip(apart(view, weight), statistics_of_each(program, view), strict=True)
+    values = torch.stack([_by_inputs(matrix, seen, name) for matrix, seen in each]).sum(0)
+    if name == "fluctuation" and site.mask.kind == "heads":
+        values = values.square()
     return values, input_index(site)
+
+
+def _by_inputs(weight: Tensor, seen: Statistics, name: str) -> Tensor:
+    """The score `[in]` of the inputs of a matrix `[out, in]` by what was seen of them."""
+    if name == "activation":
+        assert seen.level is not None  # a probe always has it
+        return seen.level
+    if name == "wanda":
+        return scores.wanda(weight, seen.square).sum(0)
+    return fluctuation(weight, seen.variance)
 
 
 def _sensitivity(program: Program, path: str, name: str, evidence: Evidence) -> Tensor:

@@ -12,7 +12,7 @@ from sparsify.data.shares import own_batches
 from sparsify.ir.axes.residual import Block
 from sparsify.ir.program import Program
 from sparsify.ir.run.values import Values
-from sparsify.select.statistics import kept_rows, padding
+from sparsify.select.collector import kept_rows, padding
 from sparsify.tensors.moments import accumulate_cosine
 
 

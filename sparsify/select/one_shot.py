@@ -1,6 +1,6 @@
 """One linear pruned at once, from its weight and what was seen of its input."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -8,8 +8,15 @@ from torch import Tensor
 
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, branched_weight, composed_weight, out_in
-from sparsify.select.statistics import Statistics, statistics_of
+from sparsify.ir.views.linear import (
+    Linear,
+    apart,
+    branched_weight,
+    composed_weight,
+    out_in,
+    together,
+)
+from sparsify.select.statistics import Statistics, statistics_of_each
 from sparsify.select.weights import Scope, Target, keep, store_scales, store_weight
 from sparsify.tensors import scores
 from sparsify.tensors.alps import alps
@@ -111,28 +118,48 @@ def prune_linears(
 
     A branch beside a weight stays: of a weight that moves, `W + c B A` becomes what the method gives.
     With `scales`, how they are chosen, weights are rounded for their quantizers while they move.
-    Returns the keep-masks `[out, in]`. Raises OptionError when a probe has no Gram matrix that is needed,
-    or a weight no quantizer.
+    Returns the keep-masks `[out, in]`, of experts `[experts, out, in]`, each by the tokens sent to it. Raises
+    OptionError when a probe has no Gram matrix that is needed, or a weight no quantizer.
     """
     masks = {}
     for path, view in views.items():
         one = how[path]
-        seen = statistics_of(program, view.x, path) if one.needs_statistics else None
-        if one.needs_gram and (seen is None or seen.gram is None):
-            raise OptionError(
-                f"score={one.method} needs insert-probes{{gram=true}} at the input of @{path}"
-            )
         weight = out_in(view, composed_weight(program, view))
+        seen = _seen(program, view, one)
         if scales is None:
-            new, masks[path] = one(weight, seen)
+            new, masks[path] = prune_each(one, view, weight, seen)
         else:
-            new, masks[path], chosen = one.rounded(weight, seen, _grid(view, scales))
+            grid = _grid(view, scales)
+            pairs = zip(apart(view, weight), seen, strict=True)
+            both = [one.rounded(*pair, grid) for pair in pairs]
+            new, masks[path], chosen = (together(view, parts) for parts in zip(*both, strict=True))
             store_scales(program, view, chosen)
         if one.needs_gram:
             branch = branched_weight(program, view) - program.tensor(path).detach()
-            store_weight(program, view, new.to(weight.dtype) - out_in(view, branch))
+            store_weight(program, view, new.to(branch.dtype) - out_in(view, branch))
         told()
     return masks
+
+
+def prune_each(
+    how: OneShot, view: Linear, weight: Tensor, seen: Sequence[Statistics | None]
+) -> tuple[Tensor, Tensor]:
+    """The pruned weight and the keep-mask of a linear `[out, in]`, matrix by matrix where it has several."""
+    pairs = zip(apart(view, weight), seen, strict=True)
+    new, masks = zip(*(how(matrix, known) for matrix, known in pairs), strict=True)
+    return together(view, new), together(view, masks)
+
+
+def _seen(program: Program, view: Linear, one: OneShot) -> Sequence[Statistics | None]:
+    """What was seen of the input of each matrix; None where the method looks at weights alone."""
+    if not one.needs_statistics:
+        return [None] * (len(program.tensor(view.weight)) if view.stacked else 1)
+    seen = statistics_of_each(program, view)
+    if one.needs_gram and any(known.gram is None for known in seen):
+        raise OptionError(
+            f"score={one.method} needs insert-probes{{gram=true}} at the input of @{view.weight}"
+        )
+    return seen
 
 
 def _grid(view: Linear, scales: str) -> Grid:

@@ -1,28 +1,19 @@
-"""Statistics of activations: the buffers of a probe, filled by interpreting the graph."""
+"""Statistics of activations, read off the buffers of probes or summed outside a graph."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from sparsify import ranks
 from sparsify.errors import SparsifyError
 from sparsify.ir.program import Program
-from sparsify.ir.tensor_names import probe as probe_path
-from sparsify.ir.views.linear import Linear
-from sparsify.ir.views.probe import Probe, probe_at, probe_behind
-from sparsify.select.routes import add_routes
+from sparsify.ir.views.linear import Linear, apart, together
+from sparsify.ir.views.probe import probe_behind
 from sparsify.tensors import scores
-from sparsify.tensors.moments import (
-    accumulate_gram,
-    accumulate_level,
-    accumulate_spread,
-    add_upper_gram,
-    mirrored,
-)
+from sparsify.tensors.moments import accumulate_spread, add_upper_gram, mirrored
 
 
 @dataclass(frozen=True)
@@ -76,9 +67,10 @@ class Sums:
             ranks.add_up(self.gram)
 
     def statistics(self) -> Statistics:
-        """What was added so far."""
+        """What was added so far; of no token as `unseen`."""
         gram = None if self.gram is None else mirrored(self.gram)
-        return Statistics(self.tokens, self.mean, self.scatter, None, gram)
+        found = Statistics(self.tokens, self.mean, self.scatter, None, gram)
+        return found if self.tokens else unseen(found)
 
 
 def pool(count: Tensor, mean: Tensor, scatter: Tensor) -> None:
@@ -100,131 +92,73 @@ def pool(count: Tensor, mean: Tensor, scatter: Tensor) -> None:
     scatter.copy_(spread)
 
 
-def kept_rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """An activation `x [..., features]` as `[tokens, features]`, padded tokens left out.
+def statistics_of(program: Program, view: Linear) -> Statistics:
+    """The statistics of the input of a linear of one matrix; errors as `statistics_of_each` raises them."""
+    (found,) = statistics_of_each(program, view)
+    return found
 
-    `mask [batch, length]` is the attention mask, None when nothing is padded; an activation that has
-    not one row a token is taken whole.
+
+def statistics_of_each(program: Program, view: Linear) -> list[Statistics]:
+    """The statistics of the input of each matrix of a linear: one, or those of the experts one by one.
+
+    They are those of the probe before it. An expert that saw no token has those of inputs of one size,
+    so that it is pruned by its weights alone.
+    Raises SparsifyError when there is no probe, or when `calibrate` has not filled it.
     """
-    rows = x.detach().reshape(-1, x.shape[-1])
-    if mask is None or mask.numel() != rows.shape[0]:
-        return rows
-    return rows[mask.reshape(-1).bool()]
-
-
-def padding(inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """The attention mask of a batch; None when there is none, or it leaves nothing out."""
-    mask = inputs.get("attention_mask")
-    return None if mask is None or bool(mask.all()) else mask
-
-
-def empty_statistics(path: str, size: int, *, gram: bool) -> dict[str, Tensor]:
-    """Fresh buffers of a probe named after a weight, by path, in the order in which its node reads them."""
-    shapes: dict[str, tuple[int, ...]] = {"count": ()}
-    shapes |= dict.fromkeys(("mean", "scatter", "level"), (size,))
-    if gram:
-        shapes["gram"] = (size, size)
-    return {
-        probe_path(path, kind): torch.zeros(
-            shape, dtype=torch.int64 if kind == "count" else torch.float32
-        )
-        for kind, shape in shapes.items()
-    }
-
-
-def statistics_of(program: Program, x: fx.Node, where: str) -> Statistics:
-    """The statistics of the probe that a node is, or that stands before it.
-
-    Raises SparsifyError when there is none, or when `calibrate` has not filled it.
-    """
-    probe = probe_behind(x)
+    probe = probe_behind(view.x)
     if probe is None:
         raise SparsifyError(
-            f"the input of @{where} has no probe; widen the targets of insert-probes"
+            f"the input of @{view.weight} has no probe; widen the targets of insert-probes"
         )
-    count, mean, scatter, level, *gram = (program.tensor(path) for path in probe.statistics)
-    if int(count) == 0:
-        raise SparsifyError(f"the probe at the input of @{where} saw no token; calibrate first")
+    buffers = [program.tensor(path) for path in probe.statistics]
+    if not bool(buffers[0].any()):
+        raise SparsifyError(
+            f"the probe at the input of @{view.weight} saw no token; calibrate first"
+        )
+    if not probe.of_experts:
+        return [_statistics(buffers)]
+    each = [_statistics(expert) for expert in zip(*buffers, strict=True)]
+    return [one if one.tokens else unseen(one) for one in each]
+
+
+def _statistics(buffers: Sequence[Tensor]) -> Statistics:
+    count, mean, scatter, level, *gram = buffers
     return Statistics(int(count), mean, scatter, level, gram[0] if gram else None)
 
 
-class Collector(fx.Interpreter):
-    """Runs a program and adds what flows through its probes to their buffers.
+def unseen(empty: Statistics) -> Statistics:
+    """Statistics of one token whose inputs are all of size one and go with no other."""
+    ones = torch.ones_like(empty.mean)
+    gram = None if empty.gram is None else torch.diag(ones)
+    level = None if empty.level is None else torch.zeros_like(ones)
+    return Statistics(1, torch.zeros_like(ones), ones, level, gram)
 
-    Padded tokens (attention mask 0) are left out wherever the probed activation has one row a
-    token.
-    """
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program.module)
-        self._program = program
-        self._probes = {p.node: p for n in program.graph.nodes if (p := probe_at(n)) is not None}
-        self._shape: tuple[int, ...] = ()
-        self._kept: Tensor | None = None
-
-    def reset(self) -> None:
-        """Set every statistic to zero."""
-        for probe in self._probes.values():
-            for path in probe.statistics:
-                self._program.tensor(path).zero_()
-
-    def collect(self, batch: Mapping[str, Tensor]) -> None:
-        """Run one batch of inputs `[batch, length]`."""
-        inputs = self._program.complete(batch)
-        self._shape = tuple(next(iter(inputs.values())).shape[:2])
-        self._kept = padding(inputs)
-        self.run(*inputs.values())
-
-    @torch.no_grad()
-    def add_up(self) -> None:
-        """Put what all ranks have seen together into the probes of each."""
-        for probe in self._probes.values():
-            buffers = [self._program.tensor(path) for path in probe.statistics]
-            if probe.scores is None:
-                count, mean, scatter, *buffers = buffers
-                pool(count, mean, scatter)
-            ranks.add_up(*buffers)
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Interpret a node; a probe's statistics grow by what it sees."""
-        value = super().run_node(n)
-        if n in self._probes:
-            self._add(self._probes[n], value)
-        return value
-
-    def _add(self, probe: Probe, x: Tensor) -> None:
-        rows = kept_rows(x, self._kept)
-        if probe.scores is not None:
-            scores = kept_rows(self.env[probe.scores], self._kept)
-            add_routes(self._program, probe, rows, scores)
-            return
-        count, mean, scatter, level, *gram = (self._program.tensor(p) for p in probe.statistics)
-        sequences = self._sequences(x)
-        tokens = sequences.shape[0] * sequences.shape[1]
-        kept = self._kept if self._kept is not None and self._kept.numel() == tokens else None
-        per_sequence = None if kept is None else kept.bool().reshape(sequences.shape[:2])
-        level.copy_(accumulate_level(level, sequences, per_sequence))
-        seen, *moments = accumulate_spread(int(count), mean, scatter, rows)
-        count.fill_(seen)
-        for buffer, value in zip((mean, scatter), moments, strict=True):
-            buffer.copy_(value)
-        for buffer in gram:
-            buffer.copy_(accumulate_gram(buffer, rows))
-
-    def _sequences(self, x: Tensor) -> Tensor:
-        """An activation as `[sequences, tokens, features]`; one sequence where they cannot be told apart."""
-        features = x.shape[-1]
-        if x.dim() == 2 and x.shape[0] == self._shape[0] * self._shape[-1]:
-            # Flattened before the linear: one row a token of the inputs `[batch, length]`.
-            return x.reshape(self._shape[0], -1, features)
-        return x.reshape(x.shape[0] if x.dim() > 2 else 1, -1, features)
+def never_chosen(program: Program, views: Iterable[Linear]) -> list[str]:
+    """A note on the experts that no token of the calibration was sent to; nothing where there are none."""
+    counts = []
+    for view in {view.weight: view for view in views}.values():
+        probe = probe_behind(view.x)
+        if probe is not None and probe.of_experts:
+            counts.append(program.tensor(probe.statistics[0]))
+    missed = sum(int((count == 0).sum()) for count in counts)
+    if not missed:
+        return []
+    return [
+        f"{missed} of {sum(map(len, counts))} matrices of experts saw no token and were chosen by their "
+        "weights alone; calibrate with more samples"
+    ]
 
 
 def by_wanda(program: Program) -> Callable[[Linear, Tensor], Tensor]:
-    """Wanda's score `[out, in]` of a weight `[out, in]` of a linear, by the norms its probe measured."""
+    """Wanda's score `[out, in]` of a weight `[out, in]` of a linear, by the norms its probe measured.
+
+    Of experts `[experts, out, in]`, each by the tokens that were sent to it.
+    """
 
     def score(linear: Linear, weight: Tensor) -> Tensor:
-        found = statistics_of(program, linear.x, linear.weight)
-        return scores.wanda(weight, found.square, found.tokens)
+        found = zip(apart(linear, weight), statistics_of_each(program, linear), strict=True)
+        each = [scores.wanda(matrix, seen.square, seen.tokens) for matrix, seen in found]
+        return together(linear, each)
 
     return score

@@ -12,7 +12,7 @@ from sparsify.errors import OptionError, SparsifyError
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import WeightQuantizer
 from sparsify.ir.views.embedding import Table
-from sparsify.ir.views.linear import Linear, composed_weight, out_in
+from sparsify.ir.views.linear import Linear, apart, composed_weight, out_in, together
 from sparsify.select.statistics import by_wanda
 from sparsify.tensors import scores
 from sparsify.tensors.masks import check_nm, keep_across, keep_global, keep_nm, keep_rows
@@ -86,7 +86,7 @@ def check_axes(program: Program, views: Iterable[Linear], target: Target) -> Non
     """Refuse a pattern that the inputs of a linear cannot hold; OptionError."""
     if target.pattern is not None:
         for view in views:
-            inputs = out_in(view, program.tensor(view.weight)).shape[1]
+            inputs = out_in(view, program.tensor(view.weight)).shape[-1]
             target.pattern.check_axis(inputs, f"@{view.weight}")
 
 
@@ -98,12 +98,18 @@ def choose_together(
     target: Target,
     scope: Scope,
 ) -> dict[str, Tensor]:
-    """Keep-masks `[out, in]` by weight path, by scores that compare between linears: N:M, else by scope."""
+    """Keep-masks `[out, in]` by weight path, by scores that compare between linears: N:M, else by scope.
+
+    Matrices of experts, `[experts, out, in]`, are linears of their own.
+    """
     scored = {path: _score(program, view, name, gradients) for path, view in views.items()}
     if target.pattern is None and scope == "global":
         masks = keep_across(list(scored.values()), target.fraction)
         return dict(zip(scored, masks, strict=True))
-    return {path: keep(value, target, scope) for path, value in scored.items()}
+    return {
+        path: together(view, [keep(one, target, scope) for one in apart(view, scored[path])])
+        for path, view in views.items()
+    }
 
 
 def keep(score: Tensor, target: Target, scope: Scope) -> Tensor:
@@ -163,7 +169,7 @@ def require_scales(
 ) -> None:
     """Refuse a weight `[out, in]` whose scales, or those of its input, are not chosen; OptionError."""
     scales = program.tensor(quantizer.scales)
-    wide = scales.repeat_interleave(quantizer.group, 1)[:, : weight.shape[1]]
+    wide = scales.repeat_interleave(quantizer.group, -1)[..., : weight.shape[-1]]
     entering = view.input_quantizer if isinstance(view, Linear) else None
     off = entering is not None and not bool(program.tensor(entering.on))
     if off or bool(((wide == 0) & (weight != 0)).any()):
@@ -174,11 +180,11 @@ def assert_reached(masks: Sequence[Tensor], target: Target) -> None:
     """The zeros counted must be the zeros asked for: exact N:M, or the fraction within a row's rounding."""
     if target.pattern is not None:
         for mask in masks:
-            check_nm(mask, target.pattern)
+            check_nm(mask.flatten(0, -2), target.pattern)
         return
     total = sum(mask.numel() for mask in masks)
     zeros = total - sum(int(mask.sum()) for mask in masks)
-    rounding = sum(mask.shape[0] for mask in masks) + 1
+    rounding = sum(mask.numel() // mask.shape[-1] for mask in masks) + 1
     if abs(zeros - target.fraction * total) > rounding:
         raise SparsifyError(
             f"{zeros} of {total} weights were pruned, not the sparsity {target.fraction}"

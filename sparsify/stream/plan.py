@@ -1,5 +1,6 @@
 """What a streamed run will take, said before any weight is read."""
 
+import math
 import resource
 import sys
 import time
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 
+from sparsify.errors import SparsifyError
+from sparsify.ir.facts.experts import ExpertSet, expert_sets
 from sparsify.ir.program import Program
 from sparsify.ir.run.stages import Layer, Stage, features_across, stages
 from sparsify.ir.trace.weightless import trace_weightless
@@ -52,11 +55,14 @@ def plan(job: Job, length: int) -> Plan:
     one layer, and the work of the largest choice.
     """
     program = trace_weightless(job.model, job.dtype, trust_remote_code=job.trust_remote_code)
-    found = stages(program, targeted(program, job.targets, job.ignore))
+    found = stages(program, targeted(program, job.targets, job.ignore, experts=True))
     tokens = job.samples * length
     rates = _Rates.measured(job)
-    linears = [(view, *_shape(program, view)) for stage in found for view in stage.linears]
-    weights = sum(rows * columns for _, rows, columns in linears)
+    linears = [
+        matrix for stage in found for view in stage.linears for matrix in _shapes(program, view)
+    ]
+    weights = sum(rows * columns for rows, columns in linears)
+    read = _weights_of_a_token(program, found)
     inputs = [feature_size(stage.x) for stage in found]
     gram = job.how.needs_gram
     return Plan(
@@ -64,9 +70,9 @@ def plan(job: Job, length: int) -> Plan:
         linears=len(linears),
         weights=weights,
         tokens=tokens,
-        forward=2 * weights * tokens / rates.product,
+        forward=2 * read * tokens / rates.product,
         sums=sum((2 * n * n if gram else 2 * n) * tokens / rates.sums for n in inputs),
-        choices=sum(_work(job, rows, columns) / rates.choice for _, rows, columns in linears),
+        choices=sum(_work(job, rows, columns) / rates.choice for rows, columns in linears),
         memory=_resident() + _held(program, found, job, tokens),
     )
 
@@ -125,18 +131,40 @@ def _held(program: Program, found: list[Stage], job: Job, tokens: int) -> int:
     choice = 0
     for stage in found:
         columns = feature_size(stage.x)
-        rows = max(_shape(program, view)[0] for view in stage.linears)
+        rows = max(_shapes(program, view)[0][0] for view in stage.linears)
         layers[stage.layer] = layers.get(stage.layer, 0) + sum(
             size * program.tensor(view.weight).numel() for view in stage.linears
         )
-        square = 4 * columns * columns if job.how.needs_gram else 0
+        experts = max(len(_shapes(program, view)) for view in stage.linears)
+        square = 4 * columns * columns * experts if job.how.needs_gram else 0
         choice = max(choice, 5 * square + 4 * 4 * rows * columns)
     return int(widest * (batch if job.on_disk else 1)) + max(layers.values()) + choice
 
 
-def _shape(program: Program, view: Linear) -> tuple[int, int]:
-    rows, columns = out_in(view, program.tensor(view.weight)).shape
-    return int(rows), int(columns)
+def _shapes(program: Program, view: Linear) -> list[tuple[int, int]]:
+    """Rows and columns of every matrix of a linear."""
+    *experts, rows, columns = out_in(view, program.tensor(view.weight)).shape
+    return [(int(rows), int(columns))] * math.prod(experts)
+
+
+def _weights_of_a_token(program: Program, found: list[Stage]) -> int:
+    """The weights that a token is multiplied by: of experts those of as many as it is sent to."""
+    sent = {path: one.chosen / one.size for one in _experts(program) for path in one.tensors}
+    return int(
+        sum(
+            program.tensor(view.weight).numel() * sent.get(view.weight, 1)
+            for stage in found
+            for view in stage.linears
+        )
+    )
+
+
+def _experts(program: Program) -> list[ExpertSet]:
+    """The experts of every choice; none where the graph does not tell who chooses them."""
+    try:
+        return expert_sets(program)
+    except SparsifyError:
+        return []
 
 
 def _resident() -> int:

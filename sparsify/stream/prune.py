@@ -35,9 +35,11 @@ from sparsify.ir.facts.fitting import check_data
 from sparsify.ir.features.packed_nm import PackedProduct, packed_product
 from sparsify.ir.run.stages import Stage, Values, run_stage, stages
 from sparsify.ir.trace.weightless import trace_weightless
-from sparsify.ir.views.linear import Linear, feature_size, out_in
+from sparsify.ir.views.linear import Linear, out_in
 from sparsify.ir.views.targets import refuse_shared, targeted
-from sparsify.select.statistics import Statistics, Sums, kept_rows, padding
+from sparsify.select.collector import padding
+from sparsify.select.one_shot import prune_each
+from sparsify.select.statistics import Statistics
 from sparsify.select.weights import check_axes
 from sparsify.signals import stop_of
 from sparsify.stream.activations import Activations
@@ -45,6 +47,7 @@ from sparsify.stream.checkpoint import Borrowed, Checkpoint
 from sparsify.stream.job import Job, take, told
 from sparsify.stream.output import Shards
 from sparsify.stream.places import Places
+from sparsify.stream.sums import StageSums
 from sparsify.tensors.packing.layout import Layout, packable
 
 _PROGRESS = "progress.json"
@@ -91,7 +94,7 @@ class _Run:
             job.model, job.dtype, trust_remote_code=job.trust_remote_code
         )
         check_data(data, admission_of_program(self.program))
-        views = targeted(self.program, job.targets, job.ignore)
+        views = targeted(self.program, job.targets, job.ignore, experts=True)
         refuse_shared(self.program, views, "pruning it would change more than a linear")
         check_axes(self.program, views, job.how.wanted)
         self.stages = stages(self.program, views)
@@ -157,7 +160,7 @@ class _Run:
                     values = self._run(stage, values)
                 if number == first and not stored:
                     self.activations[index] = values
-                total.add(kept_rows(values[stage.x.name], kept))
+                total.add(values, kept)
                 self.progress.advance(stage=number + 1)
         if self._begins_layer(first) and not stored:
             self._write_layer(first)
@@ -166,7 +169,7 @@ class _Run:
             total.add_up()
         for number in numbers:
             # Taken out, so that the sums of a stage go when it is done.
-            self._prune_stage(self.stages[number].linears, sums.pop(0).statistics(), started)
+            self._prune_stage(self.stages[number], sums.pop(0).statistics(), started)
             started = time.perf_counter()
         if len(numbers) > 1 and numbers[-1] + 1 < len(self.stages):
             self._go_on(numbers[1:])
@@ -178,9 +181,9 @@ class _Run:
             return stage.linears[0].weight
         return stage.layer.name
 
-    def _sums(self, stage: Stage) -> Sums:
+    def _sums(self, stage: Stage) -> StageSums:
         device = self.places.of(stage.linears[0].weight)
-        return Sums(feature_size(stage.x), gram=self.job.how.needs_gram, device=device)
+        return StageSums(self.program, stage, device, gram=self.job.how.needs_gram)
 
     def _run(self, stage: Stage, values: Values) -> Values:
         place = self.places.of(stage.linears[0].weight)
@@ -198,22 +201,20 @@ class _Run:
                 values = self._run(self.stages[number], values)
             self.activations[index] = values
 
-    def _prune_stage(self, views: Sequence[Linear], seen: Statistics, started: float) -> None:
+    def _prune_stage(self, stage: Stage, seen: Sequence[Statistics], started: float) -> None:
         """Prune the linears of a stage; the first of them bears what the stage took before."""
-        for view in views:
+        for view in stage.linears:
             mask = self._prune(view, seen)
-            now = time.perf_counter()
-            sparsity = 1 - float(mask.float().mean())
-            self.rows.append(
-                {"weight": view.weight, "sparsity": sparsity, "seconds": now - started}
-            )
+            now, sparsity = time.perf_counter(), 1 - float(mask.float().mean())
+            row = {"weight": view.weight, "sparsity": sparsity, "seconds": now - started}
+            self.rows.append(row)
             started = now
 
-    def _prune(self, view: Linear, seen: Statistics) -> Tensor:
-        """Prune one linear; its keep-mask `[out, in]`."""
+    def _prune(self, view: Linear, seen: Sequence[Statistics]) -> Tensor:
+        """Prune one linear; its keep-mask `[out, in]`, of experts `[experts, out, in]`."""
         self.borrowed.need([view.weight])
         weight = out_in(view, self.program.tensor(view.weight).detach())
-        new, mask = self.job.how(weight, seen)
+        new, mask = prune_each(self.job.how, view, weight, seen)
         new = new.to(weight.dtype)
         self.borrowed.put(view.weight, out_in(view, new).contiguous())
         self._pack(view, new.where(mask, 0))
@@ -225,7 +226,7 @@ class _Run:
         here = weight.device.type == "cpu" and weight.dtype == torch.float32
         if pattern is None or not (packable(pattern) and here and kernels):
             return
-        rows, columns = weight.shape
+        rows, columns = weight.shape[-2:]
         made = packed_product(view, weight, Layout(pattern.n, pattern.m, columns, rows))
         if made is not None:
             self.packed[view.node] = made
@@ -241,7 +242,7 @@ class _Run:
         if layer is None or any(stage.layer is layer for stage in self.stages[number:]):
             return []
         pruned = {view.weight for stage in self.stages for view in stage.linears}
-        return [p for p in layer.tensors if p in self.borrowed.keys and p not in pruned]
+        return [p for p in layer.tensors if p in self.borrowed.names and p not in pruned]
 
     def _write_layer(self, number: int) -> None:
         """Write the weights of the layer before a stage, and forget every weight."""
@@ -249,7 +250,7 @@ class _Run:
         self.borrowed.need(inside)
         pruned = {view.weight for stage in self.stages[:number] for view in stage.linears}
         paths = {*inside, *(path for path in self.borrowed.held if path in pruned)}
-        tensors: dict[str, Tensor] = {self.borrowed.keys[p]: self.borrowed.held[p] for p in paths}
+        tensors = self.borrowed.stored(paths)
         hashes = {path: of_tensor(self.borrowed.held[path]) for path in sorted(paths)}
         check_same(hashes, f"before stage {number}")
         if tensors and ranks.is_first():

@@ -12,7 +12,13 @@ from sparsify.tensors.precision import check_finite, check_matrix, shape_of, wid
 
 
 def initial(
-    outputs: int, inputs: int, rank: int, *, seed: int, dtype: torch.dtype = torch.float32
+    outputs: int,
+    inputs: int,
+    rank: int,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    experts: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Draw A uniform in `[-1/sqrt(in), 1/sqrt(in))` and set B to zero, so that `B A = 0`.
 
@@ -25,9 +31,10 @@ def initial(
         rank: components, at least 1.
         seed: of the draw.
         dtype: of the result.
+        experts: their number, where each has a branch of its own.
 
     Returns:
-        A [rank, in] and B [out, rank].
+        A [rank, in] and B [out, rank], of experts [experts, rank, in] and [experts, out, rank].
 
     Raises:
         OptionError: when the rank is below 1.
@@ -37,9 +44,9 @@ def initial(
     if rank < 1:
         raise OptionError(f"rank {rank} makes no low-rank branch: it must be at least 1")
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.rand(rank, inputs, generator=generator, dtype=torch.float32)
+    draw = torch.rand(*experts, rank, inputs, generator=generator, dtype=torch.float32)
     bound = 1 / math.sqrt(inputs)
-    return ((2 * draw - 1) * bound).to(dtype), torch.zeros(outputs, rank, dtype=dtype)
+    return ((2 * draw - 1) * bound).to(dtype), torch.zeros(*experts, outputs, rank, dtype=dtype)
 
 
 def seed_of(seed: int, place: int) -> int:
@@ -57,18 +64,18 @@ def delta(a: Tensor, b: Tensor, scale: float, dtype: torch.dtype | None = None) 
     """Return `c B A`, multiplied out in float64 and rounded once.
 
     Args:
-        a: A [rank, in].
-        b: B [out, rank].
+        a: A [rank, in], of experts [experts, rank, in].
+        b: B [out, rank], of experts [experts, out, rank].
         scale: c.
         dtype: to round to, that of the weight adapted; None takes the dtype of B.
 
     Returns:
-        [out, in].
+        [out, in], of experts [experts, out, in].
 
     Raises:
         SparsifyError: when A and B do not share the rank.
     """
-    if a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0]:
+    if a.dim() < 2 or b.shape[:-2] != a.shape[:-2] or b.shape[-1] != a.shape[-2]:
         raise SparsifyError(
             f"B [out, rank] and A [rank, in] must share the rank, but their shapes are "
             f"{shape_of(b)} and {shape_of(a)}"

@@ -10,7 +10,7 @@ from sparsify.ir.features.convolution_mask import masked_convolutions
 from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
 from sparsify.ir.run.straight_masks import straight_masks
-from sparsify.ir.views.linear import Linear, branched_weight, out_in
+from sparsify.ir.views.linear import Linear, apart, branched_weight, out_in, together
 from sparsify.tensors.masks import keep_across, keep_nm
 from sparsify.tensors.pattern import Pattern
 from sparsify.tensors.scores import magnitude
@@ -100,7 +100,9 @@ class MovingWeights:
             yield from zip(self.views, kept, strict=True)
         else:
             for path, view in self.views.items():
-                yield path, out_in(view, keep_nm(out_in(view, score(path)), self.pattern))
+                scores = apart(view, out_in(view, score(path)))
+                kept = [keep_nm(one, self.pattern) for one in scores]
+                yield path, out_in(view, together(view, kept))
 
     def straight(self) -> AbstractContextManager[None]:
         """The masked weight's gradient is that of the weight."""

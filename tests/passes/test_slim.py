@@ -79,7 +79,7 @@ def check_closed_forms(by, dense, program, count):
         view, (a, b) = one.linear, stored(program, one)
         error = dense.tensor(view.weight).detach() - effective_weight(program, view)
         assert len(a) == int(0.3 * min(error.shape))
-        seen = statistics_of(program, view.x, view.weight)
+        seen = statistics_of(program, view)
         wanted = closed_form(by, out_in(view, error), len(a), seen)
         for mine, theirs in zip((a, b), wanted, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)

@@ -71,10 +71,10 @@ def test_stream_finds_resumes_and_writes_layers_without_numbers(named, tmp_path,
     prune(jobs["usual"], data)
     prune_stage = module._Run._prune_stage
 
-    def break_off(self, views, seen, started):
-        if views[0].weight == "model.layers.late.mlp.gate_proj.weight":
+    def break_off(self, stage, seen, started):
+        if stage.linears[0].weight == "model.layers.late.mlp.gate_proj.weight":
             raise RuntimeError("pulled the plug")
-        return prune_stage(self, views, seen, started)
+        return prune_stage(self, stage, seen, started)
 
     with monkeypatch.context() as patch:
         patch.setattr(module._Run, "_prune_stage", break_off)

@@ -202,10 +202,10 @@ def test_a_broken_run_ends_with_the_same_bytes(on_disk, order, folder, tmp_path,
     prune(job(source, tmp_path / "whole", how, on_disk=on_disk, order=order), words())
     collect, prune_stage = module._Run._collect, module._Run._prune_stage
 
-    def break_off(self, views, seen, started):
-        if views[0].weight.endswith("layers.1.mlp.gate_proj.weight"):
+    def break_off(self, stage, seen, started):
+        if stage.linears[0].weight.endswith("layers.1.mlp.gate_proj.weight"):
             raise RuntimeError("pulled the plug")
-        return prune_stage(self, views, seen, started)
+        return prune_stage(self, stage, seen, started)
 
     with monkeypatch.context() as patch:
         patch.setattr(module._Run, "_prune_stage", break_off)
@@ -274,7 +274,7 @@ def test_a_tensor_is_found_under_its_bodys_name(folder, tmp_path):
     body = {key.removeprefix("model."): value for key, value in body.items()}
     save_file(body, tmp_path / "model.safetensors")
     program = trace_weightless(str(folder("llama")), "float32")
-    keys = Checkpoint(tmp_path).keys_of(program)
+    keys = Checkpoint(tmp_path).names_of(program)
     assert keys["model.layers.0.mlp.up_proj.weight"] == "layers.0.mlp.up_proj.weight"
 
 

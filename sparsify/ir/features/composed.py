@@ -9,7 +9,7 @@ from sparsify.ir.graph import Writer, redirect, sweep
 from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import chain
-from sparsify.ir.views.linear import Linear, linear_at
+from sparsify.ir.views.linear import Linear, product_at
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ def take_out(
 ) -> None:
     """Take parts out of the weight of one of many linears, and leave the `sweep` for after the last."""
     # Read afresh: a shared weight may have lost its composition with another of its linears.
-    view = linear_at(program, linear.node)
+    view = product_at(program, linear.node)
     assert view is not None
     for node in chain(view.operand)[:-1]:
         dropped = (branch, aten.add.Tensor), (mask, aten.mul.Tensor), (scales, scale_weight)
@@ -49,5 +49,5 @@ def compose(program: Program, linear: Linear, part: Callable[[Writer, fx.Node], 
 def _unrounded(linear: Linear) -> tuple[fx.Node, fx.Node]:
     """The node that reads a composed weight before it is rounded, and that weight."""
     if linear.quantizer is None:
-        return linear.node, linear.operand
+        return linear.reader, linear.operand
     return linear.quantizer.node, chain(linear.operand)[1]

@@ -11,7 +11,7 @@ from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import lora
 from sparsify.ir.views.composition import chain
-from sparsify.ir.views.linear import Linear, linears, out_in
+from sparsify.ir.views.linear import Linear, out_in, products
 from sparsify.tensors.lowrank import delta
 
 aten = torch.ops.aten
@@ -27,12 +27,14 @@ def add_branch(
     for name, value in pair.items():
         program.put(name, value, trainable=True)
     a_path, b_path = pair
-    wanted = [view for view in linears(program) if view.weight == path]
+    wanted = [view for view in products(program) if view.weight == path]
     for base in {_base(view.operand): None for view in wanted}:
         writer = Writer(program, after=base)
         product = writer.call(aten.matmul.default, writer.read(b_path), writer.read(a_path))
         if transposed:
-            product = writer.call(aten.t.default, product)
+            stacked = program.tensor(path).dim() > 2
+            turn = (aten.transpose.int, product, -2, -1) if stacked else (aten.t.default, product)
+            product = writer.call(*turn)
         scaled = writer.call(aten.mul.Tensor, product, scale)
         total = writer.call(aten.add.Tensor, base, scaled)
         others = tuple(
@@ -51,20 +53,20 @@ def resize_branch(program: Program, linear: Linear, rank: int, draw: torch.Gener
     """
     assert linear.branch is not None
     a, b = program.tensor(linear.branch.a), program.tensor(linear.branch.b)
-    before = a.shape[0]
+    before = a.shape[-2]
     if rank == before:
         return False
     with torch.no_grad():
         if rank < before:
-            gone = delta(a[rank:], b[:, rank:], linear.branch.scale, torch.float64)
+            gone = delta(a[..., rank:, :], b[..., rank:], linear.branch.scale, torch.float64)
             weight = out_in(linear, program.tensor(linear.weight))
             weight.copy_(weight.double() + gone)
-            a, b = a[:rank].clone(), b[:, :rank].clone()
+            a, b = a[..., :rank, :].clone(), b[..., :rank].clone()
         else:
-            rows = torch.rand(rank - before, a.shape[1], generator=draw).to(a)
-            bound = a.shape[1] ** -0.5
-            a = torch.cat([a, (2 * rows - 1) * bound])
-            b = torch.cat([b, b.new_zeros(b.shape[0], rank - before)], 1)
+            *experts, _, inputs = a.shape
+            rows = torch.rand(*experts, rank - before, inputs, generator=draw).to(a)
+            a = torch.cat([a, (2 * rows - 1) * inputs**-0.5], -2)
+            b = torch.cat([b, b.new_zeros(*b.shape[:-1], rank - before)], -1)
     trainable = program.tensor(linear.branch.a).requires_grad
     program.put(linear.branch.a, a, trainable=trainable)
     program.put(linear.branch.b, b, trainable=trainable)
@@ -78,12 +80,12 @@ def _base(operand: fx.Node) -> fx.Node:
 
 def _feeds(user: fx.Node, view: Linear) -> bool:
     """Whether a user of the stored weight is the linear, or a part of the composition on its way into it."""
-    return user is view.node or user in chain(view.operand)
+    return user is view.reader or user in chain(view.operand)
 
 
 def branched_linears(program: Program) -> list[Linear]:
     """Every use of a weight that has a branch inside."""
-    return [view for view in linears(program) if view.branch is not None]
+    return [view for view in products(program) if view.branch is not None]
 
 
 FEATURES = (

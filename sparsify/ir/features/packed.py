@@ -6,7 +6,7 @@ from sparsify.ir.features.packed_nm import pack_linear
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import PACKED, blocks, packed
 from sparsify.ir.views.embedding import Table, tables
-from sparsify.ir.views.linear import Linear, linears
+from sparsify.ir.views.linear import Linear, products
 from sparsify.ir.views.packed import BlockWeight, PackedLinear, block_weights, packed_linears
 
 
@@ -18,7 +18,7 @@ def packed_weights(program: Program) -> list[PackedLinear | BlockWeight]:
 def carry_packed(made: Program, program: Program) -> None:
     """Let linears and tables read packed bytes where those of the program do."""
     stored = {view.weight: view for view in packed_linears(program)}
-    for view in linears(made):
+    for view in products(made):
         found = stored.get(packed(view.weight))
         if found is not None:
             pack_linear(made, view, program.tensor(found.weight), found.layout)
@@ -27,7 +27,7 @@ def carry_packed(made: Program, program: Program) -> None:
 
 def _carry_blocks(made: Program, program: Program) -> None:
     stored = {view.codes: view for view in block_weights(program)}
-    every: list[Linear | Table] = [*linears(made), *tables(made)]
+    every: list[Linear | Table] = [*products(made), *tables(made)]
     for view in every:
         found = stored.get(blocks(view.weight)[0])
         if found is None:

@@ -7,6 +7,7 @@ from torch import Tensor, fx
 from sparsify.ir.features.packed_nm import replace_product
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.ops.block_linear import block_embedding, block_linear
+from sparsify.ir.ops.packed_experts import block_experts
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import blocks
 from sparsify.ir.views.embedding import Table
@@ -24,9 +25,11 @@ def block_a_linear(
 
     def make(writer: Writer, x: fx.Node, bias: fx.Node | None) -> fx.Node:
         stored = _stored(writer, linear.weight, value)
+        if linear.stacked:
+            return writer.call(block_experts, x, *stored, linear.ends, *astuple(form))
         return writer.call(block_linear, x, *stored, bias, *astuple(form))
 
-    replace_product(program, linear, len(value[0]), make)
+    replace_product(program, linear, value[0].shape[-3], make)
 
 
 def block_a_table(

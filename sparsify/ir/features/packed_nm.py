@@ -10,25 +10,29 @@ from sparsify.errors import OptionError
 from sparsify.ir.features.quantizers import drop_quantizers
 from sparsify.ir.graph import Writer, redirect
 from sparsify.ir.ops.nm_linear import nm_linear
+from sparsify.ir.ops.packed_experts import nm_experts
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import packed
-from sparsify.ir.views.linear import Linear, linear_at, own_bias
+from sparsify.ir.views.linear import Linear, own_bias, product_at
 from sparsify.tensors.packing.packed import Layout, pack
 
 aten = torch.ops.aten
 
 
 def pack_linear(program: Program, linear: Linear, value: Tensor, layout: Layout) -> None:
-    """Let a linear read a packed weight, uint8 `[bytes]`, in place of its dense one and its quantizers.
+    """Let a linear read a packed weight in place of its dense one and its quantizers.
 
-    The dense weight goes with the next `sweep` once nobody reads it. Raises OptionError for a product
-    that the model scales (`addmm` with `alpha` or `beta`).
+    The bytes are uint8 `[bytes]`, of experts `[experts, bytes]`. The dense weight goes with the next `sweep`
+    once nobody reads it. Raises OptionError for a product that the model scales (`addmm` with `alpha` or
+    `beta`).
     """
     name = packed(linear.weight)
 
     def make(writer: Writer, x: fx.Node, bias: fx.Node | None) -> fx.Node:
         if not program.has(name):
             program.put(name, value)
+        if linear.stacked:
+            return writer.call(nm_experts, x, writer.read(name), linear.ends, *astuple(layout))
         return writer.call(nm_linear, x, writer.read(name), bias, *astuple(layout))
 
     replace_product(program, linear, layout.out_features, make)
@@ -47,7 +51,7 @@ def replace_product(
     if linear.node.target is aten.addmm.default and linear.node.kwargs:
         raise OptionError(f"@{linear.weight} is in a product that the model scales; leave it out")
     drop_quantizers(linear)
-    fresh = linear_at(program, linear.node)
+    fresh = product_at(program, linear.node)
     assert fresh is not None
     bias, is_vector = _bias(fresh, outputs)
     writer = Writer(program, before=fresh.node)
@@ -79,7 +83,8 @@ def packed_product(linear: Linear, weight: Tensor, layout: Layout) -> PackedProd
     None where it is more than a product and a bias `[out]`.
     """
     bias, is_vector = _bias(linear, layout.out_features)
-    if linear.node.kwargs.keys() - {"bias"} or (bias is not None and not is_vector):
+    more = linear.node.kwargs.keys() - {"bias"} or (bias is not None and not is_vector)
+    if more or linear.stacked:
         return None
     return PackedProduct(linear.x, bias, pack(weight, layout), layout)
 

@@ -1,5 +1,7 @@
 """Quantizers of weights, inputs and tables: their insertion and removal."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
@@ -9,14 +11,13 @@ from sparsify.ir.ops.rounding import quantize_activations, quantize_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import scales_of, switch_of
 from sparsify.ir.views.embedding import Table, tables
-from sparsify.ir.views.linear import Linear, linears, out_in
+from sparsify.ir.views.linear import Linear, out_in, products
 
 
 def add_table_quantizer(program: Program, table: Table, values: str, group: int) -> None:
     """Round the rows that ids pick to `values`, a scale for `group` columns, zero at first: the identity."""
-    rows, width = program.tensor(table.weight).shape
     writer = Writer(program, before=table.node)
-    scales = scales_buffer(writer, table.weight, rows, width, group)
+    scales = scales_buffer(writer, table.weight, program.tensor(table.weight).shape, group)
     rounded = writer.call(quantize_weight, table.operand, scales, values, group)
     table.node.replace_input_with(table.operand, rounded)
 
@@ -24,29 +25,31 @@ def add_table_quantizer(program: Program, table: Table, values: str, group: int)
 def add_quantizers(program: Program, linear: Linear, values: str, group: int, *, x: bool) -> None:
     """Round the composed weight of a linear to `values`, a scale for `group` inputs; with `x`, its input too.
 
-    The scales `[out, groups]` are zero and the switch of the input is off: both are identities yet.
+    The scales `[out, groups]`, of experts `[experts, out, groups]`, are zero and the switch of the input is
+    off: both are identities yet.
     """
     weight = program.tensor(linear.weight)
-    outputs, inputs = out_in(linear, weight).shape
-    writer = Writer(program, before=linear.node)
-    scales = scales_buffer(writer, linear.weight, outputs, inputs, group)
+    writer = Writer(program, before=linear.reader)
+    scales = scales_buffer(writer, linear.weight, out_in(linear, weight).shape, group)
     layout = {"transposed": True} if linear.transposed else {}
     rounded = writer.call(quantize_weight, linear.operand, scales, values, group, **layout)
-    linear.node.replace_input_with(linear.operand, rounded)
+    linear.reader.replace_input_with(linear.operand, rounded)
     if x:
+        writer = Writer(program, before=linear.node)
         switch = _buffer(writer, switch_of(linear.weight), (), torch.bool)
         entering = writer.call(quantize_activations, linear.x, switch, group)
         linear.node.replace_input_with(linear.x, entering)
 
 
-def scales_buffer(writer: Writer, path: str, outputs: int, inputs: int, group: int) -> fx.Node:
-    """Read the scales `[outputs, groups]` of a weight, made of zeros the first time."""
-    return _buffer(writer, scales_of(path), (outputs, -(-inputs // group)), torch.float16)
+def scales_buffer(writer: Writer, path: str, shape: Sequence[int], group: int) -> fx.Node:
+    """Read the scales `[..., outputs, groups]` of a weight `[..., outputs, inputs]`, zeros the first time."""
+    *rows, inputs = shape
+    return _buffer(writer, scales_of(path), (*rows, -(-inputs // group)), torch.float16)
 
 
 def quantized(program: Program) -> list[Linear | Table]:
     """Every linear and every table whose weight may be rounded."""
-    every: list[Linear | Table] = [*linears(program), *tables(program)]
+    every: list[Linear | Table] = [*products(program), *tables(program)]
     return [view for view in every if view.quantizer is not None]
 
 

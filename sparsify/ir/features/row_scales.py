@@ -7,15 +7,15 @@ from sparsify.ir.features.feature import Feature
 from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import row_scales
-from sparsify.ir.views.linear import Linear, linears, out_in
+from sparsify.ir.views.linear import Linear, out_in, products
 
 
 def add_row_scales(program: Program, linear: Linear, blocks: int) -> None:
     """Scale blocks of the rows of the weight that enters a linear, or its quantizer; ones at first."""
     name, weight = row_scales(linear.weight), program.tensor(linear.weight)
     if not program.has(name):
-        outputs = out_in(linear, weight).shape[0]
-        program.put(name, torch.ones(outputs, blocks).to(weight), trainable=True)
+        *rows, _ = out_in(linear, weight).shape
+        program.put(name, torch.ones(*rows, blocks).to(weight), trainable=True)
     layout = {"transposed": True} if linear.transposed else {}
     compose(
         program,
@@ -26,7 +26,7 @@ def add_row_scales(program: Program, linear: Linear, blocks: int) -> None:
 
 def scaled_linears(program: Program) -> list[Linear]:
     """Every use of a weight that has scales of its rows."""
-    return [view for view in linears(program) if view.row_scales is not None]
+    return [view for view in products(program) if view.row_scales is not None]
 
 
 FEATURES = (

@@ -122,7 +122,7 @@ def _columns(program: Program, views: Iterable[Linear]) -> frozenset[Taker] | No
     """The columns of matrices that these products alone read."""
     found, entries = set[Taker](), set[fx.Node]()
     for view in views:
-        entries |= {view.node, view.operand}
+        entries |= {view.node, view.reader, view.operand}
         found.add(Taker(view.weight, -2 if view.transposed else -1))
     for taker in found:
         if not entries.issuperset(consumers(program, taker.path)):

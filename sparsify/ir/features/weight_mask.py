@@ -7,7 +7,7 @@ from sparsify.ir.features.composed import compose, drop_composition
 from sparsify.ir.features.feature import Feature
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import weight_mask
-from sparsify.ir.views.linear import Linear, linears
+from sparsify.ir.views.linear import Linear, products
 
 aten = torch.ops.aten
 
@@ -26,7 +26,7 @@ def add_mask(program: Program, path: str, mask: Tensor, linear: Linear) -> None:
 
 def masked_linears(program: Program) -> list[Linear]:
     """Every use of a weight that has a mask."""
-    return [view for view in linears(program) if view.mask is not None]
+    return [view for view in products(program) if view.mask is not None]
 
 
 FEATURES = (

@@ -44,6 +44,9 @@ def _spell(node: fx.Node) -> None:
     """Name an op as `torch.onnx` knows it, `a & b` and casts; drop casts and shapes that change nothing."""
     if node.target is _ATEN.__and__.Tensor:
         node.target = _ATEN.bitwise_and.Tensor
+    elif node.target is _ATEN.sort.stable:  # TopK is
+        order = {name: value for name, value in node.kwargs.items() if name != "stable"}
+        node.target, node.kwargs = _ATEN.sort.default, order
     elif node.target in _CASTS | _SHAPES:
         source = node.all_input_nodes[0]
         if _type(source) == _type(node):

@@ -50,13 +50,13 @@ def _count(program: Program, node: fx.Node) -> bool:
 def _store_transposed(program: Program, node: fx.Node) -> bool:
     """Store matrices of experts that one product alone reads as it multiplies by them."""
     view = product_at(program, node)
-    if view is None or view.transposed or view.operand.target is not aten.transpose.int:
+    if view is None or view.reader is node or view.operand.op != "get_attr":
         return False
-    (stored,) = view.operand.all_input_nodes
+    stored, turned = view.operand, view.reader
     readers = [n for n in program.graph.nodes if n.op == "get_attr" and n.target == view.weight]
-    if program.tensor(view.weight).dim() != 3 or readers != [stored] or len(stored.users) != 1:
+    if readers != [stored] or len(stored.users) != 1:
         return False
     program.put(view.weight, program.tensor(view.weight).detach().mT, trainable=False)
     stored.meta["val"] = stored.meta["val"].mT
-    redirect(view.operand, stored)
+    redirect(turned, stored)
     return True

@@ -104,7 +104,7 @@ def packed_axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
     return [*x[:-1], analysis.fresh(int(node.meta["val"].shape[-1]), reason)]
 
 
-def _stored(args: Sequence[Any], result: Tensor) -> int:
+def stored_product(args: Sequence[Any], result: Tensor) -> int:
     """Result elements times the N of every M inputs that are stored."""
     n, m = args[3:5]
     return int(result.numel() * args[0].shape[-1] * n // m)
@@ -120,4 +120,4 @@ def _unrounded(x: Tensor, packed: Tensor, bias: Tensor | None, *numbers: Any) ->
     return exact_product(x, dense(packed, Layout(*numbers)), bias)
 
 
-OPS = (overload(nm_linear, packed_axes, _stored, unrounded=_unrounded),)
+OPS = (overload(nm_linear, packed_axes, stored_product, unrounded=_unrounded),)

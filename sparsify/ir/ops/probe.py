@@ -39,7 +39,31 @@ def _axes_of_routes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
     return list(analysis.axes[numbers])
 
 
+def probe_experts(
+    x: Tensor, ends: Tensor | None, tokens: Tensor | None, *statistics: Tensor
+) -> Tensor:
+    """The identity on `x [rows, features]`, those of an expert up to its entry of `ends [experts]`.
+
+    Without `ends` they are `x [experts, rows, features]`. `tokens [rows]` is the number of each row's token.
+    """
+    return x
+
+
+def _axes_of_experts(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
+    """Statistics `[experts]`, `[experts, features]`, `[experts, features, features]`."""
+    x, ends, _, *statistics = node.args
+    axes = analysis.axes[x]
+    experts = axes[0] if ends is None else analysis.axes[ends][0]
+    for statistic in statistics:
+        first, *others = analysis.axes[statistic]
+        analysis.tie(node, experts, first)
+        for axis in others:
+            analysis.tie(node, axes[-1], axis)
+    return list(axes)
+
+
 OPS = (
     Op(probe, "sparsify.probe", _axes),
+    Op(probe_experts, "sparsify.probe_experts", _axes_of_experts),
     Op(probe_routes, "sparsify.probe_routes", _axes_of_routes),
 )

@@ -17,15 +17,15 @@ def _quantize_weight(
     """`W' = scale * clamp(round(W / scale), -q, q)` where a scale is set, `W` itself where it is zero.
 
     `W [out, in]`, or `[in, out]` when `transposed`; `scales` float16 `[out, groups]`, one for `group`
-    consecutive inputs; `q` is 127 (`values` int8) or 7 (int4). The gradient goes straight through to
-    `W`, beyond the last code too (Bengio et al. 2013, 1308.3432).
+    consecutive inputs; of experts both are `[experts, ...]`; `q` is 127 (`values` int8) or 7 (int4). The
+    gradient goes straight through to `W`, beyond the last code too (Bengio et al. 2013, 1308.3432).
     """
-    rows = weight.t() if transposed else weight
-    wide = scales.float().repeat_interleave(group, 1)[:, : rows.shape[1]]
+    rows = weight.mT if transposed else weight
+    wide = scales.float().repeat_interleave(group, -1)[..., : rows.shape[-1]]
     # The arithmetic of `quantize.round_weight`, which refuses NaN: here it flows on into the loss.
     codes = (rows.float() / wide).round_().clamp_(-CODES[values], CODES[values])
     rounded = torch.where(wide == 0, rows, (codes * wide).to(rows.dtype))
-    return (rounded.t() if transposed else rounded).contiguous()
+    return (rounded.mT if transposed else rounded).contiguous()
 
 
 @torch.library.custom_op("sparsify::quantize_activations", mutates_args=())

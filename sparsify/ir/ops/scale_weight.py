@@ -12,16 +12,16 @@ from sparsify.ir.ops.op import overload
 def _scale_weight(weight: Tensor, scales: Tensor, transposed: bool = False) -> Tensor:
     """`W'_ij = A_ib W_ij`, b the block of column j: every row has `blocks` equal blocks of columns.
 
-    `W [out, in]`, or `[in, out]` when `transposed`; `A [out, blocks]`. Source: CAST (2509.25996),
-    equations 11 and 12.
+    `W [out, in]`, or `[in, out]` when `transposed`; `A [out, blocks]`; of experts `[experts, ...]`.
+    Source: CAST (2509.25996), equations 11 and 12.
     """
     return (weight * _wide(weight, scales, transposed)).contiguous()
 
 
 def _wide(weight: Tensor, scales: Tensor, transposed: bool) -> Tensor:
-    inputs = weight.shape[0 if transposed else 1]
-    wide = scales.repeat_interleave(inputs // scales.shape[1], 1)
-    return wide.t() if transposed else wide
+    inputs = weight.shape[-2 if transposed else -1]
+    wide = scales.repeat_interleave(inputs // scales.shape[-1], -1)
+    return wide.mT if transposed else wide
 
 
 @_scale_weight.register_fake
@@ -37,8 +37,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
     weight, scales = ctx.saved_tensors
     product = gradient * weight
-    rows = product.t() if ctx.transposed else product
-    of_scales = rows.reshape(*scales.shape, -1).sum(2)
+    rows = product.mT if ctx.transposed else product
+    of_scales = rows.reshape(*scales.shape, -1).sum(-1)
     return gradient * _wide(weight, scales, ctx.transposed), of_scales, None
 
 

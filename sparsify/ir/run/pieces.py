@@ -8,7 +8,7 @@ last digit can move off it, every piece gives the same up to the rounding of flo
 scale in one layer stands out from that. What runs the pieces may be another program, or a file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, fx
 
 from sparsify.ir.mode import evaluating
+from sparsify.ir.ops.grouped import rows_of_each
+from sparsify.ir.ops.packed_experts import block_experts, nm_experts
 from sparsify.ir.ops.rounding import quantize_activations
 from sparsify.ir.program import Program
+from sparsify.ir.tensor_names import of_expert
 from sparsify.ir.views.packed import block_weights, packed_linears
 from sparsify.tensors.precision import relative_difference
 
@@ -97,12 +100,26 @@ class _Cut(fx.Interpreter):
         """Interpret a node; a rounded product on the grid."""
         if n not in self._places:
             return super().run_node(n)
-        place, group = self._places[n]
+        (path, use), group = self._places[n]
         (x, *others), _ = self.fetch_args_kwargs_from_env(n)
-        self.entering[place] = x
-        self.given[place] = quantize_activations(x, torch.ones((), dtype=torch.bool), group)
-        self.leaving[place] = self.call_function(n.target, (self.given[place], *others), {})
-        return self.leaving[place]
+        given = quantize_activations(x, torch.ones((), dtype=torch.bool), group)
+        y = self.call_function(n.target, (given, *others), {})
+        for place, rows in _rows(n, path, use, x, others):
+            self.entering[place], self.given[place] = x[rows], given[rows]
+            self.leaving[place] = y[rows]
+        return y
+
+
+def _rows(
+    node: fx.Node, path: str, use: int, x: Tensor, others: Sequence[Any]
+) -> Iterator[tuple[Place, slice | int]]:
+    """The places of a product, and the rows of x that are theirs: every expert is one by itself."""
+    if node.target not in (nm_experts, block_experts):
+        yield (path, use), slice(None)
+        return
+    ends = others[1 if node.target is nm_experts else 2]
+    for expert, rows in enumerate(rows_of_each(x, ends)):
+        yield (of_expert(path, expert), use), rows
 
 
 def _products(program: Program) -> dict[Place, tuple[fx.Node, int]]:

@@ -17,6 +17,7 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.features.packed_nm import PackedProduct
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear
+from sparsify.ir.views.stacks import tokens_of
 
 Values = dict[str, Any]
 
@@ -35,7 +36,8 @@ class Stage:
     """What runs up to a cut, and the linears that read `x` behind it.
 
     `carried` are the values that cross the cut, by name; `reads` the tensors that `nodes` read; `layer`
-    the residual layer that the linears lie in, None outside any.
+    the residual layer that the linears lie in, None outside any. Where they are matrices of experts, `ends`
+    says which rows of x are whose, and `tokens` which tokens' they are, as `tokens_of` finds it.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -44,6 +46,12 @@ class Stage:
     carried: frozenset[str]
     reads: tuple[str, ...]
     layer: Layer | None
+    tokens: fx.Node | None = None
+
+    @property
+    def ends(self) -> fx.Node | None:
+        """Where the rows of each expert end."""
+        return self.linears[0].ends
 
 
 def layers(program: Program) -> list[Layer]:
@@ -62,22 +70,55 @@ def layers(program: Program) -> list[Layer]:
 
 def stages(program: Program, views: Sequence[Linear]) -> list[Stage]:
     """The stages of a program for these linears, in order; what runs after the last is left out."""
-    nodes = [n for n in program.graph.nodes if n.op not in ("get_attr", "output")]
+    nodes, begins = _late_constants(program)
     place = {node: i for i, node in enumerate(nodes)}
     last = {n: max((place.get(user, len(nodes)) for user in n.users), default=-1) for n in nodes}
-    readers: dict[fx.Node, list[Linear]] = {}
+    readers: dict[tuple[fx.Node, bool], list[Linear]] = {}
     for view in sorted(views, key=lambda view: place[view.node]):
-        readers.setdefault(view.x, []).append(view)
+        readers.setdefault((view.x, view.stacked), []).append(view)
+    numbers = {key: tokens_of(program, read_by[0]) for key, read_by in readers.items()}
+    for key, node in numbers.items():
+        if node is not None:  # it crosses the cut, whoever else reads it
+            last[node] = max(last[node], place[readers[key][0].node])
     found: list[Stage] = []
     start, known = 0, layers(program)
-    for x, read_by in readers.items():
-        cut = place[read_by[0].node]
+    for (x, stacked), read_by in readers.items():
+        cut = begins[read_by[0].node]
         part = tuple(nodes[start:cut])
         carried = frozenset(n.name for n in nodes[:cut] if last[n] >= cut)
         layer = next((layer for layer in known if read_by[0].node in layer.nodes), None)
-        found.append(Stage(part, x, tuple(read_by), carried, _reads(part), layer))
+        tokens = numbers[x, stacked]
+        found.append(Stage(part, x, tuple(read_by), carried, _reads(part), layer, tokens))
         start = cut
     return _filled(found)
+
+
+def _late_constants(program: Program) -> tuple[list[fx.Node], dict[fx.Node, int]]:
+    """The nodes in an order in which they can run, and where in it each begins with what it alone wants.
+
+    What follows from tensors of the program alone, as a weight that is turned, stands right before the first
+    node that wants it: of a weight that is pruned behind a cut nothing may cross it.
+    """
+    constant: set[fx.Node] = set()
+    ordered: dict[fx.Node, None] = {}
+    begins = {}
+
+    def emit(node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source in constant and source not in ordered:
+                emit(source)
+        ordered[node] = None
+
+    for node in program.graph.nodes:
+        if node.op in ("get_attr", "output"):
+            continue
+        sources = node.all_input_nodes
+        if sources and all(s.op == "get_attr" or s in constant for s in sources):
+            constant.add(node)
+        else:
+            begins[node] = len(ordered)
+            emit(node)
+    return list(ordered), begins
 
 
 def _filled(found: list[Stage]) -> list[Stage]:
@@ -151,7 +192,7 @@ def run_stage(
             for source in node.all_input_nodes:
                 if source in uses:
                     uses[source] -= 1
-                    if uses[source] == 0:
+                    if uses[source] == 0 and source.name not in stage.carried:
                         known.pop(source.name, None)
     return {name: known[name] for name in stage.carried}
 

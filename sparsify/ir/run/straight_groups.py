@@ -54,7 +54,7 @@ class _MaskedProduct:
     def __init__(self, program: Program, mask: GroupMask) -> None:
         self.program, self.path = program, mask.path
         self.product: Any = mask.linear.node.target
-        self.place = mask.linear.node.args.index(mask.linear.operand)
+        self.place = mask.linear.node.args.index(mask.linear.entering)
         # Other products than a linear take the weight as `[..., in, out]`.
         self.inputs = -1 if self.product is aten.linear.default else -2
 

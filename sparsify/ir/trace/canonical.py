@@ -62,6 +62,8 @@ def normalise(module: fx.GraphModule) -> fx.GraphModule:
             sizes = node.all_input_nodes[0].meta["val"].shape
             ones = [dim for dim, size in enumerate(sizes) if isinstance(size, int) and size == 1]
             node.target, node.args = aten.squeeze.dims, (node.args[0], ones)
+        elif node.target is aten.sort.default:
+            _settle_order(node)
     drop_settled(module)
     _sweep(module.graph)
     as_pairs(module)
@@ -75,6 +77,14 @@ def normalise(module: fx.GraphModule) -> fx.GraphModule:
     if offences:
         raise Impure(offences)
     return module
+
+
+def _settle_order(node: fx.Node) -> None:
+    """Leave equal entries in the order they came in, as ONNX's TopK does; `sort` by itself may swap them."""
+    x, *rest = node.args
+    order = dict(zip(("dim", "descending"), rest, strict=False))
+    node.target, node.args = aten.sort.stable, (x,)
+    node.kwargs = {"stable": True, **order, **node.kwargs}
 
 
 def _sweep(graph: fx.Graph) -> None:

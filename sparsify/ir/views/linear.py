@@ -1,16 +1,18 @@
 """Typed readings of nodes: passes look at programs through these and never at `node.args`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from sparsify.ir.ops.grouped import GROUPED
+from sparsify.ir.ops.grouped import BATCHED, GROUPED
 from sparsify.ir.ops.rounding import quantize_activations, quantize_weight
 from sparsify.ir.ops.scale_weight import scale_weight
 from sparsify.ir.program import Program
 from sparsify.ir.views.composition import (
     Branch,
+    Composition,
     WeightQuantizer,
     composition_at,
 )
@@ -35,6 +37,8 @@ class Linear:
     `weight` is its path, stored `[out, in]`, or `[in, out]` when `transposed`. `operand` is the node
     that enters the op as weight: the weight itself, or its composition `Q(S * mask * (W + c * B A))`.
     `x` is the node that enters as input, the rounded one where there is an input quantizer.
+    The matrices of experts may be stored together, `[experts, out, in]` or `[experts, in, out]`: each
+    multiplies a group of the rows of `x`, those up to its entry of `ends`, or `x[expert]` where that is None.
     """
 
     node: fx.Node
@@ -47,6 +51,24 @@ class Linear:
     quantizer: WeightQuantizer | None = None
     row_scales: str | None = None
     input_quantizer: InputQuantizer | None = None
+    ends: fx.Node | None = None
+
+    @property
+    def stacked(self) -> bool:
+        """Whether its matrices are those of experts, stored together."""
+        return str(self.node.target) in (*GROUPED, *BATCHED)
+
+    @property
+    def entering(self) -> fx.Node:
+        """The node that enters the product: the operand, or the matrices of experts turned before it."""
+        node = self.node.args[2 if self.node.target is aten.addmm.default else 1]
+        assert isinstance(node, fx.Node)
+        return node
+
+    @property
+    def reader(self) -> fx.Node:
+        """The node that reads the operand."""
+        return self.node if self.entering is self.operand else self.entering
 
 
 def linears(program: Program) -> list[Linear]:
@@ -69,6 +91,43 @@ def linear_at(program: Program, node: fx.Node) -> Linear | None:
     found = composition_at(operand)
     if found is None or program.tensor(found.weight).dim() != 2:
         return None
+    return _composed(node, x, operand, found, transposed=transposed)
+
+
+def products(program: Program) -> list[Linear]:
+    """Every linear map, those of experts too, in graph order."""
+    return [view for node in program.graph.nodes if (view := product_at(program, node)) is not None]
+
+
+def product_at(program: Program, node: fx.Node) -> Linear | None:
+    """The linear map that a node computes: as `linear_at`, or with matrices of experts stored together."""
+    if str(node.target) not in (*GROUPED, *BATCHED):
+        return linear_at(program, node)
+    x, entering = node.args[:2]
+    if not isinstance(x, fx.Node) or not isinstance(entering, fx.Node):
+        return None
+    turned = entering.target is aten.transpose.int and set(entering.args[1:]) in ({-1, -2}, {1, 2})
+    operand = entering.args[0] if turned else entering
+    assert isinstance(operand, fx.Node)
+    found = composition_at(operand)
+    if found is None or program.tensor(found.weight).dim() != 3:
+        return None
+    if turned and len(entering.users) > 1:
+        return None
+    ends = node.args[2] if str(node.target) in GROUPED else None
+    assert ends is None or isinstance(ends, fx.Node)
+    return _composed(node, x, operand, found, transposed=not turned, ends=ends)
+
+
+def _composed(
+    node: fx.Node,
+    x: fx.Node,
+    operand: fx.Node,
+    found: Composition,
+    *,
+    transposed: bool,
+    ends: fx.Node | None = None,
+) -> Linear:
     return Linear(
         node=node,
         x=x,
@@ -80,30 +139,8 @@ def linear_at(program: Program, node: fx.Node) -> Linear | None:
         quantizer=found.quantizer,
         row_scales=found.row_scales,
         input_quantizer=_input_quantizer(x),
+        ends=ends,
     )
-
-
-def products(program: Program) -> list[Linear]:
-    """Every linear map, those of experts too, in graph order."""
-    return [view for node in program.graph.nodes if (view := product_at(program, node)) is not None]
-
-
-def product_at(program: Program, node: fx.Node) -> Linear | None:
-    """The linear map that a node computes: as `linear_at`, or one a group of rows.
-
-    The matrices of such a one are stored together, `[experts, out, in]`, or `[experts, in, out]` when
-    it is `transposed`.
-    """
-    if str(node.target) not in GROUPED:
-        return linear_at(program, node)
-    x, operand = node.args[:2]
-    if not isinstance(x, fx.Node) or not isinstance(operand, fx.Node):
-        return None
-    turned = operand.target is aten.transpose.int and set(operand.args[1:]) in ({-1, -2}, {1, 2})
-    stored = operand.args[0] if turned else operand
-    if not isinstance(stored, fx.Node) or stored.op != "get_attr":
-        return None
-    return Linear(node, x, str(stored.target), operand, transposed=not turned)
 
 
 def branched_weight(program: Program, linear: Linear) -> Tensor:
@@ -113,7 +150,7 @@ def branched_weight(program: Program, linear: Linear) -> Tensor:
         return weight
     a, b = program.tensor(linear.branch.a).detach(), program.tensor(linear.branch.b).detach()
     delta = b @ a
-    return weight + (delta.t() if linear.transposed else delta) * linear.branch.scale
+    return weight + out_in(linear, delta) * linear.branch.scale
 
 
 def composed_weight(program: Program, linear: Linear) -> Tensor:
@@ -147,6 +184,16 @@ def out_in(linear: Linear, stored: Tensor) -> Tensor:
     For experts `[experts, out, in]`.
     """
     return stored.mT if linear.transposed else stored
+
+
+def apart(linear: Linear, value: Tensor) -> Sequence[Tensor]:
+    """What a tensor `[..., out, in]` holds for each matrix of a linear: those of experts one by one."""
+    return value.unbind() if linear.stacked else (value,)
+
+
+def together(linear: Linear, values: Sequence[Tensor]) -> Tensor:
+    """The inverse of `apart`."""
+    return torch.stack(tuple(values)) if linear.stacked else values[0]
 
 
 def consumers(program: Program, path: str) -> list[fx.Node]:
@@ -184,7 +231,7 @@ def bias_path(linear: Linear) -> str | None:
 
 def own_bias(linear: Linear) -> fx.Node | None:
     """The node that a linear adds as its bias; None where it has none, as experts stored together."""
-    if str(linear.node.target) in GROUPED:
+    if linear.stacked:
         return None
     args, place = linear.node.args, 0 if linear.transposed else 2
     bias = args[place] if len(args) > place else linear.node.kwargs.get("bias")

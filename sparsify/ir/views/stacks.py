@@ -1,4 +1,4 @@
-"""Weights of several products in one tensor, as of experts: no linear, which most passes are about."""
+"""Matrices of experts that are stored together: the tokens they multiply, and what is no such matrix."""
 
 from typing import Any
 
@@ -7,25 +7,65 @@ from torch import fx
 
 from sparsify.ir.ops.grouped import GROUPED
 from sparsify.ir.program import Program
+from sparsify.ir.views.linear import Linear, products
 
 aten = torch.ops.aten
 _PRODUCTS = {aten.bmm.default, aten.baddbmm.default, aten.matmul.default, aten.einsum.default}
+_PICKS = {aten.index.Tensor, aten.index_select.default}
+_FAR = 8  # nodes between a product and the choice of its rows: masks, probes and rounding
 
 
-def stacks(program: Program) -> dict[str, int]:
-    """The parameters of more than two dimensions that a product reads, and how many entries each has."""
-    found = {}
+def tokens_of(program: Program, view: Linear) -> fx.Node | None:
+    """The numbers of the tokens `[rows]` whose rows experts multiply; None where the graph does not say.
+
+    Products whose groups end at the same rows multiply rows of the same tokens, and one of them reads what
+    was picked by these numbers.
+    """
+    if view.ends is None:
+        return None
+    for other in products(program):
+        node = other.x
+        for _ in range(_FAR if other.ends is view.ends else 0):
+            numbers = _picked_by(node)
+            if numbers is not None:
+                return numbers
+            first = node.args[0] if node.args else None
+            if not isinstance(first, fx.Node):
+                break
+            node = first
+    return None
+
+
+def _picked_by(node: fx.Node) -> fx.Node | None:
+    """The numbers by which rows `[tokens, features]` are picked, if a node does so."""
+    if node.target not in _PICKS:
+        return None
+    numbers: Any = node.args[1] if node.target is aten.index.Tensor else node.args[1:]
+    if node.target is aten.index_select.default:
+        dim, picked = numbers
+        return picked if dim == 0 else None
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def stacks(program: Program, *, experts: bool = False) -> dict[str, int]:
+    """The parameters of more than two dimensions that a product reads, and how many entries each has.
+
+    Those that `products` finds are among them only for a pass that leaves matrices of `experts` out.
+    """
+    stacked = {view.weight for view in products(program) if view.stacked}
+    found = {path: program.tensor(path).numel() for path in stacked if experts}
     for node in program.graph.find_nodes(op="get_attr"):
         path = str(node.target)
         value = program.tensor(path)
-        if isinstance(value, torch.nn.Parameter) and value.dim() > 2 and _multiplies(node):
+        many = isinstance(value, torch.nn.Parameter) and value.dim() > 2 and path not in stacked
+        if many and _multiplies(node):
             found[path] = value.numel()
     return found
 
 
-def left_whole(program: Program) -> list[str]:
-    """A note on the stacks that a pass over linears leaves as they are; nothing where there are none."""
-    found = stacks(program)
+def left_whole(program: Program, *, experts: bool = False) -> list[str]:
+    """A note on the `stacks` that a pass over linears leaves as they are; nothing where there are none."""
+    found = stacks(program, experts=experts)
     if not found:
         return []
     whole = sum(value.numel() for value in program.module.parameters())

@@ -17,13 +17,15 @@ from sparsify.ir.views.linear import Linear, consumers, linear_at, linears, prod
 aten = torch.ops.aten
 
 
-def expected(program: Program, targets: Sequence[str], ignore: Sequence[str]) -> list[Linear]:
+def expected(
+    program: Program, targets: Sequence[str], ignore: Sequence[str], *, experts: bool = False
+) -> list[Linear]:
     """The linears that targets match so far; as `targeted`, whose errors it raises.
 
     A glob that matches no linear is let through when it would match what passes add to one: it is for
     weights that come, and `targeted` refuses it later if they have not.
     """
-    paths = {view.weight for view in linears(program)}
+    paths = {view.weight for view in (products if experts else linears)(program)}
     coming = {path + suffix for path in paths for suffix in suffixes()}
 
     def is_late(glob: str) -> bool:
@@ -34,6 +36,7 @@ def expected(program: Program, targets: Sequence[str], ignore: Sequence[str]) ->
         program,
         [glob for glob in targets if not is_late(glob)],
         [glob for glob in ignore if not is_late(glob)],
+        experts=experts,
     )
 
 
@@ -104,8 +107,9 @@ def refuse_shared(
     A mask or a branch on it could never be folded: the other reader would change. With `tables` an
     embedding may read it.
     """
+    read = {node for view in products(program) for node in (view.node, view.reader)}
     for view in views:
-        others = (u for u in _readers(program, view.weight) if linear_at(program, u) is None)
+        others = (user for user in _readers(program, view.weight) if user not in read)
         if any(not tables or user.target is not aten.embedding.default for user in others):
             raise OptionError(
                 f"@{view.weight} is no weight of linears alone (a tied embedding?), so that {why}; "

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from sparsify.errors import OptionError
 from sparsify.ir.axes.groups import Group
 from sparsify.ir.program import Program
+from sparsify.ir.views.linear import product_at
 from sparsify.ir.views.probe import probe_behind
 from sparsify.select.gradients import gradient_moments
 from sparsify.select.groups import Amount, keep_some, matrices
@@ -61,9 +62,10 @@ def _levels(program: Program, group: Group) -> Tensor:
     """
     probes: dict[fx.Node, Tensor] = {}
     for consumer in group.consumers:
-        probe = probe_behind(consumer.x)
-        if probe is not None:
-            found = statistics_of(program, consumer.x, consumer.weight)
+        probe, view = probe_behind(consumer.x), product_at(program, consumer.node)
+        # What experts read is the value of a norm that their router reads whole.
+        if probe is not None and view is not None and not probe.of_experts:
+            found = statistics_of(program, view)
             assert found.level is not None  # a probe always has it
             probes[probe.node] = found.level
     if not probes:

@@ -11,7 +11,7 @@ from sparsify.ir.features.composed import take_out
 from sparsify.ir.features.weight_mask import add_mask, masked_linears
 from sparsify.ir.graph import sweep
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, linears
+from sparsify.ir.views.linear import Linear, products
 from sparsify.ir.views.targets import refuse_shared
 from sparsify.select.gradients import weight_gradients
 from sparsify.select.importance import OF_STATISTICS
@@ -28,7 +28,6 @@ class Weights(Kind):
     scores = (*get_args(Method), "taylor")
     of_statistics = frozenset(get_args(Method)) - {"magnitude"}
     of_data = frozenset({"taylor"})
-    experts = False
 
     def masked_weights(self, views: Sequence[Linear]) -> frozenset[str]:
         """Those of the linears themselves."""
@@ -56,7 +55,7 @@ class Weights(Kind):
     ) -> int:
         """Rank weights by row, by linear or over all of them; or let a method move those it keeps."""
         chosen = {view.weight for view in views}
-        found = {v.weight: v for v in masked(v for v in linears(program) if v.weight in chosen)}
+        found = {v.weight: v for v in masked(v for v in products(program) if v.weight in chosen)}
         targets = targets_of(program, found, choice.share)
         if choice.share is not None and (
             choice.by.name == "taylor" or choice.amount.scope == "global"

@@ -17,6 +17,7 @@ from sparsify.ir.axes.rules.elementwise import Rule, overloads
 from sparsify.ir.ops.grouped import GROUPED
 from sparsify.ir.ops.op import opname
 from sparsify.ir.ops.probe import probe_routes
+from sparsify.ir.views.composition import composition_at
 
 aten = torch.ops.aten
 _SOFTMAX = frozenset(overloads("softmax.int _softmax.default"))
@@ -66,13 +67,13 @@ def _record_router(analysis: Analysis, node: fx.Node, args: dict[str, Any], axis
         source = source.args[1 if source.target in _MASKING else 0]
     if source.target is not aten.linear.default or not _only_ranked(source):
         return
-    weight = source.args[1]
-    rows = analysis.axes[weight][0]
-    if weight.op == "get_attr" and rows.root() is axis.root():
+    weight = composition_at(source.args[1])
+    rows = analysis.axes[source.args[1]][0]
+    if weight is not None and rows.root() is axis.root():
         # A bias lifts what a softmax has made 0.
         places = [source] if shares or ranked is None else []
         places += [] if ranked is None else [ranked]
-        name, count = str(weight.target), int(args["k"])
+        name, count = weight.weight, int(args["k"])
         found = Router(node, source, tuple(places), name, axis, count, frozenset(excuses))
         analysis.routers.append(found)
 
