@@ -39,7 +39,7 @@ _FAMILIES = """# Families of the model library
 
 What `make zoo` has found of the families of transformers, each small and random: traced and held against
 its model; half of each kind of axis (a quarter of the hidden size) masked and removed, which must come to the
-same; linears pruned 2:4 and packed (stacks of experts stay whole); written to ONNX and read back; written
+same; linears and matrices of experts pruned 2:4 and packed; written to ONNX and read back; written
 with a cache, whose greedy tokens must be the model's own; written to a folder that transformers loads.
 `none`: the family has no such axis, or none that may go, or does not generate; `refused`: with the sentence
 below; an empty cell: untried.

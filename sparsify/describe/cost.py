@@ -13,6 +13,7 @@ from sparsify.errors import OptionError
 from sparsify.ir.facts.experts import expert_sets, read_tensors, row_tables
 from sparsify.ir.facts.multiply_adds import work
 from sparsify.ir.program import Program
+from sparsify.ir.views.packed import packed_entries
 
 MEANING = (
     "Bytes touched are of weights, a step reading each tensor once; which experts a step reaches is the mean "
@@ -210,5 +211,9 @@ def _bytes(program: Program, paths: Iterable[str]) -> int:
 
 
 def _parameters(program: Program, paths: Iterable[str]) -> int:
-    held = (program.tensor(path) for path in paths)
-    return sum(value.numel() for value in held if isinstance(value, torch.nn.Parameter))
+    packed, counted = packed_entries(program), 0
+    for path in paths:
+        value = program.tensor(path)
+        own = value.numel() if isinstance(value, torch.nn.Parameter) else 0
+        counted += packed.get(path, own)
+    return counted

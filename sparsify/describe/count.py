@@ -7,7 +7,7 @@ import torch
 from sparsify.ir.facts.multiply_adds import multiply_adds
 from sparsify.ir.facts.weights import linear_weights, other_weights, zeros_in
 from sparsify.ir.program import Program
-from sparsify.ir.views.packed import block_weights, packed_linears
+from sparsify.ir.views.packed import packed_entries, packed_linears
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,8 @@ def count(program: Program, batch: int = 1, length: int = 128) -> Counts:
 
 def count_parameters(program: Program) -> int:
     """Entries of all parameters and of packed weights; a tied one counts once, buffers do not."""
-    packed = {view.weight: view.layout for view in packed_linears(program)}
-    blocks = {
-        v.codes: len(program.tensor(v.codes)) * v.form.columns for v in block_weights(program)
-    }
     stored = sum(parameter.numel() for parameter in program.module.parameters())
-    sparse = sum(layout.out_features * layout.in_features for layout in packed.values())
-    return stored + sparse + sum(blocks.values())
+    return stored + sum(packed_entries(program).values())
 
 
 def count_zeros(program: Program) -> int:

@@ -52,13 +52,15 @@ def rows_of_experts(
 ) -> list[Tensor]:
     """The rows `[rows, features]` of each expert, those of padded tokens left out.
 
-    Of `x [rows, features]` they are the ones up to its entry of `ends [experts]`; without `ends` they are
-    `x [experts, rows, features]`. `tokens [rows]` is the number of each row's token, None where that is not
-    known and all are taken; `mask` as in `kept_rows`.
+    Of `x [rows, features]` they are the ones up to its entry of `ends [experts]`. Without `ends` they are
+    those of `x [experts, rows, features]` that are not zero: what a token is not sent to gets zeros. `tokens
+    [rows]` is the number of each row's token, None where that is not known and all are taken; `mask` as in
+    `kept_rows`.
     """
     places = rows_of_each(x, ends)
     if ends is None:
-        return [kept_rows(x[place], mask) for place in places]
+        each = [kept_rows(x[place], mask) for place in places]
+        return [rows[rows.any(1)] for rows in each]
     kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
     if mask is not None and tokens is not None and _is_of(mask, tokens):
         kept = mask.reshape(-1).bool()[tokens]

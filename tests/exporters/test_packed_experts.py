@@ -5,6 +5,8 @@ import pytest
 import torch
 from zoo_models import small_model
 
+from sparsify.describe.cost import cost
+from sparsify.describe.count import count
 from sparsify.describe.of_program import facts_of
 from sparsify.engine.contract import Context
 from sparsify.engine.export import export
@@ -116,6 +118,22 @@ def test_facts_count_the_matrices_of_experts():
     assert wide
     for weight in wide:  # half of the values, and where they stand
         assert 0.5 < weight.bytes / bytes_before[weight.path] < 0.6
+
+
+@pytest.mark.parametrize("way", ["float32", "dense int8"])
+def test_a_packed_mixture_costs_what_it_did(way):
+    text, _, _ = WAYS[way]
+    before, _, packing = text.rpartition(" | ")
+    program = program_of("mixtral", before)
+    dense, found = cost(program), cost(parse(packing).run(program, Context()))
+    assert len(found.experts) == len(dense.experts) == 2
+    for own, was in zip(found.experts, dense.experts, strict=True):
+        assert (own.size, own.chosen, own.parameters) == (was.size, was.chosen, was.parameters)
+        assert own.bytes < was.bytes
+    assert (found.parameters, found.active) == (dense.parameters, dense.active)
+    sizes, were = count(program), count(program_of("mixtral", before))
+    assert (sizes.parameters, sizes.dense_multiply_adds) == (were.parameters, were.multiply_adds)
+    assert (sizes.multiply_adds < were.multiply_adds) == (way == "float32")
 
 
 def test_blocks_of_experts_come_back_as_they_were_rounded():

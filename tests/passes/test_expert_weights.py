@@ -87,6 +87,23 @@ def test_statistics_are_those_of_the_tokens_sent_to_each(padded):
             torch.testing.assert_close(one.square, part.square().sum(0), rtol=1e-4, atol=1e-5)
 
 
+def test_where_all_tokens_pass_all_experts_those_sent_elsewhere_are_no_tokens_of_one():
+    program = run(program_of("llama4_text"), OBSERVED, words())
+    model, chosen = small_model("llama4_text", TASK), []
+    name = "model.layers.1.feed_forward"
+    router = model.get_submodule(f"{name}.router")
+    router.register_forward_hook(lambda _, args, out: chosen.append(out))
+    with torch.no_grad():
+        model(**columns())
+    ((*_, logits),) = chosen
+    sent = torch.bincount(logits.reshape(-1, logits.shape[-1]).argmax(1), minlength=4)
+    for view in stacked(program):
+        if view.weight.startswith(name):
+            found = program.tensor(f"{view.weight}_probe_count")
+            assert found.tolist() == sent.tolist()
+            assert int(found.sum()) == 8 * 12
+
+
 @pytest.mark.parametrize("score", ["magnitude", "wanda", "ria", "dsnot", "sparsegpt", "alps"])
 def test_each_expert_is_pruned_as_a_linear_of_its_own(score):
     rows = rows_by_hand(columns())

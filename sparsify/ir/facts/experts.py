@@ -14,6 +14,7 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.graph import sources
 from sparsify.ir.ops.cluster_of import cluster_of
 from sparsify.ir.ops.grouped import GROUPED
+from sparsify.ir.ops.packed_experts import block_experts, nm_experts
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables
 from sparsify.ir.views.packed import block_weights
@@ -56,7 +57,7 @@ def expert_sets(program: Program) -> list[ExpertSet]:
                 "its own: which weights a token meets is not known; cost programs whose experts are stored "
                 "together"
             )
-    nodes = [node for node in program.graph.nodes if str(node.target) in GROUPED]
+    nodes = [node for node in program.graph.nodes if _is_grouped(node)]
     if not nodes:
         return []
     analysis = analyse(program)
@@ -74,6 +75,13 @@ def expert_sets(program: Program) -> list[ExpertSet]:
         if axis not in sets:
             sets[axis] = _expert_set(analysis, axis, chosen[axis])
     return list(sets.values())
+
+
+def _is_grouped(node: fx.Node) -> bool:
+    """Whether a node multiplies groups of rows by matrices, as they are or packed."""
+    if node.target in (nm_experts, block_experts):
+        return node.args[2 if node.target is nm_experts else 3] is not None  # where groups end
+    return str(node.target) in GROUPED
 
 
 def row_tables(program: Program) -> list[RowTable]:

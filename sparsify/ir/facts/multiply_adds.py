@@ -15,6 +15,7 @@ from sparsify.errors import SparsifyError
 from sparsify.ir.ops.grouped import GROUPED
 from sparsify.ir.ops.nm_linear import nm_linear
 from sparsify.ir.ops.op import Cost, product
+from sparsify.ir.ops.packed_experts import nm_experts
 from sparsify.ir.ops.registry import op_of
 from sparsify.ir.program import Program
 from sparsify.ir.trace.made_up import SIGNALS
@@ -66,7 +67,7 @@ def work(program: Program, batch: int, length: int, *, packed_whole: bool = Fals
                 if node.target is aten.split_with_sizes.default:
                     args = (args[0], _even(*args), *args[2:])
                 values[node] = _computed(node.target, args, kwargs)
-                whole = packed_whole and node.target is nm_linear
+                whole = packed_whole and node.target in (nm_linear, nm_experts)
                 cost = product(0) if whole else _cost(node.target)
                 done = cost(args, values[node])
                 if _attends(node, varying):

@@ -122,10 +122,12 @@ block_experts = torch.ops.sparsify.block_experts.default
 
 def _axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:
     """As of packed linears; the experts stay, too."""
-    result = packed_axes(analysis, node, {**args, "bias": args["ends"]})
-    if args["ends"] is None:
-        analysis.tie(node, result[0], analysis.axes[args["packed"]][0])
-    return result
+    experts = analysis.axes[args["packed"]][0]
+    groups = analysis.axes[args["x" if args["ends"] is None else "ends"]][0]
+    analysis.tie(node, groups, experts)
+    if "scales" in args:
+        analysis.tie(node, experts, analysis.axes[args["scales"]][0])
+    return packed_axes(analysis, node, {**args, "bias": args["ends"]})
 
 
 def _unrounded_nm(x: Tensor, packed: Tensor, ends: Tensor | None, *numbers: Any) -> Tensor:

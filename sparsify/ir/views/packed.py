@@ -1,5 +1,6 @@
 """Packed linears: the view of `sparsify.nm_linear`, and the rewrite of a linear into one."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,19 @@ def packed_at(node: fx.Node) -> PackedLinear | None:
     assert isinstance(x, fx.Node)
     assert isinstance(weight, fx.Node)
     return PackedLinear(node, x, str(weight.target), Layout(*layout))  # type: ignore[arg-type]
+
+
+def packed_entries(program: Program) -> dict[str, int]:
+    """How many entries each packed weight and each table in blocks stands for, by the path of its bytes."""
+    found = {}
+    for sparse in packed_linears(program):
+        size = sparse.layout.out_features * sparse.layout.in_features
+        experts = program.tensor(sparse.weight).shape[:-1]
+        found[sparse.weight] = math.prod(experts) * size
+    for block in block_weights(program):
+        rows = program.tensor(block.codes).shape[:-2]
+        found[block.codes] = math.prod(rows) * block.form.columns
+    return found
 
 
 def unpacked_weight(program: Program, view: PackedLinear) -> Tensor:
