@@ -17,6 +17,7 @@ from sparsify.train.chunks import Side
 from sparsify.train.heap import give_back
 from sparsify.train.program_model import ProgramModel
 from sparsify.train.settings import Precision, Recompute
+from sparsify.train.units import LayerUnits
 
 
 class Trained(ProgramModel):
@@ -30,6 +31,7 @@ class Trained(ProgramModel):
     def __init__(self, program: Program, recompute: Recompute = "none") -> None:
         super().__init__(program)
         self.headless = False
+        self.units: LayerUnits | None = None  # where parameters are cut over ranks
         self.watched: tuple[fx.Node, ...] = ()
         if recompute != "none":
             kept = {"context_fn": keeping_products} if recompute == "selective" else {}
@@ -39,14 +41,20 @@ class Trained(ProgramModel):
         """The outputs, or what the head reads."""
         inputs = self.program.complete(batch)
         head = find_head(self.program) if self.headless else None
-        if head is None and not self.watched:
-            return tuple(self._outputs(inputs))
-        last = output_nodes(self.program) if head is None else head.reads
-        wanted = [*last, *self.watched]
-        if self._recomputing is not None and self.training and torch.is_grad_enabled():
-            found = run_segments(self.graph_module, inputs, wanted=wanted, **self._recomputing)
-            give_back()
+        wanted: list[fx.Node] | None = None
+        if head is not None or self.watched:
+            wanted = [*(output_nodes(self.program) if head is None else head.reads), *self.watched]
+        recomputing = self._recomputing if self.training and torch.is_grad_enabled() else None
+        if recomputing is not None or self.units is not None:
+            options = {"every": None} if recomputing is None else recomputing
+            found = run_segments(
+                self.graph_module, inputs, wanted=wanted, units=self.units, **options
+            )
+            if recomputing is not None and wanted is not None:
+                give_back()
             return found
+        if wanted is None:
+            return tuple(self._outputs(inputs))
         return run_to(self.graph_module, inputs, wanted)
 
 

@@ -1,11 +1,13 @@
 """FSDP2 as accelerate's config file asks for it: parameters, gradients and moments cut over the ranks.
 
-The flat graph is one unit: a forward pass gathers all weights and keeps them until the backward pass is done,
-so that what falls with the number of ranks is what gradients, moments and resting weights take.
+The flat graph is cut where one activation crosses it, between blocks (`sparsify.ir.run.segments`). The
+weights of a piece are gathered while it runs, forward and backward; what several pieces read, as a tied
+table, and what stands behind the last cut is gathered for the whole step.
 """
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -13,7 +15,9 @@ from accelerate.utils import parse_flag_from_env
 from sparsify import ranks
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
+from sparsify.train.forward import Trained
 from sparsify.train.sharded import whole
+from sparsify.train.units import LayerUnits
 
 ASKED = "ACCELERATE_USE_FSDP"
 # What accelerate can do beside, and this cannot: its name in a config file.
@@ -47,7 +51,7 @@ class Shards:
     `model` holds the program's module, and is what is called.
     """
 
-    def __init__(self, program: Program, model: torch.nn.Module, device: torch.device) -> None:
+    def __init__(self, program: Program, model: Trained, device: torch.device) -> None:
         # Not above: importing them takes a second.
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -55,8 +59,14 @@ class Shards:
         self._program, self._model = program, model
         self._before = self._now()
         mesh = init_device_mesh(device.type, (ranks.count(),))
+        model.units = units = LayerUnits(program)
+        for unit in units.each:
+            fully_shard(unit, mesh=mesh)
+        for path in units.paths:
+            self._put(path, units.tensor(path))
         # Losses read weights of the head behind the forward pass.
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        apart = set(units.parameters())
+        fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=apart)
         for value in self._before.values():
             value.data = value.new_empty(
                 0
@@ -65,14 +75,17 @@ class Shards:
     @torch.no_grad()
     def gather(self) -> None:
         """Put whole parameters back, the same ones as before, on every rank."""
-        self._model.reshard()  # type: ignore[operator]  # an evaluation leaves them gathered
+        self._model.reshard()  # an evaluation leaves them gathered
         now, filled = self._now(), set[int]()
         for path, value in self._before.items():
             if id(value) not in filled:
                 value.data = whole(now[path].detach())
                 filled.add(id(value))
-            owner, _, name = path.rpartition(".")
-            self._program.module.get_submodule(owner).register_parameter(name, value)
+            self._put(path, value)
+
+    def _put(self, path: str, value: Any) -> None:
+        owner, _, name = path.rpartition(".")
+        self._program.module.get_submodule(owner).register_parameter(name, value)
 
     def _now(self) -> Mapping[str, torch.nn.Parameter]:
         return dict(self._program.module.named_parameters(remove_duplicate=False))

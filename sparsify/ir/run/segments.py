@@ -1,13 +1,14 @@
-"""A program run piece by piece in training: what lies inside a piece is computed again in the backward pass.
+"""A program run piece by piece in training: activations computed again, parameters whole, a piece at a time.
 
 A cut lies where a single activation crosses it: the residual stream between two blocks. What depends on no
 parameter, as masks and tables of positions do, is small and crosses as it is.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -42,11 +43,25 @@ class _Call:
 
 @dataclass(frozen=True)
 class Segment:
-    """Calls in order, the names of the values they read from before and those that are read after."""
+    """Calls in order, the names of the values they read from before and those that are read after.
+
+    `tensors` are the paths of those of the program that they read.
+    """
 
     calls: tuple[_Call, ...]
     reads: tuple[str, ...]
     gives: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+
+class Units(Protocol):
+    """Where parameters are that are whole only while a piece runs."""
+
+    def tensor(self, path: str) -> Any:
+        """The tensor at a path, None for one that is where it always is."""
+
+    def call(self, piece: Segment, run: Callable[..., Any], values: Sequence[Any]) -> Any:
+        """What `run` gives for the values a piece reads, its parameters whole meanwhile."""
 
 
 def segments(
@@ -79,26 +94,27 @@ def run_segments(
     inputs: Mapping[str, Tensor],
     *,
     wanted: Sequence[fx.Node] | None = None,
-    every: int = 1,
+    every: int | None = 1,
+    units: Units | None = None,
     **options: Any,
 ) -> tuple[Tensor, ...]:
     """The outputs of a module, every `every`-th piece of it but the last kept by its borders alone.
 
-    With `wanted` the values of these nodes, and only what they need is run. `options` go to
-    `torch.utils.checkpoint.checkpoint`.
+    With `wanted` the values of these nodes, and only what they need is run; with `every` None all is kept.
+    `units` make parameters whole for each piece. `options` go to `torch.utils.checkpoint.checkpoint`.
     """
     known = _known(module, inputs)
     pieces = segments(module, wanted=wanted)
     for i, piece in enumerate(pieces):
 
         def run(*values: Any, piece: Segment = piece) -> tuple[Any, ...]:
-            return _run(module, piece, dict(zip(piece.reads, values, strict=True)))
+            return _run(module, piece, dict(zip(piece.reads, values, strict=True)), units)
 
+        called: Callable[..., Any] = run
+        if every is not None and i + 1 < len(pieces) and i % every == 0:
+            called = partial(checkpoint, run, use_reentrant=False, **options)
         values = [known[name] for name in piece.reads]
-        if i + 1 < len(pieces) and i % every == 0:
-            given = checkpoint(run, *values, use_reentrant=False, **options)
-        else:
-            given = run(*values)
+        given = called(*values) if units is None else units.call(piece, called, values)
         known.update(zip(piece.gives, given, strict=True))
     return _found(module, wanted, known)
 
@@ -175,12 +191,22 @@ def _segment(nodes: Sequence[fx.Node], crossing: set[fx.Node]) -> Segment:
                 seen.add(source.name)
                 frees[node].append(source.name)
     calls = tuple(_Call(n.name, n.target, n.args, dict(n.kwargs), tuple(frees[n])) for n in nodes)
-    return Segment(calls, tuple(reads), gives)
+    stored = [s for node in nodes for s in node.all_input_nodes if s.op == "get_attr"]
+    tensors = tuple(dict.fromkeys(str(source.target) for source in stored))
+    return Segment(calls, tuple(reads), gives, tensors)
 
 
-def _run(module: nn.Module, piece: Segment, known: dict[str, Any]) -> tuple[Any, ...]:
+def _run(
+    module: nn.Module, piece: Segment, known: dict[str, Any], units: Units | None = None
+) -> tuple[Any, ...]:
+    def value(node: fx.Node) -> Any:
+        held = None
+        if units is not None and node.op == "get_attr":
+            held = units.tensor(str(node.target))
+        return _value(module, node, known) if held is None else held
+
     for call in piece.calls:
-        args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: _value(module, n, known))
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), value)
         known[call.name] = call.target(*args, **kwargs)
         for name in call.frees:
             del known[name]
