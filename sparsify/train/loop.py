@@ -54,8 +54,7 @@ def train(
 ) -> list[Figures]:
     """Optimise the parameters that require gradients, in place; returns one row of figures a step.
 
-    With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted; where
-    parameters are sharded there are no checkpoints.
+    With `scratch`, goes on from the last checkpoint found there, bitwise as if never interrupted.
     With `sparse`, rows hold what `AdaptiveMasks.refresh` tells, and the last one the loss on its batch
     of the dense weights (`unpruned`) and of the masked ones (`pruned`). `omission` gives
     the omission rate for a fraction of the steps; rows hold what `Omitting.figures` tells. `learned` are
@@ -65,8 +64,6 @@ def train(
     no longer finite; checkpoints from before then stay.
     """
     check_shares(settings, measures=domains is not None and isinstance(data, DomainData))
-    if sharding():
-        scratch = None
     with (
         torch.random.fork_rng(devices=[]),
         accelerating(device, settings.precision) as accelerator,
@@ -82,7 +79,8 @@ def train(
             run.follow(data, domains or Constant(), validation)
         done, history = 0, list[Figures]()
         if scratch is not None and (found := latest(scratch)) is not None:
-            done, history = restore(run.accelerator, found)
+            sharded = run.shards is not None
+            done, history = restore(run.accelerator, found, run.parts, sharded=sharded)
         with run.training():
             for step in range(done, settings.steps):
                 figures = run.step(step)
@@ -90,7 +88,8 @@ def train(
                 history.append({**figures, **run.finish(step)} if last else figures)
                 on_step(figures)
                 if scratch is not None and (step + 1) % settings.save_every == 0 and not last:
-                    store(run.accelerator, scratch, step + 1, history)
+                    apart = None if run.shards is None else run.parts
+                    store(run.accelerator, scratch, step + 1, history, apart)
         run.model.eval()
         if run.shards is not None:
             run.shards.gather()
@@ -159,6 +158,11 @@ class _Run:
             self.omitting = Omitting(program, seed=settings.seed)
             self.accelerator.register_for_checkpointing(self.omitting)
         self.following: Following | None = None
+
+    @property
+    def parts(self) -> tuple[Program, torch.optim.Optimizer]:
+        """What a checkpoint of parameters that are cut over ranks is of."""
+        return self.program, self.optimizer
 
     def follow(
         self, data: DomainData, how: Constant | Dynamic, validation: Validation | None

@@ -60,6 +60,7 @@ def sharded():
 
     def gathered(self, original=Shards.gather):
         self._model.reshard()
+        assert len(self._model.units.each) > 1
         cut.extend(2 * value.to_local().numel() == value.numel() for value in self._now().values())
         return original(self)
 
@@ -126,6 +127,8 @@ def blind():
 def play(scene):
     """A scene on this rank, to its end."""
     os.environ["MASTER_PORT"] = str(scene["port"])
+    if scene.get("sharded"):
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     if scene["fault"] == "pipelines":
         pipelines(*scene["words"])
         return

@@ -25,9 +25,10 @@ PATHS = os.pathsep.join(p for p in sys.path if p)
 ONE_THREAD = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def played(folder, scenes, count=2):
+def played(folder, scenes, count=2, sharded=()):
     """What each of some ranks said in each scene, by its name: exit codes, output, errors."""
     for scene in scenes:
+        scene["sharded"] = scene["name"] in sharded
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             scene |= {"port": free.getsockname()[1], "words": [str(w) for w in scene["words"]]}
@@ -140,13 +141,19 @@ def scenes(words, model, text, tmp_path_factory):
     inputs, apart = [model, words[4]], folder / "single process"
     killed = [*words, "--out", folder / "out"]
     single = [str(folder / "out"), str(folder / "single")]
+    parts = [*words, "--out", folder / "parts"]
+    one = [str(folder / "parts"), str(folder / "parts by one")]
     streamed = [*STREAM, *words[1:5], "--out", folder / "stream"]
     cut = [str(folder / "stream"), str(folder / "cut")]
+    fsdp = ("whole", "killed in parts", "resumed in parts")
     found = played(
         folder,
         [
             {"name": "killed", "fault": "killed", "words": killed, "keep": single},
             {"name": "resumed", "fault": "", "words": [*killed, "--resume"]},
+            {"name": "whole", "fault": "", "words": [*words, "--out", folder / "fsdp"]},
+            {"name": "killed in parts", "fault": "killed", "words": parts, "keep": one},
+            {"name": "resumed in parts", "fault": "", "words": [*parts, "--resume"]},
             {"name": "cut", "fault": "cut", "words": streamed, "keep": cut},
             {"name": "streamed", "fault": "", "words": [*streamed, "--resume"]},
             {"name": "blind", "fault": "blind", "words": [*words, "--out", folder / "blind"]},
@@ -155,6 +162,7 @@ def scenes(words, model, text, tmp_path_factory):
             {"name": "both", "fault": "pipelines", "words": [folder / "both", *inputs]},
             {"name": "one", "fault": "pipelines", "words": [apart, *inputs], "alone": True},
         ],
+        sharded=fsdp,
     )
     return found, folder
 
@@ -180,6 +188,26 @@ def test_a_rank_that_is_killed_ends_all_and_any_number_of_ranks_goes_on(
     assert (code, errors) == (0, "")
     assert_close(weights(single), weights(alone))
     assert (single / path).read_bytes() != (folder / "out" / path).read_bytes()
+
+
+def test_ranks_that_hold_parts_write_them_and_any_number_of_ranks_goes_on(
+    words, scenes, alone, cli
+):
+    said, folder = scenes
+    assert [code for code, *_ in said["killed in parts"]] == [1, -9]
+    assert [code for code, *_ in said["whole"] + said["resumed in parts"]] == [0] * 4
+    kept = folder / "parts by one"
+    (checkpoint,) = (kept / ".resume").glob("pass-06/step-*")
+    sizes = [path.stat().st_size for path in sorted(checkpoint.glob("parts/*.distcp"))]
+    assert len(sizes) == 2
+    assert 0.5 < sizes[0] / sizes[1] < 2
+    path = Path("safetensors") / "tensors.safetensors"
+    assert (folder / "parts" / path).read_bytes() == (folder / "fsdp" / path).read_bytes()
+    assert_close(weights(folder / "fsdp"), weights(alone))
+    # Begun by two with a part each, and ended by one that holds all.
+    code, _, errors = cli(*words, "--out", kept, "--resume")
+    assert (code, errors) == (0, "")
+    assert_close(weights(kept), weights(alone))
 
 
 def test_layers_are_pruned_from_the_sums_of_all_ranks(words, scenes, cli):
