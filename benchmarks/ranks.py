@@ -1,19 +1,21 @@
 """Recipes on several ranks, DDP and FSDP2: the zeros and weights of one process, and memory by rank.
 
 `agree`: each recipe, its trainings cut to some steps, in one process and by torchrun on 2 and 4 ranks that
-talk by gloo. Told is the share of entries that are zero in both or in neither, and how far weights lie apart over
-the norm of all. Sums are taken in another order on several ranks: entries whose scores are equal but for
+talk by gloo. Told is the share of entries that are zero in both or in neither, and how far weights lie apart
+over the norm of all. Sums are taken in another order on several ranks: entries whose scores are equal but for
 that may change places.
 
 `memory`: plain training of a random decoder (hidden 768, 12 layers, 101 million parameters). Told is what one
-rank holds beside the interpreter, by samples of its resident memory during the steps, and seconds a step. All
-ranks share the cores of one machine, so that time says little.
+rank holds beside what there was without weights, by samples of its resident memory during the steps, what
+`run --plan` says of it, and seconds a step. All ranks share the cores of one machine, so that time says
+little.
 
     python benchmarks/ranks.py [--what agree,memory] [--text FILE] [--recipes NAME,...] [--ranks 2,4]
         [--steps 8] [--json FILE]
 """
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -36,6 +38,8 @@ from sparsify.measure.machine import machine, machine_line
 from sparsify.recipes import recipe as recipe_of
 
 CHOSEN = "structured,semi-structured,ast,cast,losa,sat-cpt"
+# Blocks that are freed go back at once, so that resident memory is what is held.
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
 WAYS = ("DDP", "FSDP2")
@@ -54,7 +58,8 @@ def launched(words: list[str], ranks: int, way: str) -> str:
     """What a command prints that runs in some processes."""
     many = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
     start = [*many, "--rdzv-endpoint=localhost:0"] if ranks > 1 else []
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(FSDP if way.startswith("FSDP") else {})}
+    more = FSDP if way.startswith("FSDP") else {}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **more, **EXACT}
     done = subprocess.run(
         [sys.executable, *start, *words],
         env=variables,
@@ -146,21 +151,30 @@ def worker(options: argparse.Namespace) -> None:
 
     from sparsify import Context, parse, ranks, trace
     from sparsify.data.sequences import TextData
+    from sparsify.train.plan import Ranks, Step, plan
+    from sparsify.train.shards import sharding
 
-    state, before = PartialState(cpu=True), resident()
+    state = PartialState(cpu=True)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
     heads = {"num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 10240}
     program = trace(LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval())
+    gc.collect()
+    before = resident() - sum(value.nbytes for _, value in program.tensors())
     data = TextData(torch.randint(3, 10000, (options.steps * 4 * 128,)), 128)
+    for value in program.module.parameters():
+        value.requires_grad_(True)
+    step = Step(4, 128, recompute="layers" if "layers" in options.more else "none")
+    planned = plan(program, step, Ranks(ranks.count(), sharded=sharding())).peak
     watch = Watch()
     context = Context(data=data, progress=watch)
     parse(f"train{{steps={options.steps} batch=4{options.more}}}").run(program, context)
     watch._training = False
     seconds = (watch.ends[-1] - watch.ends[0]) / (len(watch.ends) - 1)
     loss = context.figures["train"][-1]["loss"]
-    each = ranks.gathered({"held": watch.most - before, "seconds": seconds, "loss": loss})
+    figures = {"held": watch.most - before, "planned": planned, "seconds": seconds, "loss": loss}
+    each = ranks.gathered(figures)
     if state.is_main_process:
         print("FIGURES", json.dumps(each))
     state.destroy_process_group()
@@ -178,6 +192,7 @@ def memory(options: argparse.Namespace, rows: Rows) -> None:
             rows.put(
                 name,
                 held=max(rank["held"] for rank in each),
+                planned=each[0]["planned"],
                 step=max(rank["seconds"] for rank in each),
                 loss=each[0]["loss"],
             )
@@ -188,13 +203,14 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
     console = Console(width=120)
     console.print(machine_line(machine()))
     table = Table(box=SIMPLE_HEAD)
-    for column in ("run", "zeros alike", "weights apart", "GB a rank", "s a step"):
+    for column in ("run", "zeros alike", "weights apart", "GB a rank", "planned", "s a step"):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for name, row in rows.items():
         if "zeros" in row:
-            table.add_row(name, f"{row['zeros']:.6f}", f"{row['apart']:.1e}", "", "")
+            table.add_row(name, f"{row['zeros']:.6f}", f"{row['apart']:.1e}", "", "", "")
         else:
-            table.add_row(name, "", "", f"{row['held'] / 1e9:.2f}", f"{row['step']:.2f}")
+            sizes = (f"{row[key] / 1e9:.2f}" for key in ("held", "planned"))
+            table.add_row(name, "", "", *sizes, f"{row['step']:.2f}")
     console.print(table)
 
 

@@ -110,6 +110,9 @@ def run(
     json: Json = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run in --out.")] = False,
     overwrite: Overwrite = False,
+    plan: Annotated[bool, typer.Option(help="Only say what its trainings would take.")] = False,
+    ranks: Annotated[int, typer.Option(help="Of a plan: processes that share the work.")] = 1,
+    sharded: Annotated[bool, typer.Option(help="Of a plan: FSDP2 in place of DDP.")] = False,
     *,
     reading: Reading,
     loading: Loading,
@@ -131,6 +134,11 @@ def run(
         track=words(track),
         **asdict(reading),
     )  # fmt: skip
+    if plan:
+        from sparsify.commands.plan import show_plan
+
+        show_plan(job, ranks, sharded, console, json)
+        return
     _, report = run_command.run(job, console)
     if json is not None and is_first():
         write_json(json, report.to_json())

@@ -96,7 +96,6 @@ class _Rates:
         draw = torch.Generator().manual_seed(0)
         x = torch.randn(_ROWS, _SIDE, generator=draw).to(device)
         weight = torch.randn(_SIDE, _SIDE, generator=draw).to(device)
-        own, half = x.to(dtype_of(job.dtype)), weight.to(dtype_of(job.dtype))
         gram = job.how.needs_gram
         sums = Sums(_SIDE, gram=gram, device=device)
         seen = Sums(_SIDE, gram=gram, device=device)
@@ -104,10 +103,18 @@ class _Rates:
         statistics = seen.statistics()
         how = OneShot(job.how.method, Target(0.5)) if job.how.wanted.pattern is None else job.how
         return cls(
-            product=2 * _ROWS * _SIDE**2 / _seconds(lambda: torch.nn.functional.linear(own, half)),
+            product=product_rate(dtype_of(job.dtype), device),
             sums=(2 * _SIDE**2 if gram else 2 * _SIDE) * _ROWS / _seconds(lambda: sums.add(x)),
             choice=_work(job, _SIDE, _SIDE) / _seconds(lambda: how(weight, statistics)),
         )
+
+
+def product_rate(dtype: torch.dtype, device: torch.device | str) -> float:
+    """Twice the multiply-adds a second of a linear of this process, on matrices large enough for it."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(_ROWS, _SIDE, generator=draw).to(device, dtype)
+    weight = torch.randn(_SIDE, _SIDE, generator=draw).to(device, dtype)
+    return 2 * _ROWS * _SIDE**2 / _seconds(lambda: torch.nn.functional.linear(x, weight))
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -180,6 +180,11 @@ class _Sums:
             of_bias += gradient.sum(0)
 
 
+def logits_at_a_time(tokens: int, vocabulary: int) -> int:
+    """How many logits stand in memory at a time on the CPU, of so many tokens."""
+    return min(tokens, max(1, _CHUNK["cpu"] // vocabulary)) * vocabulary
+
+
 def _slices(
     start: int, stop: int, vocabulary: int, most: dict[str, int], device: torch.device
 ) -> Iterator[slice]:

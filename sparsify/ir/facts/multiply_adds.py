@@ -56,7 +56,7 @@ def work(program: Program, batch: int, length: int, *, packed_whole: bool = Fals
     that a condition picks count as all picked. Raises SparsifyError for other sizes that a run alone knows.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    inputs = _inputs(program, batch, length, mode)
+    inputs = fake_inputs(program, batch, length, mode)
     values: dict[fx.Node, Any] = {}
     varying: set[fx.Node] = set()
     attention = others = 0
@@ -113,7 +113,9 @@ def _attends(node: fx.Node, varying: Container[fx.Node]) -> bool:
     return node.target in _OF_TWO and sum(n in varying for n in node.all_input_nodes) > 1
 
 
-def _inputs(program: Program, batch: int, length: int, mode: FakeTensorMode) -> dict[str, Tensor]:
+def fake_inputs(
+    program: Program, batch: int, length: int, mode: FakeTensorMode
+) -> dict[str, Tensor]:
     """Fake inputs with every symbolic dimension replaced by its number."""
     inputs = {}
     for key, value in program.sample.items():

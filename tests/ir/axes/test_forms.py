@@ -57,7 +57,7 @@ def test_a_fault_of_a_rule_is_not_taken_for_a_form_and_names_its_node(odd, monke
     def mistyped(analysis, node, args):
         return analysis.axes[args["slef"]]
 
-    monkeypatch.setitem(walk.RULES, aten.sort.default, mistyped)
+    monkeypatch.setitem(walk.RULES, aten.sort.stable, mistyped)
     with pytest.raises(KeyError, match="slef") as caught:
         analyse(odd.clone())
     (note,) = caught.value.__notes__

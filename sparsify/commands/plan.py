@@ -1,0 +1,147 @@
+"""`sparsify-fx run --plan`: what the trainings of a pipeline will take on each rank."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch.overrides import TorchFunctionMode
+
+from passes.train import Train
+from sparsify.commands.run import Job
+from sparsify.disk.files import write_json
+from sparsify.engine.contract import NOTHING, Context
+from sparsify.errors import OptionError
+from sparsify.ir.program import Program
+from sparsify.ir.trace.weightless import hole_like, trace_weightless
+from sparsify.pretrained.load import dtype_of
+from sparsify.ranks import is_first
+from sparsify.stream.plan import product_rate
+from sparsify.train.plan import Plan, Ranks, Step, plan
+from sparsify.train.trainable import select_trainable
+
+_SIZES = ("weights", "gathered", "gradients", "moments", "others", "activations", "peak", "sent")
+_WORDS = {
+    "gathered": "weights gathered for a time",
+    "others": "masks, buckets, dense twin",
+    "activations": "activations, at most",
+    "sent": "sent in a step",
+}
+
+
+def show_plan(
+    job: Job, count: int, sharded: bool, console: Console, json: Path | None = None
+) -> list[Plan]:
+    """Print what each training of a job takes; OptionError for a pipeline without one."""
+    if count < 1:
+        raise OptionError(f"--ranks {count} must be at least 1")
+    ranks = Ranks(count, sharded and count > 1)
+    trust = job.loading.trust_remote_code
+    program = trace_weightless(job.model, job.dtype, trust_remote_code=trust)
+    every = list(_plans(job, program, ranks))
+    found = [one for n, one in enumerate(every) if n == 0 or one[1] != every[n - 1][1]]
+    if not every:
+        raise OptionError("the pipeline trains nothing, so that there is no step to plan")
+    rates = [product_rate(_dtype(job, train), "cpu") for train, _ in found]
+    way = "FSDP2" if ranks.sharded else "DDP"
+    where = f"on each of {ranks.count} ranks, {way}" if ranks.count > 1 else "in one process"
+    console.print(f"{job.model}, {where}", soft_wrap=True, highlight=False, markup=False)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("")
+    for label in _labels(every):
+        table.add_column(label, justify="right", no_wrap=True)
+    told = [one for _, one in found]
+    table.add_row("parameters", *(f"{one.parameters / 1e6:,.1f} M" for one in told))
+    table.add_row("that learn", *(f"{one.learned / 1e6:,.1f} M" for one in told))
+    for size in _SIZES:
+        row = (_size(getattr(one, size)) for one in told)
+        table.add_row(_WORDS.get(size, size), *row, style="bold" if size == "peak" else "")
+    work = (f"{one.multiply_adds / 1e12:,.2f} T" for one in told)
+    table.add_row("multiply-adds of a step", *work)
+    seconds = [_seconds(one, rate, ranks) for one, rate in zip(told, rates, strict=True)]
+    table.add_row("a step, at this CPU's rate", *(f"{each:,.1f} s" for each in seconds))
+    console.print(table)
+    removed = [item.name for item in job.pipeline.passes if item.name.startswith("prune-")]
+    if removed:
+        console.print(
+            f"Sizes are those before {removed[0]}, which only weights can tell.", soft_wrap=True
+        )
+    if json is not None and is_first():
+        rows = [
+            {"train": str(train), **asdict(one), "seconds": each}
+            for (train, one), each in zip(found, seconds, strict=True)
+        ]
+        write_json(json, {"ranks": asdict(ranks), "trainings": rows})
+    return told
+
+
+def _labels(every: list[tuple[Train, Plan]]) -> list[str]:
+    """The numbers of trainings that take the same, and what learns in them."""
+    runs: list[tuple[int, int]] = []
+    for number, (_, one) in enumerate(every, 1):
+        if runs and every[number - 2][1] == one:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    words = (f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+    return [
+        f"train {word}: {every[first - 1][0].update}"
+        for word, (first, _) in zip(words, runs, strict=True)
+    ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 10**8 else f"{count / 1e6:,.1f} MB"
+
+
+def _plans(job: Job, program: Program, ranks: Ranks) -> Any:
+    """Every training with its plan, each after what was inserted before it."""
+    for item in job.pipeline.passes:
+        if isinstance(item, Train):
+            with select_trainable(program, item.update):
+                yield item, plan(program, _step(job, item, program), ranks)
+        elif item.moves is NOTHING and not set(item.effect().adds) & program.features:
+            with _Holes():
+                item.rewrite(program, Context(seed=job.seed))
+
+
+def _step(job: Job, train: Train, program: Program) -> Step:
+    half = train.precision == "bf16"
+    size = sum(
+        value.numel() * (2 if half else value.element_size())
+        for value in program.module.parameters()
+    )
+    return Step(
+        batch=train.batch,
+        length=job.length,
+        accumulate=train.accumulate,
+        recompute=train.recompute,
+        bf16=half,
+        moments=1 if train.optimizer == "sgd" else 2,
+        twin=size if train.distill is not None else 0,
+    )
+
+
+def _dtype(job: Job, train: Train) -> torch.dtype:
+    return torch.bfloat16 if train.precision == "bf16" else dtype_of(job.dtype)
+
+
+def _seconds(one: Plan, rate: float, ranks: Ranks) -> float:
+    """Of products alone, shared out over the ranks, each as fast as this process."""
+    return 2 * one.multiply_adds / ranks.count / rate
+
+
+class _Holes(TorchFunctionMode):
+    """Masks of ones take no memory: nobody will read them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is torch.ones_like:
+            kind = named.get("dtype") or args[0].dtype
+            return hole_like(torch.empty(args[0].shape, dtype=kind, device="meta"))
+        return func(*args, **named)
