@@ -12,17 +12,13 @@ turns; the error is that of the rounding, against the same weights in float32.
 import argparse
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from packed_model import VOCABULARY, Model, measured, show, timed
-from rich.console import Console
+from packed_model import VOCABULARY, Model, measured, tell
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from sparsify import Program, export, native, parse, trace
-from sparsify.disk.files import write_json
-from sparsify.measure.machine import machine, machine_line
+from sparsify import Program, export, parse, trace
 
 GROUP = 64
 SPARSE = "insert-masks | choose-masks{pattern=2:4} | fold-masks"
@@ -79,22 +75,9 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    options, console, rows = arguments(), Console(width=200), []
+    options = arguments()
     with tempfile.TemporaryDirectory() as scratch:
-        found = dict(models(options.keep or Path(scratch), options))
-        for threads in map(int, options.threads.split(",")):
-            timings, own = timed(found, threads, options.rounds)
-            show(found, timings, own, threads, console)
-            rows += [
-                {**asdict(row), "against": kind, "threads": threads}
-                for kind, group in (("float32 dense", timings), ("its kind", own))
-                for row in group
-            ]
-    console.print(machine_line(machine()), f"kernels: {native.isa()}", soft_wrap=True)
-    if options.json:
-        files = {name: {"bytes": m.size, "error": m.error} for name, m in found.items()}
-        facts = {"machine": machine(), "isa": native.isa()}
-        write_json(options.json, {**facts, "models": files, "timings": rows})
+        tell(dict(models(options.keep or Path(scratch), options)), options)
 
 
 if __name__ == "__main__":

@@ -177,20 +177,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if options.isa:
             run_again_for_avx2(Path(scratch))
-    console = Console(width=200)
-    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         formats = ["onnx", "safetensors"] if options.keep else ["onnx"]
         make = partial(program, options.layers, options.hidden)
-        found = dict(models(options.keep or Path(scratch), formats, make))
-        for threads in map(int, options.threads.split(",")):
-            timings, own = timed(found, threads, options.rounds)
-            show(found, timings, own, threads, console)
-            rows += [
-                {**asdict(row), "against": kind, "threads": threads}
-                for kind, group in (("float32 dense", timings), ("its kind", own))
-                for row in group
-            ]
+        tell(dict(models(options.keep or Path(scratch), formats, make)), options)
+
+
+def tell(found: dict[str, Model], options: argparse.Namespace) -> None:
+    """Time files and print them, on each number of threads; and the same as JSON."""
+    console, rows = Console(width=200), []
+    for threads in map(int, options.threads.split(",")):
+        timings, own = timed(found, threads, options.rounds)
+        show(found, timings, own, threads, console)
+        rows += [
+            {**asdict(row), "against": kind, "threads": threads}
+            for kind, group in (("float32 dense", timings), ("its kind", own))
+            for row in group
+        ]
     console.print(machine_line(machine()), f"kernels: {native.isa()}", soft_wrap=True)
     if options.json:
         files = {name: {"bytes": m.size, "error": m.error} for name, m in found.items()}

@@ -180,7 +180,8 @@ class _Seen:
     def gathered(self) -> int:
         """Weights that are whole at a time where they are cut: those of two pieces, and those of no unit.
 
-        In a unit is what one piece alone reads, but for the last; see `sparsify.train.units`.
+        In a unit is what one piece alone reads, but for the last; see `sparsify.train.units`. What is gathered
+        or added up is copied, so that the largest of them is there twice more.
         """
         times = Counter(key for each in self._weights for key in each)
         times.update(self._weights[-1].keys())
@@ -189,7 +190,8 @@ class _Seen:
             for each in self._weights[:-1]
         ]
         known = {key: value for each in self._weights for key, value in each.items()}
-        return _bytes(known.values()) - sum(units) + sum(sorted(units)[-2:])
+        rest = _bytes(known.values()) - sum(units)
+        return rest + sum(sorted(units)[-2:]) + 2 * max(rest, *units)
 
     def heights(self, recompute: Recompute, share: int) -> tuple[int, int]:
         """The most activations at a time, and the most of activations and gradients together."""

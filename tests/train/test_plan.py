@@ -86,7 +86,6 @@ def test_what_is_cut_falls_with_the_ranks_and_what_is_whole_does_not(traced):
     assert ddp.others - one.others == one.gradients  # its buckets
     assert [2 * cut.weights, 4 * more.weights] == [one.weights] * 2
     assert [2 * cut.moments, 4 * more.moments] == [one.moments] * 2
-    assert 0 < cut.gathered < one.weights
-    assert more.gathered == cut.gathered
+    assert more.gathered == cut.gathered > 0
     assert cut.sent == one.weights + one.gradients // 2
     assert ddp.peak > cut.peak > more.peak
