@@ -147,10 +147,12 @@ def _refusal(program: Program, search: Search, differences: list[float]) -> str:
     said = list(search.refused.items())[:_SHOWN]
     refused = "".join(f"; it refuses {it}: {why}" for it, why in said)
     if differences:
+        wide = dtype_of(program) == torch.float32
+        half = "" if wide else ", or rounding in half precision adds up, as where it moves a token"
         return (
             f"a config of {name} has the program's shapes, but its model gives outputs that "
             f"differ by {min(differences):.2g} of the largest value, since a number of its config, or a "
-            f"scale that it computes from a size, is another in the program{refused}; "
+            f"scale that it computes from a size, is another in the program{half}{refused}; "
             "export to onnx or safetensors"
         )
     shown = "; ".join(_show(misfit) for misfit in misfits[:_SHOWN])

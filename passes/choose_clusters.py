@@ -25,6 +25,7 @@ from sparsify.engine.contract import FUNCTION, Context, Effect, Moves, Pass, eff
 from sparsify.errors import OptionError
 from sparsify.ir.features.expert_mask import expert_masks
 from sparsify.ir.program import Program
+from sparsify.ir.views.probe import probes
 from sparsify.ir.views.router import probe_of
 from sparsify.ir.views.targets import targeted
 from sparsify.select.clusters import Clusters, choose_clusters, counts_left, merge
@@ -52,12 +53,15 @@ class ChooseClusters(Pass):
     ignore: tuple[str, ...] = ()
 
     def effect(self) -> Effect:
-        """Needs statistics, and masks to slice; experts that are merged already are no longer apart."""
+        """Needs statistics, and masks to slice; what means of weights would not be that of must be folded."""
         sliced = self.gates == "sliced"
         return effect(
             needs=["probe", "stats", *(["mask.experts"] if sliced else [])],
             sets=[] if sliced else ["clusters"],
-            bars=["mask.channels", "merged-experts", "omission"],
+            bars=[
+                *("mask.channels", "mask.weights", "lora", "row-scales", "quantizers"),
+                *("merged-experts", "omission"),
+            ],
         )
 
     def check(self, program: Program) -> None:
@@ -67,6 +71,7 @@ class ChooseClusters(Pass):
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise OptionError(f"sparsity={self.sparsity} must be at least 0 and below 1")
         spectral()  # which may be missing
+        _refuse_statistics(program)
         found = self._mixtures(program)
         apart = [mixture.router.weight for mixture in found if mixture.apart]
         if apart and self.gates == "sliced":
@@ -88,6 +93,7 @@ class ChooseClusters(Pass):
 
     def rewrite(self, program: Program, context: Context) -> int:
         """Choose clusters, merge their experts; returns how many routers there are."""
+        _refuse_statistics(program)
         found = self._mixtures(program)
         least = self._least(found)
         made = choose_clusters(
@@ -129,3 +135,12 @@ class ChooseClusters(Pass):
             kept = torch.zeros_like(masks[weight])
             kept[one.cores] = True
             masks[weight].copy_(kept)
+
+
+def _refuse_statistics(program: Program) -> None:
+    """Raise OptionError for probes that know what each expert has seen, which nobody has of a merged one."""
+    if any(probe.of_experts for probe in probes(program)):
+        raise OptionError(
+            "what probes saw of each expert says nothing of merged ones; watch the routers alone, with "
+            "insert-probes{of=routers}, and the experts afterwards"
+        )

@@ -39,8 +39,9 @@ class InsertMasks(Pass):
     ignore: tuple[str, ...] = ()
 
     def effect(self) -> Effect:
-        """Adds one feature for each kind; what is removed goes before weights are split into factors."""
+        """Adds one feature for each kind; what is removed goes before weights are split or rounded."""
         barred = ["omission", *(["factors"] if self.of != ("weights",) else [])]
+        barred += ["quantizers"] if {"channels", "heads"} & set(self.of) else []
         return effect(adds=[KINDS[name].feature for name in self.of], bars=barred)
 
     def check(self, program: Program) -> None:

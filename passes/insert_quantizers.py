@@ -48,9 +48,9 @@ class InsertQuantizers(Pass):
     ignore: tuple[str, ...] = ()
 
     def effect(self) -> Effect:
-        """Adds quantizers; heads and channels must be gone before, because their columns share scales."""
+        """Adds quantizers; heads, channels and experts must be gone before: what is rounded is not cut."""
         needs = ["values"] if self.values == "allocated" else []
-        barred = ["mask.channels", "mask.heads", "omission"]
+        barred = ["mask.channels", "mask.heads", "mask.experts", "omission"]
         return effect(needs=needs, adds=["quantizers"], bars=barred)
 
     def check(self, program: Program) -> None:

@@ -27,9 +27,14 @@ class Moves:
     tolerance: float = 0.0
 
     def allowed(self, dtype: torch.dtype) -> float:
-        """The tolerance for outputs of a dtype: stated for float32, scaled by the machine epsilon."""
-        ratio = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-        return float(self.tolerance * max(1.0, ratio**0.5))
+        """The tolerance for outputs of a dtype: stated for float32, scaled by the machine epsilon.
+
+        Of numbers that differ at all it is at least two of their steps.
+        """
+        eps = torch.finfo(dtype).eps
+        ratio = eps / torch.finfo(torch.float32).eps
+        scaled = float(self.tolerance * max(1.0, ratio**0.5))
+        return max(scaled, 2 * eps) if scaled else 0.0
 
 
 NOTHING = Moves(graph=True)

@@ -180,8 +180,8 @@ class _Seen:
     def gathered(self) -> int:
         """Weights that are whole at a time where they are cut: those of two pieces, and those of no unit.
 
-        In a unit is what one piece alone reads, but for the last; see `sparsify.train.units`. What is gathered
-        or added up is copied, so that the largest of them is there twice more.
+        In a unit is what one piece alone reads, but for the last; see `sparsify.train.units`. What is
+        gathered or added up is copied, so that the largest of them is there twice more.
         """
         times = Counter(key for each in self._weights for key in each)
         times.update(self._weights[-1].keys())

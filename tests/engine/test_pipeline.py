@@ -282,3 +282,11 @@ def test_other_versions_and_states_without_a_name_are_refused(traced, tmp_path, 
     (tmp_path / "identity.json").unlink()
     with pytest.raises(PipelineError, match="keeps the state of an older version"):
         run()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_rounds_may_move_outputs_by_two_steps_of_their_numbers(dtype):
+    allowed = ROUNDING.allowed(dtype)
+    assert allowed >= 2 * torch.finfo(dtype).eps
+    assert allowed <= max(1e-5, 2 * torch.finfo(dtype).eps)
+    assert NOTHING.allowed(dtype) == 0

@@ -9,7 +9,7 @@ from sparsify.data.sequences import TensorData, TextData
 from sparsify.engine.contract import Context
 from sparsify.engine.pipeline import parse
 from sparsify.engine.report import Report
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, PipelineError
 from sparsify.ir.trace.trace import trace
 from sparsify.ir.views.linear import out_in, products
 from sparsify.select.one_shot import OneShot
@@ -271,3 +271,39 @@ def test_masks_of_weights_go_with_the_experts_that_are_removed():
     for view in stacked(program):
         assert program.tensor(view.mask).shape == program.tensor(view.weight).shape
         assert len(program.tensor(view.weight)) == 3
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sentence"),
+    [
+        (
+            "insert-masks | insert-probes{of=routers} | calibrate | choose-clusters{experts=2}",
+            "fold",
+        ),
+        (
+            "insert-lora | insert-probes{of=routers} | calibrate | choose-clusters{experts=2}",
+            "fold-l",
+        ),
+        (
+            "insert-probes{of=linears,routers} | calibrate{samples=4} | choose-clusters{experts=2}",
+            "what probes saw of each expert says nothing of merged ones",
+        ),
+        ("insert-masks{of=experts} | insert-quantizers", "mask.experts"),
+        ("insert-quantizers | insert-masks{of=channels}", "quantizers"),
+    ],
+)
+def test_what_would_mean_or_round_parts_of_experts_is_refused(pipeline, sentence):
+    with pytest.raises((OptionError, PipelineError), match=sentence):
+        run(program_of(), pipeline, text())
+
+
+def test_a_width_that_half_precision_cannot_multiply_is_refused_with_the_way_out():
+    model = small_model("qwen3_moe", TASK).to(torch.bfloat16)
+    program = trace(model, copy=True)
+    choose = (
+        "insert-masks{of=channels targets=*experts*} | choose-masks{of=channels sparsity=0.4%s}"
+    )
+    with pytest.raises(OptionError, match="choose them with multiple=8"):
+        run(program.clone(), f"{choose % ' targets=*experts*'} | prune-channels")
+    made = run(program, f"{choose % ' targets=*experts* multiple=8'} | prune-channels")
+    assert made.run()[0].isfinite().all()

@@ -130,3 +130,12 @@ def test_the_plan_counts_each_matrix_and_the_experts_that_a_token_meets(tmp_path
     dense = sum(v.numel() for v in small_model("mixtral", TASK).parameters() if v.dim() > 1)
     assert found.weights < dense
     assert found.tokens == 8 * 12
+
+
+def test_a_model_whose_first_layer_has_no_attention_is_streamed(tmp_path):
+    written("jamba", tmp_path / "m")
+    out = prune(job(tmp_path / "m", tmp_path / "o"), data())
+    found = stacks_of(AutoModelForCausalLM.from_pretrained(out))
+    shares = [float((v == 0).float().mean()) for name, v in found.items() if "experts" in name]
+    assert shares
+    assert set(shares) == {0.5}

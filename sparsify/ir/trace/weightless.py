@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -22,6 +23,8 @@ from sparsify.pretrained.adapters import refuse_adapter
 from sparsify.pretrained.architecture import class_of_config, config_at
 from sparsify.pretrained.load import dtype_of, load_tokenizer, source_of
 from sparsify.pretrained.quiet import quiet
+
+_FEW = (1, 2, 4, 8)  # layers
 
 
 @exclusive
@@ -43,14 +46,31 @@ def trace_weightless(name: str, dtype: str, *, trust_remote_code: bool = False) 
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"no model could be loaded from '{name}': {reason_of(error)}") from error
     model = weightless(make, config, dtype_of(dtype))
-    # Whether positions are counted is asked of a twin of one layer: it must compute something.
-    small = copy.deepcopy(config)
-    if getattr(small, "num_hidden_layers", 1) > 1:
-        small.num_hidden_layers = 1
-    inputs, dynamic = example_inputs(_made(make, small, dtype_of(dtype), holes=False))
+    inputs, dynamic = _inputs_of_few_layers(make, config, dtype)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     # Without numbers there is nothing to compare.
     return trace(model, inputs, dynamic, tokenizer=tokenizer, check=False)
+
+
+def _inputs_of_few_layers(
+    make: Callable[..., PreTrainedModel], config: Any, dtype: str
+) -> tuple[Any, Any]:
+    """The inputs that a twin of few layers takes: whether positions are counted, a model must compute to say.
+
+    One layer is enough where all are alike; others have attention in their second, fourth or eighth alone.
+    """
+    layers = getattr(config, "num_hidden_layers", 1)
+    counts = sorted({min(layers, count) for count in _FEW})
+    for count in counts:
+        small = copy.deepcopy(config)
+        if layers > 1:
+            small.num_hidden_layers = count
+        try:
+            return example_inputs(_made(make, small, dtype_of(dtype), holes=False))
+        except (ValueError, IndexError):
+            if count == counts[-1]:
+                raise
+    raise AssertionError
 
 
 @exclusive

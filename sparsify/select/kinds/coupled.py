@@ -25,6 +25,8 @@ from sparsify.select.kinds.kind import Choice, Kind, Units
 from sparsify.select.kinds.weights import refuse_branch
 from sparsify.tensors.masks import zeroed
 
+_ROW_BYTES = 16  # rows of what grouped products of half precision read begin at multiples of it
+
 
 class Coupled(Kind):
     """`linear(x, W)  ->  linear(x * expand(mask), W)`, mask `[channels]` or `[query heads]`."""
@@ -125,6 +127,7 @@ class Coupled(Kind):
                 raise SparsifyError(
                     f"@{site.mask.path} disagrees with another mask of the same {self.name}"
                 )
+            _refuse_uneven(program, site, len(kept))
             if isinstance(site.of, Heads):
                 keep_.heads(site.of, kept)
             else:
@@ -134,3 +137,15 @@ class Coupled(Kind):
             redirect(mask.product, mask.x)
         sweep(program)
         return len(found)
+
+
+def _refuse_uneven(program: Program, site: MaskedAxis, kept: int) -> None:
+    """Raise OptionError for a width that torch's grouped product of half precision does not take."""
+    view = site.mask.linear
+    size = program.tensor(view.weight).element_size()
+    if str(view.node.target).startswith("aten._grouped_mm") and kept * size % _ROW_BYTES:
+        multiple = _ROW_BYTES // size
+        raise OptionError(
+            f"{kept} channels of experts would be left at @{view.weight}, and torch multiplies groups of "
+            f"rows in this precision by multiples of {multiple} alone; choose them with multiple={multiple}"
+        )
