@@ -12,7 +12,7 @@ from sparsify.text.options import one_option, required
 _PREFERRED = {"quantizers": "pack-nm"}
 # Features that only one pass takes out, for that pass.
 _OWN = {
-    "quantizers": "give values=rounded, as insert-quantizers has them",
+    "quantizers": "put it before insert-quantizers; pack-nm takes rounding in with values=rounded",
     "merged-experts": "experts are merged once: choose fewer clusters the first time",
     "neighbours": "a store is made of the states as they will be: put insert-neighbours behind",
     "prefix": "the program has a prompt already, folded into keys and values",

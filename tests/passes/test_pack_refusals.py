@@ -68,7 +68,7 @@ def test_options_that_cannot_be_meant(step, sentence, traced):
         (
             "insert-quantizers | choose-scales | pack-nm",
             "cannot run while the program has ['quantizers']; "
-            "give values=rounded, as insert-quantizers has them",
+            "put it before insert-quantizers; pack-nm takes rounding in with values=rounded",
         ),
         (
             "insert-quantizers | pack-nm{values=int8}",

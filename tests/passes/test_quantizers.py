@@ -152,7 +152,7 @@ def test_rounded_axes_are_pinned_with_the_reason(traced):
     program = run(traced("mlp"), "insert-quantizers{targets=down}")
     pins = {row.size: row.pins for row in rows(analyse(program))}
     assert pins["12"] == ("rounded in groups",)
-    with pytest.raises(OptionError, match="no prunable channels"):
+    with pytest.raises(PipelineError, match="put it before insert-quantizers"):
         run(program, "insert-masks{of=channels}")
 
 
