@@ -1,5 +1,6 @@
 """`sparsify-fx run --plan`: what the trainings of a pipeline will take on each rank."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.overrides import TorchFunctionMode
 
-from passes.train import Train
 from sparsify.commands.run import Job
 from sparsify.disk.files import write_json
-from sparsify.engine.contract import NOTHING, Context
+from sparsify.engine.contract import NOTHING, Context, Pass
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
 from sparsify.ir.trace.weightless import hole_like, trace_weightless
@@ -42,10 +42,11 @@ def show_plan(
     trust = job.loading.trust_remote_code
     program = trace_weightless(job.model, job.dtype, trust_remote_code=trust)
     every = list(_plans(job, program, ranks))
-    found = [one for n, one in enumerate(every) if n == 0 or one[1] != every[n - 1][1]]
+    found = [one for n, one in enumerate(every) if n == 0 or one[2] != every[n - 1][2]]
     if not every:
         raise OptionError("the pipeline trains nothing, so that there is no step to plan")
-    rates = [product_rate(_dtype(job, train), "cpu") for train, _ in found]
+    own = dtype_of(job.dtype)
+    rates = [product_rate(torch.bfloat16 if s.bf16 else own, "cpu") for _, s, _ in found]
     way = "FSDP2" if ranks.sharded else "DDP"
     where = f"on each of {ranks.count} ranks, {way}" if ranks.count > 1 else "in one process"
     console.print(f"{job.model}, {where}", soft_wrap=True, highlight=False, markup=False)
@@ -53,7 +54,7 @@ def show_plan(
     table.add_column("")
     for label in _labels(every):
         table.add_column(label, justify="right", no_wrap=True)
-    told = [one for _, one in found]
+    told = [one for _, _, one in found]
     table.add_row("parameters", *(f"{one.parameters / 1e6:,.1f} M" for one in told))
     table.add_row("that learn", *(f"{one.learned / 1e6:,.1f} M" for one in told))
     for size in _SIZES:
@@ -71,24 +72,24 @@ def show_plan(
         )
     if json is not None and is_first():
         rows = [
-            {"train": str(train), **asdict(one), "seconds": each}
-            for (train, one), each in zip(found, seconds, strict=True)
+            {"train": str(item), **asdict(one), "seconds": each}
+            for (item, _, one), each in zip(found, seconds, strict=True)
         ]
         write_json(json, {"ranks": asdict(ranks), "trainings": rows})
     return told
 
 
-def _labels(every: list[tuple[Train, Plan]]) -> list[str]:
+def _labels(every: list[tuple[Pass, Step, Plan]]) -> list[str]:
     """The numbers of trainings that take the same, and what learns in them."""
     runs: list[tuple[int, int]] = []
-    for number, (_, one) in enumerate(every, 1):
-        if runs and every[number - 2][1] == one:
+    for number, (_, _, one) in enumerate(every, 1):
+        if runs and every[number - 2][2] == one:
             runs[-1] = (runs[-1][0], number)
         else:
             runs.append((number, number))
     words = (f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
     return [
-        f"train {word}: {every[first - 1][0].update}"
+        f"train {word}: {every[first - 1][1].update}"
         for word, (first, _) in zip(words, runs, strict=True)
     ]
 
@@ -97,36 +98,16 @@ def _size(count: int) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 10**8 else f"{count / 1e6:,.1f} MB"
 
 
-def _plans(job: Job, program: Program, ranks: Ranks) -> Any:
+def _plans(job: Job, program: Program, ranks: Ranks) -> Iterator[tuple[Pass, Step, Plan]]:
     """Every training with its plan, each after what was inserted before it."""
     for item in job.pipeline.passes:
-        if isinstance(item, Train):
-            with select_trainable(program, item.update):
-                yield item, plan(program, _step(job, item, program), ranks)
+        step = item.step(program, job.length)
+        if step is not None:
+            with select_trainable(program, step.update):
+                yield item, step, plan(program, step, ranks)
         elif item.moves is NOTHING and not set(item.effect().adds) & program.features:
             with _Holes():
                 item.rewrite(program, Context(seed=job.seed))
-
-
-def _step(job: Job, train: Train, program: Program) -> Step:
-    half = train.precision == "bf16"
-    size = sum(
-        value.numel() * (2 if half else value.element_size())
-        for value in program.module.parameters()
-    )
-    return Step(
-        batch=train.batch,
-        length=job.length,
-        accumulate=train.accumulate,
-        recompute=train.recompute,
-        bf16=half,
-        moments=1 if train.optimizer == "sgd" else 2,
-        twin=size if train.distill is not None else 0,
-    )
-
-
-def _dtype(job: Job, train: Train) -> torch.dtype:
-    return torch.bfloat16 if train.precision == "bf16" else dtype_of(job.dtype)
 
 
 def _seconds(one: Plan, rate: float, ranks: Ranks) -> float:

@@ -14,6 +14,7 @@ from sparsify.ir.program import Program
 from sparsify.ir.run.pieces import PieceReader
 from sparsify.select.target_shape import Heads
 from sparsify.text.options import Options
+from sparsify.train.plan import Step
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,10 @@ class Pass(Options, ABC):
 
     def heads_left(self, program: Program) -> Heads | None:
         """The heads that every attention is left with once they are removed, where options alone say it."""
+        return None
+
+    def step(self, program: Program, length: int) -> Step | None:
+        """A step of its training on sequences of so many tokens, for a plan; None for one that has none."""
         return None
 
     def tokens_before(self) -> int:

@@ -1,8 +1,13 @@
 """Masks that are chosen anew while weights are trained, as the options of a training say it."""
 
+from collections.abc import Sequence
 from functools import partial
 
+from sparsify.errors import OptionError
+from sparsify.ir.features.weight_mask import masked_linears
 from sparsify.ir.program import Program
+from sparsify.ir.views.convolution import convolutions
+from sparsify.ir.views.targets import targeted
 from sparsify.select.moving_groups import MovingGroups
 from sparsify.select.statistics import by_wanda
 from sparsify.train.every import Every
@@ -31,3 +36,24 @@ def _movable(every: Every, program: Program) -> Movable:
         return MovingGroups(program, every.of)
     score = by_wanda(program) if every.score == "wanda" else None
     return MovingWeights(program, every.of, every.nm, score)
+
+
+def check_reach(
+    program: Program, rule: AdamS, kinds: Sequence[str], lr: float, rates: Sequence[float]
+) -> None:
+    """Raise OptionError where masked weights could not come down to zero in steps of these rates."""
+    reach = sum(rate * step / len(rates) for step, rate in enumerate(rates))
+    # Before the masks are there: the weights that they go to as a rule.
+    views = masked_linears(program) or targeted(program, ("*",), (), experts=True)
+    views = (views if "weights" in kinds else []) + (
+        convolutions(program) if "convolutions" in kinds else []
+    )
+    masked = [program.tensor(view.weight) for view in views]
+    size = sum(weight.numel() for weight in masked)
+    mean = sum(float(weight.detach().abs().sum()) for weight in masked) / max(1, size)
+    if reach < rule.reach * mean:
+        raise OptionError(
+            f"adams can move a weight by {reach:.3g} in {len(rates)} steps at lr={lr:g}, but "
+            f"weights are {mean:.3g} on average and should be reachable {rule.reach:g} times; "
+            "take more steps, a larger lr, or a smaller reach"
+        )

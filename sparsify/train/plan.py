@@ -37,7 +37,8 @@ class Ranks:
 class Step:
     """A step: sequences of `length` tokens, `batch` of them at a time over all ranks, `accumulate` times.
 
-    `moments` are numbers that the optimiser keeps for each that learns, `twin` the bytes of a dense twin.
+    `update` says what learns, as `select_trainable` has it; `moments` are numbers that the optimiser keeps
+    for each that does, `twin` the bytes of a dense twin.
     """
 
     batch: int
@@ -45,6 +46,7 @@ class Step:
     accumulate: int = 1
     recompute: Recompute = "none"
     bf16: bool = False
+    update: str = "all"
     moments: int = 2
     twin: int = 0
 

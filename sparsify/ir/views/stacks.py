@@ -12,6 +12,7 @@ from sparsify.ir.views.linear import Linear, products
 aten = torch.ops.aten
 _PRODUCTS = {aten.bmm.default, aten.baddbmm.default, aten.matmul.default, aten.einsum.default}
 _PICKS = {aten.index.Tensor, aten.index_select.default}
+_ROW_BYTES = 16
 _FAR = 8  # nodes between a product and the choice of its rows: masks, probes and rounding
 
 
@@ -34,6 +35,13 @@ def tokens_of(program: Program, view: Linear) -> fx.Node | None:
                 break
             node = first
     return None
+
+
+def row_multiple(program: Program, view: Linear) -> int:
+    """What the inputs of a product must be a multiple of; rows of torch's grouped one must begin evenly."""
+    if not str(view.node.target).startswith("aten._grouped_mm"):
+        return 1
+    return _ROW_BYTES // program.tensor(view.weight).element_size()
 
 
 def _picked_by(node: fx.Node) -> fx.Node | None:

@@ -18,14 +18,13 @@ from sparsify.ir.features.group_mask import (
 from sparsify.ir.graph import redirect, sweep
 from sparsify.ir.program import Program
 from sparsify.ir.views.linear import Linear, effective_weight, out_in, product_at
+from sparsify.ir.views.stacks import row_multiple
 from sparsify.select.groups import MaskedAxis, keep, of_one_axis, prunable, sites, unit_cost
 from sparsify.select.importance import OF_DATA, OF_STATISTICS, gather, importance
 from sparsify.select.kinds.cut import cut
 from sparsify.select.kinds.kind import Choice, Kind, Units
 from sparsify.select.kinds.weights import refuse_branch
 from sparsify.tensors.masks import zeroed
-
-_ROW_BYTES = 16  # rows of what grouped products of half precision read begin at multiples of it
 
 
 class Coupled(Kind):
@@ -141,11 +140,10 @@ class Coupled(Kind):
 
 def _refuse_uneven(program: Program, site: MaskedAxis, kept: int) -> None:
     """Raise OptionError for a width that torch's grouped product of half precision does not take."""
-    view = site.mask.linear
-    size = program.tensor(view.weight).element_size()
-    if str(view.node.target).startswith("aten._grouped_mm") and kept * size % _ROW_BYTES:
-        multiple = _ROW_BYTES // size
+    multiple = row_multiple(program, site.mask.linear)
+    if kept % multiple:
+        where = site.mask.linear.weight
         raise OptionError(
-            f"{kept} channels of experts would be left at @{view.weight}, and torch multiplies groups of "
+            f"{kept} channels of experts would be left at @{where}, and torch multiplies groups of "
             f"rows in this precision by multiples of {multiple} alone; choose them with multiple={multiple}"
         )
