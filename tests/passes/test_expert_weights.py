@@ -281,7 +281,7 @@ def test_masks_of_weights_go_with_the_experts_that_are_removed():
             "fold",
         ),
         (
-            "insert-lora | insert-probes{of=routers} | calibrate | choose-clusters{experts=2}",
+            "insert-lora{rank=2} | insert-probes{of=routers} | calibrate | choose-clusters{experts=2}",
             "fold-l",
         ),
         (

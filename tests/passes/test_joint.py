@@ -65,11 +65,11 @@ def test_with_a_branch_the_sum_lies_on_the_grid(traced, tokens):
     [
         ("score=magnitude pattern=2:4 scales=mse", "rounds what score=sparsegpt keeps of weights"),
         ("score=wanda sparsity=0.5 scales=mse", "put choose-scales behind any other choice"),
-        ("of=heads sparsity=0.5 scales=mse", "rounds what score=sparsegpt keeps of weights"),
+        ("of=blocks sparsity=0.5 scales=mse", "rounds what score=sparsegpt keeps of weights"),
     ],
 )
 def test_scales_are_for_sparsegpt_alone(options, sentence, traced, tokens):
-    before = "insert-probes | calibrate | insert-quantizers | insert-masks{of=weights,heads}"
+    before = "insert-probes | calibrate | insert-quantizers | insert-masks{of=weights,blocks}"
     with pytest.raises((OptionError, PipelineError)) as caught:
         run(traced("block"), f"{before} | choose-masks{{{options}}}", tokens)
     assert sentence in str(caught.value)

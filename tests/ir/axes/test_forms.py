@@ -61,4 +61,4 @@ def test_a_fault_of_a_rule_is_not_taken_for_a_form_and_names_its_node(odd, monke
     with pytest.raises(KeyError, match="slef") as caught:
         analyse(odd.clone())
     (note,) = caught.value.__notes__
-    assert note.startswith("in the axis rule of sort at sort: ")
+    assert note.startswith("in the axis rule of sort.stable at sort: ")
