@@ -13,7 +13,7 @@ from sparsify.describe.count import count
 from sparsify.engine.contract import Context
 from sparsify.engine.export import write_checked
 from sparsify.engine.pipeline import parse
-from sparsify.errors import OptionError
+from sparsify.errors import OptionError, PipelineError
 from sparsify.ir.axes.feed_forward import feed_forwards
 from sparsify.ir.axes.separate_routers import separate_routers
 from sparsify.ir.features.merged_experts import merged_experts
@@ -303,7 +303,7 @@ def test_no_rows_of_the_router_go():
         step.check(program)
     with pytest.raises(OptionError, match=f"@{ROUTER} are linears of their own, .*; merge them"):
         run(program, "insert-masks{of=experts}")
-    with pytest.raises(OptionError, match="is no weight of the model; fold or remove it first"):
+    with pytest.raises(PipelineError, match="put fold-masks before it"):
         run(program, "insert-masks{targets=*.experts.*} | " + CLUSTERED)
 
 
