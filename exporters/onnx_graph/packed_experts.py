@@ -7,6 +7,7 @@ While torch.onnx writes them, a node `Expert` stands for what is one expert's; `
 initializer `<path>.<expert>` in its place, and the stacks go.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +25,9 @@ _EXPERT, _NUMBER = "Expert", "number"
 _STORED = ("tensor(uint8)", "tensor(float)", "tensor(float16)")
 
 
-def _expert(stack: Any, number: int) -> Any:
-    """One expert's part of a stack `[experts, ...]`, until `complete` cuts it out."""
+@functools.cache
+def _operator() -> Any:
+    """What torch.onnx needs to know of the node that stands for one expert's part of a stack."""
     parameter = OpSchema.FormalParameter
     schema = OpSchema(
         _EXPERT,
@@ -36,7 +38,12 @@ def _expert(stack: Any, number: int) -> Any:
         type_constraints=[("T", _STORED, "")],
         attributes=[OpSchema.Attribute(_NUMBER, OpSchema.AttrType.INT)],
     )
-    return Op(Opset(DOMAIN, VERSION), _EXPERT, schema)(stack, number=number)
+    return Op(Opset(DOMAIN, VERSION), _EXPERT, schema)
+
+
+def _expert(stack: Any, number: int) -> Any:
+    """One expert's part of a stack `[experts, ...]`, until `complete` cuts it out."""
+    return _operator()(stack, number=number)
 
 
 def _nm_experts(x: Any, packed: Any, ends: Any, *form: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ def show_plan(
     ranks = Ranks(count, sharded and count > 1)
     trust = job.loading.trust_remote_code
     program = trace_weightless(job.model, job.dtype, trust_remote_code=trust)
-    every = list(_plans(job, program, ranks))
-    found = [one for n, one in enumerate(every) if n == 0 or one[2] != every[n - 1][2]]
-    if not every:
+    every = enumerate(_plans(job, program, ranks), 1)
+    # Trainings in a row that take the same share a column.
+    alike = [list(group) for _, group in groupby(every, key=lambda one: one[1][2])]
+    found = [group[0][1] for group in alike]
+    if not found:
         raise OptionError("the pipeline trains nothing, so that there is no step to plan")
     own = dtype_of(job.dtype)
     rates = [product_rate(torch.bfloat16 if s.bf16 else own, "cpu") for _, s, _ in found]
@@ -52,8 +55,10 @@ def show_plan(
     console.print(f"{job.model}, {where}", soft_wrap=True, highlight=False, markup=False)
     table = Table(box=SIMPLE_HEAD)
     table.add_column("")
-    for label in _labels(every):
-        table.add_column(label, justify="right", no_wrap=True)
+    for group, (_, step, _) in zip(alike, found, strict=True):
+        first, last = group[0][0], group[-1][0]
+        numbers = f"{first}" if first == last else f"{first}-{last}"
+        table.add_column(f"train {numbers}: {step.update}", justify="right", no_wrap=True)
     told = [one for _, _, one in found]
     table.add_row("parameters", *(f"{one.parameters / 1e6:,.1f} M" for one in told))
     table.add_row("that learn", *(f"{one.learned / 1e6:,.1f} M" for one in told))
@@ -77,21 +82,6 @@ def show_plan(
         ]
         write_json(json, {"ranks": asdict(ranks), "trainings": rows})
     return told
-
-
-def _labels(every: list[tuple[Pass, Step, Plan]]) -> list[str]:
-    """The numbers of trainings that take the same, and what learns in them."""
-    runs: list[tuple[int, int]] = []
-    for number, (_, _, one) in enumerate(every, 1):
-        if runs and every[number - 2][2] == one:
-            runs[-1] = (runs[-1][0], number)
-        else:
-            runs.append((number, number))
-    words = (f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
-    return [
-        f"train {word}: {every[first - 1][1].update}"
-        for word, (first, _) in zip(words, runs, strict=True)
-    ]
 
 
 def _size(count: int) -> str:

@@ -143,16 +143,12 @@ class Collector(fx.Interpreter):
     def _add_of_experts(self, probe: Probe, x: Tensor) -> None:
         """Grow the statistics of each expert by its rows, which count as one sequence."""
         ends, tokens = (
-            None if node is None else self._value(node) for node in (probe.ends, probe.tokens)
+            None if node is None else self.env[node] for node in (probe.ends, probe.tokens)
         )
         buffers = [self._program.tensor(path) for path in probe.statistics]
         each = rows_of_experts(x, ends, tokens, self._kept)
         for rows, *own in zip(each, *buffers, strict=True):
             _grow(own, rows, rows[None])
-
-    def _value(self, node: fx.Node) -> Tensor:
-        value: Tensor = self.env[node]
-        return value
 
     def _sequences(self, x: Tensor) -> Tensor:
         """An activation as `[sequences, tokens, features]`; one sequence where they cannot be told apart."""

@@ -6,7 +6,6 @@ Pieces are those of `sparsify.ir.run.segments`: going back, a piece gives up its
 gradients of its weights. What libraries and the interpreter take comes on top.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from sparsify.ir.run.head import find_head
 from sparsify.ir.run.segments import Segment, run_segments
 from sparsify.train.chunks import logits_at_a_time
 from sparsify.train.settings import Recompute
+from sparsify.train.units import read_once
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,8 @@ class _Seen:
         In a unit is what one piece alone reads, but for the last; see `sparsify.train.units`. What is
         gathered or added up is copied, so that the largest of them is there twice more.
         """
-        times = Counter(key for each in self._weights for key in each)
-        times.update(self._weights[-1].keys())
-        units = [
-            _bytes(value for key, value in each.items() if times[key] == 1)
-            for each in self._weights[:-1]
-        ]
         known = {key: value for each in self._weights for key, value in each.items()}
+        units = [_bytes(known[key] for key in own) for own in read_once(self._weights)]
         rest = _bytes(known.values()) - sum(units)
         return rest + sum(sorted(units)[-2:]) + 2 * max(rest, *units)
 

@@ -40,21 +40,18 @@ def load_parts(program: Program, optimizer: torch.optim.Optimizer, folder: Path)
 
     place = folder / _FOLDER
     known = FileSystemReader(place).read_metadata().state_dict_metadata
+    moments = [key for key in known if key.startswith("moment/")]
+    parameters = dict(_numbered(optimizer))
     state: dict[str, Any] = _weights(program)
-    for number, parameter in _numbered(optimizer):
-        for key, about in known.items():
-            if key.startswith(f"moment/{number}/"):
-                state[key] = _room(about, parameter)
+    for key in moments:
+        state[key] = _room(known[key], parameters[int(key.split("/")[1])])
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "torch.distributed is disabled"
-        )  # one process may read, too
+        # One process may read, too.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(state, checkpoint_id=place)
-    for number, parameter in _numbered(optimizer):
-        start = f"moment/{number}/"
-        found = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
-        if found:
-            optimizer.state[parameter] = found
+    for key in moments:
+        _, number, name = key.split("/")
+        optimizer.state[parameters[int(number)]][name] = state[key]
 
 
 def _weights(program: Program) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Parameters that are whole while one piece of the graph runs, and cut over the ranks otherwise (FSDP2)."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,12 @@ class Unit(nn.Module):
         return run(*values)
 
 
+def read_once(reads: Sequence[Iterable[int]]) -> list[set[int]]:
+    """Of every piece but the last, what is read there once and in no other piece."""
+    times = Counter(key for each in reads for key in each)
+    return [{key for key in each if times[key] == 1} for each in reads[:-1]]
+
+
 class LayerUnits(nn.Module):
     """A unit for each piece of the graph, of the parameters that no other piece reads.
 
@@ -30,20 +36,17 @@ class LayerUnits(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         learned = dict(program.module.named_parameters(remove_duplicate=False))
-        *pieces, last = segments(program.module)
-        times = Counter(id(learned[p]) for piece in pieces for p in piece.tensors if p in learned)
-        times.update(id(learned[path]) for path in last.tensors if path in learned)
-        held = {id(learned[path]) for path in last.tensors if path in learned}
+        read = [[p for p in each.tensors if p in learned] for each in segments(program.module)]
+        alone = read_once([[id(learned[path]) for path in paths] for paths in read])
         self._places: dict[str, tuple[Unit, str]] = {}
         self.each = nn.ModuleList()
-        for piece in pieces:
+        for paths, own in zip(read[:-1], alone, strict=True):
             unit = Unit()
-            for path in (path for path in piece.tensors if path in learned):
-                if times[id(learned[path])] == 1 and id(learned[path]) not in held:
-                    name = f"p{len(self._places)}"
-                    unit.register_parameter(name, learned[path])
-                    self._places[path] = (unit, name)
-            if any(True for _ in unit.parameters()):
+            for path in (path for path in paths if id(learned[path]) in own):
+                name = f"p{len(self._places)}"
+                unit.register_parameter(name, learned[path])
+                self._places[path] = (unit, name)
+            if own:
                 self.each.append(unit)
 
     @property

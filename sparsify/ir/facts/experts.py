@@ -14,7 +14,7 @@ from sparsify.ir.axes.walk import analyse
 from sparsify.ir.graph import sources
 from sparsify.ir.ops.cluster_of import cluster_of
 from sparsify.ir.ops.grouped import GROUPED
-from sparsify.ir.ops.packed_experts import block_experts, nm_experts
+from sparsify.ir.ops.packed_experts import ENDS
 from sparsify.ir.program import Program
 from sparsify.ir.views.embedding import tables
 from sparsify.ir.views.packed import block_weights
@@ -79,8 +79,8 @@ def expert_sets(program: Program) -> list[ExpertSet]:
 
 def _is_grouped(node: fx.Node) -> bool:
     """Whether a node multiplies groups of rows by matrices, as they are or packed."""
-    if node.target in (nm_experts, block_experts):
-        return node.args[2 if node.target is nm_experts else 3] is not None  # where groups end
+    if node.target in ENDS:
+        return node.args[ENDS[node.target]] is not None
     return str(node.target) in GROUPED
 
 

@@ -1,6 +1,6 @@
 """The ops of packed matrices of experts: `nm_linear` and `block_linear`, one product a group of rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -118,6 +118,8 @@ _block_experts.register_autograd(_gradients_blocks, setup_context=_keep_blocks)
 # What stands in graphs.
 nm_experts = torch.ops.sparsify.nm_experts.default
 block_experts = torch.ops.sparsify.block_experts.default
+# Which of their arguments says where the rows of each expert end.
+ENDS: Mapping[Any, int] = {nm_experts: 2, block_experts: 3}
 
 
 def _axes(analysis: Any, node: fx.Node, args: dict[str, Any]) -> Any:

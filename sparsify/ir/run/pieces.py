@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from sparsify.ir.mode import evaluating
 from sparsify.ir.ops.grouped import rows_of_each
-from sparsify.ir.ops.packed_experts import block_experts, nm_experts
+from sparsify.ir.ops.packed_experts import ENDS
 from sparsify.ir.ops.rounding import quantize_activations
 from sparsify.ir.program import Program
 from sparsify.ir.tensor_names import of_expert
@@ -101,24 +101,24 @@ class _Cut(fx.Interpreter):
         if n not in self._places:
             return super().run_node(n)
         (path, use), group = self._places[n]
-        (x, *others), _ = self.fetch_args_kwargs_from_env(n)
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        x, *others = args
         given = quantize_activations(x, torch.ones((), dtype=torch.bool), group)
         y = self.call_function(n.target, (given, *others), {})
-        for place, rows in _rows(n, path, use, x, others):
+        for place, rows in _rows(n, path, use, args):
             self.entering[place], self.given[place] = x[rows], given[rows]
             self.leaving[place] = y[rows]
         return y
 
 
 def _rows(
-    node: fx.Node, path: str, use: int, x: Tensor, others: Sequence[Any]
+    node: fx.Node, path: str, use: int, args: Sequence[Any]
 ) -> Iterator[tuple[Place, slice | int]]:
     """The places of a product, and the rows of x that are theirs: every expert is one by itself."""
-    if node.target not in (nm_experts, block_experts):
+    if node.target not in ENDS:
         yield (path, use), slice(None)
         return
-    ends = others[1 if node.target is nm_experts else 2]
-    for expert, rows in enumerate(rows_of_each(x, ends)):
+    for expert, rows in enumerate(rows_of_each(args[0], args[ENDS[node.target]])):
         yield (of_expert(path, expert), use), rows
 
 

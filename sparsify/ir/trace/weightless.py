@@ -5,7 +5,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,18 @@ def _inputs_of_few_layers(
     One layer is enough where all are alike; others have attention in their second, fourth or eighth alone.
     """
     layers = getattr(config, "num_hidden_layers", 1)
-    counts = sorted({min(layers, count) for count in _FEW})
-    for count in counts:
+
+    def inputs_of(count: int) -> tuple[Any, Any]:
         small = copy.deepcopy(config)
         if layers > 1:
             small.num_hidden_layers = count
-        try:
-            return example_inputs(_made(make, small, dtype_of(dtype), holes=False))
-        except (ValueError, IndexError):
-            if count == counts[-1]:
-                raise
-    raise AssertionError
+        return example_inputs(_made(make, small, dtype_of(dtype), holes=False))
+
+    *fewer, most = sorted({min(layers, count) for count in _FEW})
+    for count in fewer:
+        with suppress(ValueError, IndexError):
+            return inputs_of(count)
+    return inputs_of(most)
 
 
 @exclusive

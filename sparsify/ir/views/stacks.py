@@ -7,7 +7,7 @@ from torch import fx
 
 from sparsify.ir.ops.grouped import GROUPED
 from sparsify.ir.program import Program
-from sparsify.ir.views.linear import Linear, products
+from sparsify.ir.views.linear import Linear, product_at, products
 
 aten = torch.ops.aten
 _PRODUCTS = {aten.bmm.default, aten.baddbmm.default, aten.matmul.default, aten.einsum.default}
@@ -24,9 +24,11 @@ def tokens_of(program: Program, view: Linear) -> fx.Node | None:
     """
     if view.ends is None:
         return None
-    for other in products(program):
+    for other in (product_at(program, user) for user in view.ends.users):
+        if other is None:
+            continue
         node = other.x
-        for _ in range(_FAR if other.ends is view.ends else 0):
+        for _ in range(_FAR):
             numbers = _picked_by(node)
             if numbers is not None:
                 return numbers
