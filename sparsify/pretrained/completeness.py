@@ -54,16 +54,18 @@ def check_loaded(
     raise DataError(f"{said}; {_advice(missing, unexpected, bool(sizes), partial)}")
 
 
-def differences(
-    cls: type[PreTrainedModel], config: PreTrainedConfig, held: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
+def shape_of_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model whose tensors have shapes and no values."""
+    with torch.device("meta"):
+        return cls(config)
+
+
+def differences(model: PreTrainedModel, held: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What the model library would find missing, unexpected and of another size, from names and shapes alone.
 
-    `held` are the shapes of the tensors in the files, with or without the name of the body in front;
-    the result is as `check_loaded` takes it. Tied tensors may stand once.
+    `model` may be one of `shape_of_model`; `held` are the shapes of the tensors in the files, with or without
+    the name of the body in front; the result is as `check_loaded` takes it. Tied tensors may stand once.
     """
-    with torch.device("meta"):
-        model = cls(config)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     wanted = {
         name: tuple(value.shape)

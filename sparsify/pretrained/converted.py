@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -84,13 +83,12 @@ def _add(converter: Any, target: str, name: str, pattern: str, value: Tensor) ->
     converter.add_tensor(target, name, pattern, value)
 
 
-def bundles(
-    cls: type[PreTrainedModel] | None, config: PreTrainedConfig | None, keys: Iterable[str]
-) -> list[Bundle]:
-    """The tensors of a folder by what they become together; each alone for a class of another library."""
+def bundles(model: PreTrainedModel | None, keys: Iterable[str]) -> list[Bundle]:
+    """The tensors of a folder by what they become together; each alone where no model of the library is.
+
+    The model may be one of `shape_of_model`.
+    """
     ordered = sorted(keys, key=dot_natural_key)
-    with torch.device("meta"):
-        model = None if cls is None or config is None else cls(config)
     transforms = [] if model is None else get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]

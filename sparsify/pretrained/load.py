@@ -32,7 +32,7 @@ from sparsify.pretrained.architecture import (
     foreign_code,
     refuse_kernels,
 )
-from sparsify.pretrained.completeness import NOTHING, check_loaded, differences
+from sparsify.pretrained.completeness import NOTHING, check_loaded, differences, shape_of_model
 from sparsify.pretrained.gguf import is_gguf, load_gguf
 from sparsify.pretrained.headers import headers_in
 from sparsify.pretrained.origin import is_path
@@ -184,7 +184,7 @@ def _check_names(source: str, name: str, trust: bool) -> None:
         config = config_at(source, name, trust)
         cls = class_of_config(config, source, name, trust)
         shapes = {key: header.shape for key, header in headers_in(Path(source)).items()}
-        found = differences(cls, config, shapes)
+        found = differences(shape_of_model(cls, config), shapes)
         kind = cls.__name__
     check_loaded(kind, name, found)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsify.errors import DataError
 from sparsify.ir.program import Program
 from sparsify.ir.trace.weightless import hole_like
-from sparsify.pretrained.completeness import check_loaded, differences
+from sparsify.pretrained.completeness import check_loaded, differences, shape_of_model
 from sparsify.pretrained.converted import Bundle, bundles
 from sparsify.pretrained.headers import headers_in
 from sparsify.pretrained.load import class_named, config_of
@@ -70,12 +70,13 @@ class Checkpoint:
         by one. Raises DataError for tensors that the folder lacks, holds in another shape, or has too many.
         """
         cls = class_named(program.source.model_class)
-        config = None if cls is None else config_of(cls, program.source.config)
-        if cls is not None and config is not None:
-            found = differences(cls, config, self.shapes)
+        model = None
+        if cls is not None:
+            model = shape_of_model(cls, config_of(cls, program.source.config))
+            found = differences(model, self.shapes)
             check_loaded(cls.__name__, str(self.folder), found)
         shapes: dict[str, tuple[int, ...]] = {}
-        for bundle in bundles(cls, config, self.files):
+        for bundle in bundles(model, self.files):
             made = bundle.load(lambda key: torch.empty(self.shapes[key], device="meta"))
             self.bundles |= dict.fromkeys(made, bundle)
             shapes |= {name: tuple(value.shape) for name, value in made.items()}
