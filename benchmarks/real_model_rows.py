@@ -147,7 +147,7 @@ def _structured() -> list[Row]:
     groups = "insert-masks{of=heads,channels}"
     smaller = "prune-heads | prune-channels"
     healed = (
-        "insert-lora{rank=32 alpha=32.0} | train{steps=200 batch=4 lr=0.001 update=lora "
+        "insert-lora{rank=32 alpha=32.0} | train{steps=200 batch=4 lr=0.001 update=lora precision=bf16 "
         "task=0.33 distill=kl{weight=0.67 temperature=2.0}} | fold-lora"
     )
     criteria = {

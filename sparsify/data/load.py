@@ -26,7 +26,7 @@ KINDS = ("text", "sentences", "chat")
 
 
 def load_data(
-    spec: str | Mapping[str, str],
+    spec: str | Path | Mapping[str, str | Path],
     tokenizer: Any,
     length: int,
     kind: str = "text",
@@ -42,10 +42,10 @@ def load_data(
     for perplexity; `kind="sentences"` takes every line that is not blank as one, for encoders;
     `kind="chat"` takes dialogues from .jsonl and labels their answers only, for fine-tuning.
 
-    Several sources are `"a.txt,b.txt"`, read as one. Domains are `{"web": "a.txt", "code": "b.txt"}` with
-    `weights`, or in one line `"web=a.txt:0.7,code=b.txt:0.3"`; they become `DomainData`, which also
-    says what weights default to and what `holdout` is the share of. `watch` is told how much of a source is
-    tokenised, in bytes of its files.
+    Several sources are `"a.txt,b.txt"`, read as one; a `Path` is one source, whatever its name. Domains are
+    `{"web": "a.txt", "code": "b.txt"}` with `weights`, or in one line `"web=a.txt:0.7,code=b.txt:0.3"`; they
+    become `DomainData`, which also says what weights default to and what `holdout` is the share of. `watch`
+    is told how much of a source is tokenised, in bytes of its files.
 
     Sources are read piece by piece. In `store`, a folder, tokens lie in files that are read in place, under a
     hash of the sources, the tokenizer and the kind: data may be larger than memory, and is tokenised once.
@@ -57,8 +57,10 @@ def load_data(
     check_tokenizer(tokenizer)
     if isinstance(spec, str):
         sources = parse_sources(spec)
+    elif isinstance(spec, Path):
+        sources = [Source(str(spec))]
     else:
-        sources = [Source(text, name) for name, text in spec.items()]
+        sources = [Source(str(text), name) for name, text in spec.items()]
     if any(source.weight is not None for source in sources):
         if weights is not None:
             raise DataError(f"the data '{spec}' has weights already; give them once")

@@ -287,6 +287,19 @@ def test_sources_without_names_are_one_data_set(files):
     assert torch.equal(alone.batch(range(10))["input_ids"], torch.full((10, 4), 97))
 
 
+def test_a_path_is_one_source_whatever_its_name(files):
+    a, b = files / "a.txt", files / "b.txt"
+    wanted = data_fingerprint(load_data(str(a), Words(), 4))
+    assert data_fingerprint(load_data(a, Words(), 4)) == wanted
+    domains = load_data({"web": a, "code": b}, Words(), 4)
+    by_text = load_data({"web": str(a), "code": str(b)}, Words(), 4)
+    assert data_fingerprint(domains) == data_fingerprint(by_text)
+    missing = files / "x=a,b.txt"  # as text, domain x and another source
+    with pytest.raises(DataError, match=r"x=a,b\.txt' does not exist"):
+        load_data(missing, Words(), 4)
+    assert data_fingerprint(load_data(a.rename(missing), Words(), 4)) == wanted
+
+
 def test_compressed_text_is_the_text(files):
     (files / "c.txt.gz").write_bytes(gzip.compress(b"a" * 40))
     (files / "d.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a" * 40 + b'"}\n'))
