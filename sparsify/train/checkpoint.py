@@ -6,18 +6,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from sparsify import ranks
 from sparsify.disk.files import new_folder, read_mapping, reading, write_json
 from sparsify.errors import DataError
-from sparsify.ir.program import Program
-from sparsify.train.sharded_state import is_in_parts, load_parts, save_parts
+from sparsify.train.sharded_state import Parts, is_in_parts, load_parts, save_parts
 
 _Figures = dict[str, float]
-# A program and the optimiser of its parameters.
-Parts = tuple[Program, torch.optim.Optimizer]
 
 
 def latest(scratch: Path) -> Path | None:
@@ -31,22 +27,22 @@ def store(
     scratch: Path,
     step: int,
     history: list[_Figures],
-    parts: Parts | None = None,
+    parts: Parts,
 ) -> None:
     """Keep the state after `step` steps and forget the one before; a kill leaves one of the two whole.
 
-    Rank 0 writes; what it writes does not depend on the number of ranks. Where parameters are cut over ranks,
-    `parts` are what they belong to, and each rank writes its own.
+    Rank 0 writes; what it writes does not depend on the number of ranks. Where `parts` are cut over these,
+    each writes its own.
     """
     before = latest(scratch)
     folder = scratch / f"step-{step:08d}"
     with contextlib.ExitStack() as held:
         if accelerator.is_main_process:
             made = held.enter_context(new_folder(folder, overwrite=True))
-            with _whole(accelerator, parts):
+            with _whole(accelerator, apart=parts.cut):
                 _quietly(accelerator.save_state, str(made))
-        if parts is not None:
-            save_parts(*parts, ranks.gathered(made if accelerator.is_main_process else folder)[0])
+        if parts.cut:
+            save_parts(parts, ranks.gathered(made if accelerator.is_main_process else folder)[0])
         if accelerator.is_main_process:
             write_json(made / "progress.json", {"step": step, "history": history})
     if accelerator.is_main_process and before is not None and before != folder:
@@ -54,23 +50,21 @@ def store(
     accelerator.wait_for_everyone()
 
 
-def restore(
-    accelerator: Accelerator, folder: Path, parts: Parts, *, sharded: bool
-) -> tuple[int, list[_Figures]]:
+def restore(accelerator: Accelerator, folder: Path, parts: Parts) -> tuple[int, list[_Figures]]:
     """Load a checkpoint into the prepared model and optimiser; the finished steps and their figures.
 
-    What ranks wrote in parts is read by any number of them, whether theirs are `sharded` or whole. Raises
-    DataError for sharded ones where the checkpoint is that of whole parameters.
+    What ranks wrote in parts is read by any number of them, whether theirs are cut or whole. Raises
+    DataError for cut ones where the checkpoint is that of whole parameters.
     """
     divided = is_in_parts(folder)
-    if sharded and not divided:
+    if parts.cut and not divided:
         raise DataError(
             f"'{folder}' holds a training whose parameters were whole; go on without FSDP, or begin anew"
         )
-    with _whole(accelerator, parts if divided else None):
+    with _whole(accelerator, apart=divided):
         _quietly(accelerator.load_state, str(folder))
     if divided:
-        load_parts(*parts, folder)
+        load_parts(parts, folder)
     path = folder / "progress.json"
     progress = read_mapping(path)
     with reading(path):
@@ -78,13 +72,13 @@ def restore(
 
 
 @contextlib.contextmanager
-def _whole(accelerator: Accelerator, parts: Parts | None) -> Iterator[None]:
+def _whole(accelerator: Accelerator, *, apart: bool) -> Iterator[None]:
     """The models as in one process, inside the block, so that any number of ranks reads what others wrote.
 
-    With `parts` there are none, nor optimisers: these are kept apart.
+    With `apart` there are none, nor optimisers: these are kept in parts.
     """
     before = accelerator._models, accelerator._optimizers
-    if parts is None:
+    if not apart:
         accelerator._models = [accelerator.unwrap_model(model) for model in before[0]]
     else:
         accelerator._models, accelerator._optimizers = [], []

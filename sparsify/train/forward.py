@@ -67,20 +67,27 @@ class Teacher:
 
     def __init__(self, program: Program, precision: Precision = "float32") -> None:
         types = {value.dtype for value in program.module.parameters()}
-        narrow = precision == "bf16" and torch.float32 in types and PACKED not in program.features
-        self.program = copied(program, torch.bfloat16) if narrow else program
+        self.copied = (
+            precision == "bf16" and torch.float32 in types and PACKED not in program.features
+        )
+        self.program = copied(program, torch.bfloat16) if self.copied else program
+        self.model = Trained(self.program)
 
     def outputs(self, batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, ...]:
         """Its outputs on a batch."""
-        return tuple(value.to(device) for value in self.program.run(batch))
+        return self._given(batch, device, headless=False)
 
     def side(self, batch: Mapping[str, Tensor], device: torch.device) -> Side:
         """What its head makes logits of; the program must have one."""
+        return side_of(self.program, self._given(batch, device, headless=True))
+
+    def _given(
+        self, batch: Mapping[str, Tensor], device: torch.device, *, headless: bool
+    ) -> tuple[Tensor, ...]:
+        self.model.headless = headless
         with evaluating(self.program.module), torch.no_grad():
-            head = find_head(self.program)
-            assert head is not None
-            found = run_to(self.program.module, self.program.complete(batch), head.reads)
-        return side_of(self.program, tuple(value.to(device) for value in found))
+            found: tuple[Tensor, ...] = self.model(**batch)
+        return tuple(value.to(device) for value in found)
 
 
 def side_of(program: Program, found: tuple[Tensor, ...]) -> Side:

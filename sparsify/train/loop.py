@@ -32,7 +32,8 @@ from sparsify.train.parallel import check_shares, mean_over_ranks, prepared, see
 from sparsify.train.precision import accelerating
 from sparsify.train.schedules import factor
 from sparsify.train.settings import Figures, Settings, Sparse
-from sparsify.train.shards import Shards, sharding
+from sparsify.train.sharded_state import Parts
+from sparsify.train.shards import Shards, sharding, spread
 from sparsify.train.steps import step_indices
 from sparsify.train.validation import Validation
 
@@ -79,17 +80,15 @@ def train(
             run.follow(data, domains or Constant(), validation)
         done, history = 0, list[Figures]()
         if scratch is not None and (found := latest(scratch)) is not None:
-            sharded = run.shards is not None
-            done, history = restore(run.accelerator, found, run.parts, sharded=sharded)
-        with run.training():
+            done, history = restore(run.accelerator, found, run.parts)
+        with run.training(), spread(twin, accelerator.device):
             for step in range(done, settings.steps):
                 figures = run.step(step)
                 last = step + 1 == settings.steps
                 history.append({**figures, **run.finish(step)} if last else figures)
-                on_step(figures)
+                on_step(history[-1])
                 if scratch is not None and (step + 1) % settings.save_every == 0 and not last:
-                    apart = None if run.shards is None else run.parts
-                    store(run.accelerator, scratch, step + 1, history, apart)
+                    store(run.accelerator, scratch, step + 1, history, run.parts)
         run.model.eval()
         if run.shards is not None:
             run.shards.gather()
@@ -160,9 +159,9 @@ class _Run:
         self.following: Following | None = None
 
     @property
-    def parts(self) -> tuple[Program, torch.optim.Optimizer]:
-        """What a checkpoint of parameters that are cut over ranks is of."""
-        return self.program, self.optimizer
+    def parts(self) -> Parts:
+        """What each rank writes a part of in a checkpoint, where tensors are cut."""
+        return Parts(self.shards is not None, self.program, self.optimizer, self.masks)
 
     def follow(
         self, data: DomainData, how: Constant | Dynamic, validation: Validation | None

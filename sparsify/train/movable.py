@@ -90,8 +90,8 @@ class MovingWeights:
 
     def share(self, masks: Mapping[str, Tensor]) -> float:
         """The fraction of zeros."""
-        size = sum(mask.numel() for mask in masks.values())
-        return 1 - sum(int(mask.sum()) for mask in masks.values()) / size
+        counts = [(mask.numel(), int(mask.sum())) for mask in masks.values()]
+        return 1 - sum(kept for _, kept in counts) / sum(size for size, _ in counts)
 
     def keep(self, score: Callable[[str], Tensor], sparsity: float) -> Iterable[tuple[str, Tensor]]:
         """N of every M, else exactly `floor(n * sparsity)` zeros of n entries in all."""

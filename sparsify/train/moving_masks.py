@@ -13,6 +13,7 @@ from sparsify.ir.program import Program
 from sparsify.tensors.ladder import cubic
 from sparsify.tensors.pattern import Pattern
 from sparsify.train.movable import Movable, MovingWeights, Score
+from sparsify.train.sharded import from_part, is_cut, part, part_like, whole
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class AdaptiveMasks:
         self.what = refresh.movable(program)
         stored = {path: program.tensor(mask) for path, mask in self.what.masks.items()}
         self.masks = {p: m.clone() if dense_forward else m for p, m in stored.items()}
-        self.start = self.what.share(self.masks)
+        self.start = self.what.share(_Whole(self.masks))
         if not refresh.feedback and refresh.pattern is None and self.start > refresh.sparsity:
             raise OptionError(
                 f"masks leave out {self.start:.4f} already, and with feedback=false nothing comes back to "
@@ -73,7 +74,7 @@ class AdaptiveMasks:
             )
         if dense_forward:
             self._fill()
-        if all(bool(mask.all()) for mask in self.masks.values()):
+        if all(bool(whole(mask).all()) for mask in self.masks.values()):
             self._choose(0)
         self._edge = self._smallest_kept()
         self._initial, self._before = self._copies(), self._copies()
@@ -114,12 +115,12 @@ class AdaptiveMasks:
         |W| on either side.
         """
         size = self._size()
-        zeros = size - sum(int(mask.sum()) for mask in self.masks.values())
         flips = drift = reactivated = revived = 0
-        total = held = 0.0
-        for path, mask in self.masks.items():
+        zeros, total, held = size, 0.0, 0.0
+        for path, mask in _Whole(self.masks).items():
             absolute = self.what.size(path)
-            initial, before = (_unpacked(b[path], mask) for b in (self._initial, self._before))
+            zeros -= int(mask.sum())
+            initial, before = (whole(self._like(b, path)) for b in (self._initial, self._before))
             flips += int((mask != before).sum())
             drift += int((mask != initial).sum())
             reactivated += int((mask & ~before).sum())
@@ -127,7 +128,7 @@ class AdaptiveMasks:
             total += float(absolute.sum())
             held += float((absolute * mask.to(absolute.device)).sum())
         return {
-            "sparsity": self.what.share(self.masks),
+            "sparsity": self.what.share(_Whole(self.masks)),
             "flips": flips / size,
             "drift": drift / size,
             "reactivated": reactivated,
@@ -139,18 +140,19 @@ class AdaptiveMasks:
     def finish(self) -> None:
         """Put the chosen masks into the graph."""
         for path, mask in self.what.masks.items():
-            self.program.tensor(mask).copy_(self.masks[path])
+            part(self.program.tensor(mask)).copy_(part(self.masks[path]))
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """The dense weights, nothing masked, inside the block."""
-        before = {path: self.program.tensor(path).clone() for path in self.what.masks.values()}
+        graphs = {path: part(self.program.tensor(path)) for path in self.what.masks.values()}
+        before = {path: mask.clone() for path, mask in graphs.items()}
         self._fill()
         try:
             yield
         finally:
             for path, mask in before.items():
-                self.program.tensor(path).copy_(mask)
+                graphs[path].copy_(mask)
 
     def training(self) -> AbstractContextManager[None]:
         """The graph as it is to be trained, inside the block."""
@@ -160,23 +162,44 @@ class AdaptiveMasks:
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The masks now, at the start and before the last choice, eight to a byte in the weight's order.
 
-        Beside them the threshold of the last choice.
+        Beside them the threshold of the last choice. Of masks that are cut over processes this alone: the
+        others are `tensors`.
         """
+        threshold = {"threshold": {"smallest": self._edge}}
+        if any(is_cut(mask) for mask in self.masks.values()):
+            return threshold
         masks = {"masks": self._copies(), "initial": self._initial, "before": self._before}
-        return {**masks, "threshold": {"smallest": self._edge}}
+        return {**masks, **threshold}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take masks over from `state_dict`."""
-        for path, mask in self.masks.items():
-            mask.copy_(_unpacked(state["masks"][path], mask))
-        self._initial, self._before = dict(state["initial"]), dict(state["before"])
+        if "masks" in state:
+            for path, mask in self.masks.items():
+                mask.copy_(_unpacked(state["masks"][path], mask))
+            self._initial, self._before = dict(state["initial"]), dict(state["before"])
         self._edge = state["threshold"]["smallest"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The masks now, at the start and before the last choice, each like its mask, by `what/path`."""
+        return {
+            **{f"masks/{path}": mask for path, mask in self.masks.items()},
+            **{f"initial/{path}": self._like(self._initial, path) for path in self.masks},
+            **{f"before/{path}": self._like(self._before, path) for path in self.masks},
+        }
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put in what `tensors` gave, or what like it was filled with."""
+        for path, mask in self.masks.items():
+            part(mask).copy_(part(tensors[f"masks/{path}"]))
+            self._initial[path] = _packed(part(tensors[f"initial/{path}"]))
+            self._before[path] = _packed(part(tensors[f"before/{path}"]))
 
     @torch.no_grad()
     def _choose(self, step: int) -> None:
         score = self.what.score if self.how.feedback else self._score_of_the_living()
         for path, kept in self.what.keep(score, self.how.fraction(step, self.start)):
-            self.masks[path].copy_(kept)
+            mask = self.masks[path]
+            part(mask).copy_(part_like(kept, mask))
 
     def _score_of_the_living(self) -> Callable[[str], Tensor]:
         """The score, that of masked entries below all others."""
@@ -184,7 +207,7 @@ class AdaptiveMasks:
 
         def score(path: str) -> Tensor:
             found = self.what.score(path)
-            return found.where(self.masks[path].to(found.device), below)
+            return found.where(whole(self.masks[path]).to(found.device), below)
 
         return score
 
@@ -193,20 +216,42 @@ class AdaptiveMasks:
         """Where there is one threshold, the smallest score of an entry that stays, `[]`."""
         smallest = [0.0]
         if self.what.one_threshold:
-            scores = ((self.what.score(path), mask) for path, mask in self.masks.items())
+            masks = _Whole(self.masks).items()
+            scores = ((self.what.score(path), mask) for path, mask in masks)
             kept = (score[mask.to(score.device)] for score, mask in scores)
             smallest = [float(values.min()) for values in kept if values.numel()] or smallest
         return torch.tensor(min(smallest), dtype=torch.float64)
 
     def _fill(self) -> None:
         for path in self.what.masks.values():
-            self.program.tensor(path).fill_(True)
+            part(self.program.tensor(path)).fill_(True)
 
     def _size(self) -> int:
         return sum(mask.numel() for mask in self.masks.values())
 
     def _copies(self) -> dict[str, Tensor]:
-        return {path: _packed(mask) for path, mask in self.masks.items()}
+        return {path: _packed(part(mask)) for path, mask in self.masks.items()}
+
+    def _like(self, copies: Mapping[str, Tensor], path: str) -> Tensor:
+        """What a mask was when it was copied, cut over processes where it is."""
+        mask = self.masks[path]
+        return from_part(_unpacked(copies[path], part(mask)), mask)
+
+
+class _Whole(Mapping[str, Tensor]):
+    """Masks, each put together from the parts of all processes when it is asked for."""
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        self._masks = masks
+
+    def __getitem__(self, path: str) -> Tensor:
+        return whole(self._masks[path])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
 
 
 def _packed(mask: Tensor) -> Tensor:

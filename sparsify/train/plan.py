@@ -22,7 +22,7 @@ from sparsify.ir.run.head import find_head
 from sparsify.ir.run.segments import Segment, run_segments
 from sparsify.train.chunks import logits_at_a_time
 from sparsify.train.settings import Recompute
-from sparsify.train.units import read_once
+from sparsify.train.units import matrix_masks, read_once
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,15 @@ def plan(program: Program, step: Step, ranks: Ranks) -> Plan:
     learned = [value for value in parameters.values() if value.requires_grad]
     whole, taught = _bytes(parameters.values()), _bytes(learned)
     share = ranks.count if ranks.sharded else 1
-    buffers = sum(value.nbytes for value in program.module.buffers())
+    buffers, masks, twin = _bytes(program.module.buffers()), 0, step.twin
     # DDP sends gradients from buckets of its own.
     buckets = 0 if ranks.sharded or ranks.count == 1 else taught
-    gathered = seen.gathered() if share > 1 else 0
+    gathered = 0
+    if share > 1:
+        masks, gathered = seen.masks(), seen.gathered()
+        buffers -= masks - masks // share
+        # Gathered by the same pieces: in numbers of another size, and without masks.
+        twin = twin // share + seen.gathered(masks=False) * twin // whole
     kept, height = seen.heights(step.recompute, share)
     weights, moments = whole // share, step.moments * taught // share
     forward = multiply_adds(program, step.batch, step.length)
@@ -106,20 +111,20 @@ def plan(program: Program, step: Step, ranks: Ranks) -> Plan:
         gathered=gathered,
         gradients=taught // share,
         moments=moments,
-        others=buffers + buckets + step.twin,
+        others=buffers + buckets + twin,
         activations=kept,
-        peak=weights + gathered + moments + buffers + buckets + step.twin + height + loss,
-        sent=_sent(whole, taught, ranks, step.accumulate),
+        peak=weights + gathered + moments + buffers + buckets + twin + height + loss,
+        sent=_sent(2 * (whole + masks) + step.twin, taught, ranks, step.accumulate),
         multiply_adds=passes * forward * step.accumulate,
     )
 
 
-def _sent(whole: int, taught: int, ranks: Ranks, accumulate: int) -> int:
-    """Bytes that a rank sends: gradients are added up, and weights gathered for both passes where cut."""
+def _sent(gathered: int, taught: int, ranks: Ranks, accumulate: int) -> int:
+    """Bytes that a rank sends: gradients are added up, and what is cut is gathered in each micro-batch."""
     part = (ranks.count - 1) / ranks.count
     if not ranks.sharded:
         return int(2 * taught * part)
-    return int((2 * whole * accumulate + taught) * part)
+    return int((gathered * accumulate + taught) * part)
 
 
 def _logits(program: Program, tokens: int) -> int:
@@ -148,10 +153,12 @@ class _Seen:
                 held[id(value)] = fake.requires_grad_(value.requires_grad)
             self._fakes[path] = held[id(value)]
         self._learnable = dict(program.module.named_parameters(remove_duplicate=False)).keys()
+        self._matrices = matrix_masks(program.module).keys()
         self._stored = {_storage(value) for value in self._fakes.values()}
         self._kept: list[int] = []
         self._borders: list[int] = []
         self._weights: list[dict[int, Tensor]] = []
+        self._masks: list[dict[int, Tensor]] = []
         self._known: set[int] = set()
 
     def tensor(self, path: str) -> Tensor | None:
@@ -175,26 +182,35 @@ class _Seen:
         self._kept.append(kept)
         crossing = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
         self._borders.append(_bytes(crossing))
-        read = (self._fakes[path] for path in piece.tensors if path in self._learnable)
-        self._weights.append({id(value): value for value in read})
+        for found, paths in ((self._weights, self._learnable), (self._masks, self._matrices)):
+            read = (self._fakes[path] for path in piece.tensors if path in paths)
+            found.append({id(value): value for value in read})
         return given
 
-    def gathered(self) -> int:
-        """Weights that are whole at a time where they are cut: those of two pieces, and those of no unit.
+    def masks(self) -> int:
+        """Masks that are cut over the ranks where parameters are."""
+        return sum(_alone(self._masks))
+
+    def gathered(self, *, masks: bool = True) -> int:
+        """What is whole at a time where tensors are cut: those of two pieces, and weights of no unit.
 
         In a unit is what one piece alone reads, but for the last; see `sparsify.train.units`. What is
-        gathered or added up is copied, so that the largest of them is there twice more.
+        gathered or added up is copied, so that the largest of them is there twice more. Without `masks` of
+        weights alone.
         """
         known = {key: value for each in self._weights for key, value in each.items()}
-        units = [_bytes(known[key] for key in own) for own in read_once(self._weights)]
-        rest = _bytes(known.values()) - sum(units)
+        weights = _alone(self._weights)
+        rest = _bytes(known.values()) - sum(weights)
+        units = weights
+        if masks:
+            units = [sum(both) for both in zip(weights, _alone(self._masks), strict=True)]
         return rest + sum(sorted(units)[-2:]) + 2 * max(rest, *units)
 
     def heights(self, recompute: Recompute, share: int) -> tuple[int, int]:
         """The most activations at a time, and the most of activations and gradients together."""
         again = recompute == "layers"
         kept = [*self._borders[:-1], self._kept[-1]] if again else self._kept
-        alone = self._alone()
+        alone = self._last_read()
         taught = [_bytes(v for v in each.values() if v.requires_grad) for each in alone]
         most = highest = 0
         for place in range(len(kept)):
@@ -204,7 +220,7 @@ class _Seen:
             most, highest = max(most, held), max(highest, held + made)
         return most, max(highest, sum(taught) // share)
 
-    def _alone(self) -> list[Mapping[int, Tensor]]:
+    def _last_read(self) -> list[Mapping[int, Tensor]]:
         """The weights of each piece that it is the last to read: its gradient is done there, going back."""
         found: list[Mapping[int, Tensor]] = []
         before: set[int] = set()
@@ -212,6 +228,12 @@ class _Seen:
             found.append({key: value for key, value in each.items() if key not in before})
             before |= each.keys()
         return found
+
+
+def _alone(read: Sequence[Mapping[int, Tensor]]) -> list[int]:
+    """Bytes of what each piece but the last reads alone."""
+    known = {key: value for each in read for key, value in each.items()}
+    return [_bytes(known[key] for key in own) for own in read_once(read)]
 
 
 def _storage(value: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Parameters cut over processes (FSDP2's DTensor): their whole value, and this process's part of it."""
+"""Tensors cut over processes (FSDP2's DTensor): their whole value, and this process's part of it."""
 
 import sys
 from typing import Any
@@ -22,11 +22,12 @@ def part(tensor: Tensor) -> Tensor:
 def part_like(value: Tensor, other: Tensor) -> Tensor:
     """The part of a whole tensor that lies where this process's part of `other` lies, a view.
 
-    Element by element: a mask `[out, in]` cut like its weight keeps every entry beside its weight's.
+    Element by element: a mask `[out, in]` cut like its weight keeps every entry beside its weight's. What
+    is cut already is cut like `other`.
     """
     sharded = _sharded(other)
-    if sharded is None:
-        return value
+    if sharded is None or _sharded(value) is not None:
+        return part(value)
     mesh = sharded.device_mesh
     for dimension, placement in enumerate(sharded.placements):
         if placement.is_shard():
@@ -36,6 +37,27 @@ def part_like(value: Tensor, other: Tensor) -> Tensor:
             empty = value.narrow(placement.dim, 0, 0)
             value = pieces[rank] if rank < len(pieces) else empty
     return value
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether every process holds a part of the tensor."""
+    return _sharded(tensor) is not None
+
+
+def from_part(value: Tensor, other: Tensor) -> Tensor:
+    """A tensor like `other` of which each process gives the part that it holds of that; nothing is sent."""
+    sharded = _sharded(other)
+    if sharded is None:
+        return value
+    found: Tensor = type(sharded).from_local(
+        value,
+        sharded.device_mesh,
+        sharded.placements,
+        run_check=False,
+        shape=sharded.shape,
+        stride=sharded.stride(),
+    )
+    return found
 
 
 def _sharded(tensor: Tensor) -> Any:

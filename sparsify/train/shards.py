@@ -5,17 +5,18 @@ weights of a piece are gathered while it runs, forward and backward; what severa
 table, and what stands behind the last cut is gathered for the whole step.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
 
 from sparsify import ranks
 from sparsify.errors import OptionError
 from sparsify.ir.program import Program
-from sparsify.train.forward import Trained
+from sparsify.train.forward import Teacher, Trained
 from sparsify.train.sharded import whole
 from sparsify.train.units import LayerUnits
 
@@ -45,8 +46,23 @@ def sharding() -> bool:
     return True
 
 
+@contextlib.contextmanager
+def spread(twin: Teacher | None, device: torch.device) -> Iterator[None]:
+    """The dense twin cut over the ranks as parameters in training are, inside the block.
+
+    Afterwards a copy that the training has made of it is in parts still.
+    """
+    if twin is None or not sharding():
+        yield
+        return
+    shards = Shards(twin.program, twin.model, device)
+    yield
+    if not twin.copied:
+        shards.gather()
+
+
 class Shards:
-    """The parameters of a program, cut over the ranks from here to `gather`.
+    """The parameters and masks of a program, cut over the ranks from here to `gather`.
 
     `model` holds the program's module, and is what is called.
     """
@@ -57,35 +73,36 @@ class Shards:
         from torch.distributed.fsdp import fully_shard
 
         self._program, self._model = program, model
-        self._before = self._now()
         mesh = init_device_mesh(device.type, (ranks.count(),))
         model.units = units = LayerUnits(program)
+        paths = dict(program.module.named_parameters(remove_duplicate=False)).keys()
+        self._before = {
+            path: program.tensor(path) for path in dict.fromkeys((*paths, *units.paths))
+        }
         for unit in units.each:
             fully_shard(unit, mesh=mesh)
         for path in units.paths:
-            self._put(path, units.tensor(path))
+            self._put(path, units.now(path))
         # Losses read weights of the head behind the forward pass.
         apart = set(units.parameters())
         fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=apart)
         for value in self._before.values():
-            value.data = value.new_empty(
-                0
-            )  # who knows the whole parameter keeps it, not its numbers
+            value.data = value.new_empty(0)  # who knows the whole tensor keeps it, not its numbers
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Put whole parameters back, the same ones as before, on every rank."""
+        """Put whole tensors back, the same ones as before, on every rank."""
         self._model.reshard()  # an evaluation leaves them gathered
-        now, filled = self._now(), set[int]()
+        filled = set[int]()
         for path, value in self._before.items():
             if id(value) not in filled:
-                value.data = whole(now[path].detach())
+                value.data = whole(self._program.tensor(path).detach())
                 filled.add(id(value))
             self._put(path, value)
 
-    def _put(self, path: str, value: Any) -> None:
+    def _put(self, path: str, value: Tensor) -> None:
         owner, _, name = path.rpartition(".")
-        self._program.module.get_submodule(owner).register_parameter(name, value)
-
-    def _now(self) -> Mapping[str, torch.nn.Parameter]:
-        return dict(self._program.module.named_parameters(remove_duplicate=False))
+        module = self._program.module.get_submodule(owner)
+        if name in dict(module.named_buffers(recurse=False)) and isinstance(value, nn.Parameter):
+            value = value.detach()  # else it would not stay among the buffers
+        setattr(module, name, value)

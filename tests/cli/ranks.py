@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -55,21 +56,30 @@ FEW = "insert-masks{of=channels} | choose-masks{of=channels score=taylor sparsit
 
 @contextlib.contextmanager
 def sharded():
-    """Parameters are cut over the ranks, as accelerate's launcher says where its config file does."""
+    """Tensors are cut over the ranks, as accelerate's launcher says where its config file does.
+
+    Those in training, their masks among them, and the dense twin's: parameters of as many bytes.
+    """
     cut = []
 
     def gathered(self, original=Shards.gather):
         self._model.reshard()
         assert len(self._model.units.each) > 1
-        cut.extend(2 * value.to_local().numel() == value.numel() for value in self._now().values())
+        values = [self._program.tensor(path) for path in self._before]
+        assert all(2 * value.to_local().numel() == value.numel() for value in values)
+        cut.append(Counter(value.dtype for value in values))
         return original(self)
 
     with patch_environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2"):
         before, Shards.gather = Shards.gather, gathered
         yield
         Shards.gather = before
-    assert all(cut)
-    assert bool(cut) == (ranks.count() > 1)
+    if ranks.count() == 1:
+        assert not cut
+        return
+    trained, twin = cut
+    assert trained[torch.bool] > 0
+    assert twin == Counter({torch.float32: trained[torch.float32]})
 
 
 def pipelines(folder, model, text):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 SCRIPT = str(Path(__file__).with_name("ranks.py"))
 PIPELINE = (
     "insert-probes | calibrate{samples=6 batch=2} | insert-masks | choose-masks{score=wanda pattern=2:4} | "
-    "remove-probes | train{steps=8 batch=4 save_every=2} | fold-masks"
+    "remove-probes | train{steps=8 batch=4 masks=every{steps=3} save_every=2} | fold-masks"
 )
 # Weights that stay keep their values: what a rank makes of sums of another order are the same bytes.
 STREAM = [

@@ -89,3 +89,27 @@ def test_what_is_cut_falls_with_the_ranks_and_what_is_whole_does_not(traced):
     assert more.gathered == cut.gathered > 0
     assert cut.sent == one.weights + one.gradients // 2
     assert ddp.peak > cut.peak > more.peak
+
+
+def test_masks_and_the_twin_are_cut_too(traced):
+    dense = traced("llama")
+    program = parse("insert-masks").run(dense.clone(), Context())
+    masks = sum(value.numel() for path, value in program.tensors() if path.endswith("_mask"))
+
+    def of(this, count, twin=0):
+        found = planned(this, Step(4, 12, twin=twin), Ranks(count, sharded=count > 1))
+        return found.others, found.gathered, found.sent
+
+    without, plain, sent = of(dense, 2)
+    two, more, also = of(program, 2)
+    four, *_ = of(program, 4)
+    assert [two - without, four - without] == [masks // 2, masks // 4]
+    assert of(program, 1)[0] - of(dense, 1)[0] == masks
+    assert 0 < more - plain < masks  # those of two layers, and a copy of one twice
+    assert also - sent == masks
+    parameters = 4 * sum(value.numel() for value in dense.module.parameters())
+    for size in (parameters, parameters // 2):
+        others, gathered, more_sent = of(dense, 2, twin=size)
+        assert others - without == size // 2 + plain * size // parameters
+        assert gathered == plain
+        assert more_sent - sent == size // 2

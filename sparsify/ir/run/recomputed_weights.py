@@ -30,6 +30,7 @@ class _Recomputed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mask, a, b)
         ctx.scale, ctx.biased = scale, bias is not None
+        # Autocast, where it is on, takes the product in its type.
         return functional.linear(x, _effective(weight, mask, a, b, scale), bias)
 
     @staticmethod
@@ -38,16 +39,19 @@ class _Recomputed(torch.autograd.Function):
         x, weight, mask, a, b = ctx.saved_tensors
         rows = g.reshape(-1, g.shape[-1])
         wanted = ctx.needs_input_grad
-        of_x = g @ _effective(weight, mask, a, b, ctx.scale) if wanted[0] else None
-        product = (rows.T @ x.reshape(-1, x.shape[-1])).mul_(mask)
+        of_x = None
+        if wanted[0]:
+            of_x = (g @ _effective(weight, mask, a, b, ctx.scale).to(g.dtype)).to(x.dtype)
+        product = (rows.T @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(weight.dtype).mul_(mask)
         of_a = (b.T @ product).mul_(ctx.scale) if wanted[3] else None
         of_b = (product @ a.T).mul_(ctx.scale) if wanted[4] else None
-        of_bias = rows.sum(0) if ctx.biased and wanted[5] else None
+        of_bias = rows.sum(0).to(weight.dtype) if ctx.biased and wanted[5] else None
         return of_x, product if wanted[1] else None, None, of_a, of_b, of_bias, None
 
 
 def _effective(weight: Tensor, mask: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return (b @ a).mul_(scale).add_(weight).mul_(mask)
+    with torch.autocast(weight.device.type, enabled=False):  # added to W before it is rounded
+        return (b @ a).mul_(scale).add_(weight).mul_(mask)
 
 
 def recomputed_linear(
