@@ -167,6 +167,37 @@ def test_other_programs_train_in_bf16(name, traced):
     assert two == pytest.approx(one, rel=0.05)
 
 
+# What stands beside linears when they are trained, each with a way of its own to the backward pass.
+INSERTED = {
+    "branches": "insert-lora{rank=4} | train{HOW update=lora}",
+    "masked branches": "insert-masks | choose-masks{sparsity=0.5} | insert-lora{rank=4} | "
+    "train{HOW update=lora}",
+    "rounded branches": "insert-lora{rank=4} | insert-quantizers{values=int8} | choose-scales | "
+    "train{HOW update=lora}",
+    "scales": "insert-masks | choose-masks{pattern=2:4} | insert-scales | train{HOW}",
+    "sums": "insert-masks | choose-masks{pattern=2:4} | insert-slorb{k=16} | choose-slorb | train{HOW}",
+    "adapters": "insert-adapters | train{HOW update=adapters}",
+}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("inserted", INSERTED)
+def test_all_that_is_inserted_trains_in_bf16_and_recomputed(inserted, name, traced, text):
+    def losses(more):
+        how = f"steps=3 batch=4 lr=0.003 {more}"
+        return [
+            row["loss"]
+            for row in run(traced(name), INSERTED[inserted].replace("HOW", how), text)[1]
+        ]
+
+    wanted, narrow = losses(""), losses("precision=bf16")
+    assert narrow == pytest.approx(wanted, rel=0.01)
+    assert narrow != wanted
+    for recompute in ("layers", "selective"):
+        assert losses(f"recompute={recompute}") == wanted
+        assert losses(f"precision=bf16 recompute={recompute}") == narrow
+
+
 class Killed(Exception):
     """A kill."""
 

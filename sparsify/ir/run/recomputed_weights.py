@@ -51,7 +51,8 @@ class _Recomputed(torch.autograd.Function):
 
 def _effective(weight: Tensor, mask: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     with torch.autocast(weight.device.type, enabled=False):  # added to W before it is rounded
-        return (b @ a).mul_(scale).add_(weight).mul_(mask)
+        # Not in place on the product, which checkpoints may keep.
+        return ((b @ a) * scale).add_(weight).mul_(mask)
 
 
 def recomputed_linear(
