@@ -5,7 +5,8 @@ talk by gloo. Told is the share of entries that are zero in both or in neither, 
 over the norm of all. Sums are taken in another order on several ranks: entries whose scores are equal but for
 that may change places.
 
-`memory`: plain training of a random decoder (hidden 768, 12 layers, 101 million parameters). Told is what one
+`memory`: training of a random decoder (hidden 768, 12 layers, 101 million parameters), plain, and as AST does
+it, with moving masks and a dense twin. Told is what one
 rank holds beside what there was without weights, by samples of its resident memory during the steps, what
 `run --plan` says of it, and seconds a step. All ranks share the cores of one machine, so that time says
 little.
@@ -43,8 +44,15 @@ EXACT = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
 WAYS = ("DDP", "FSDP2")
+AST = " distill=kl masks=every decay=ars-ste{peak=0.0003}"
 # Ways of the table of memory: options of `train`.
-MEMORY = {"DDP": "", "FSDP2": "", "FSDP2, layers recomputed": " recompute=layers"}
+MEMORY = {
+    "DDP": "",
+    "FSDP2": "",
+    "FSDP2, layers recomputed": " recompute=layers",
+    "DDP, AST": AST,
+    "FSDP2, AST": AST,
+}
 
 
 def cut(pipeline: str, steps: int) -> str:
@@ -128,7 +136,9 @@ class Watch:
     def start(self, title: str, total: int) -> None:
         """Begin to look with the steps of training."""
         self._training = title == "train"
-        threading.Thread(target=self._look, daemon=True).start()
+        if self._training:
+            self.ends.clear()
+            threading.Thread(target=self._look, daemon=True).start()
 
     def advance(self, **figures: float) -> None:
         """One step further."""
@@ -163,16 +173,21 @@ def worker(options: argparse.Namespace) -> None:
     gc.collect()
     before = resident() - sum(value.nbytes for _, value in program.tensors())
     data = TextData(torch.randint(3, 10000, (options.steps * 4 * 128,)), 128)
-    for value in program.module.parameters():
-        value.requires_grad_(True)
-    step = Step(4, 128, recompute="layers" if "layers" in options.more else "none")
-    planned = plan(program, step, Ranks(ranks.count(), sharded=sharding())).peak
+    masks, twin = "", 0
+    if options.more == AST:
+        masks = "insert-masks | choose-masks{pattern=2:4} | "
+        twin = sum(value.nbytes for value in program.module.parameters())
     watch = Watch()
     context = Context(data=data, progress=watch)
-    parse(f"train{{steps={options.steps} batch=4{options.more}}}").run(program, context)
+    training = f"train{{steps={options.steps} batch=4{options.more}}}"
+    program = parse(f"{masks}{training}").run(program, context)
     watch._training = False
     seconds = (watch.ends[-1] - watch.ends[0]) / (len(watch.ends) - 1)
     loss = context.figures["train"][-1]["loss"]
+    for value in program.module.parameters():
+        value.requires_grad_(True)
+    step = Step(4, 128, recompute="layers" if "layers" in options.more else "none", twin=twin)
+    planned = plan(program, step, Ranks(ranks.count(), sharded=sharding())).peak
     figures = {"held": watch.most - before, "planned": planned, "seconds": seconds, "loss": loss}
     each = ranks.gathered(figures)
     if state.is_main_process:
@@ -184,9 +199,9 @@ def memory(options: argparse.Namespace, rows: Rows) -> None:
     for ranks in (1, *map(int, options.ranks.split(","))):
         for way, more in MEMORY.items():
             name = f"memory, {ranks} ranks, {way}"
-            if rows.get(name) or (ranks == 1 and way == "FSDP2"):
+            if rows.get(name) or (ranks == 1 and way in ("FSDP2", "FSDP2, AST")):
                 continue
-            words = [__file__, "--worker", "--steps", "6", "--more", more]
+            words = [__file__, "--worker", "--steps", "6", f"--more={more}"]
             line = launched(words, ranks, way).rpartition("FIGURES ")[2].splitlines()[0]
             each = json.loads(line)
             rows.put(
